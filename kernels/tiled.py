@@ -1,0 +1,241 @@
+"""The four functions for CPUs: plain torch over tiles that stay in cache, with memory bounded by TILE_BYTES."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from repro.kernels import outputs, shapes
+
+# The size of one tile of head outputs, of scores or of logits: it stays in a core's second-level cache.
+TILE_BYTES = 2 << 20
+# Positions per tile: enough rows for a matrix product at full rate, few enough that a tile holds all heads of a model.
+TILE_POSITIONS = 64
+
+
+@torch.no_grad()
+def projection(z: Tensor, W_O: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
+    """Inner products of every component with every head's output, and the heads' squared norms, tile by tile.
+
+    num[s, h, b, t] = <of[s, b, t], z[b, t, h] W_O[h]>,  norm2[h, b, t] = |z[b, t, h] W_O[h]|^2
+    (PR(a, b) of arXiv 2310.07325 is num / norm2)
+
+    z:   [prompt, pos, head, d_head]        W_O: [head, d_head, d_model]
+    of:  [component, prompt, pos, d_model], in activation units
+    Returns num [component, head, prompt, pos] and norm2 [head, prompt, pos], squared activation units, float32 or
+    wider. Memory beyond that: one tile of head outputs.
+    Raises ShapeError naming both shapes if they do not fit. Agreement: tests/test_projection.py.
+    """
+    dims = shapes.projection(z, W_O, of)
+    B, P, H, D, S = (dims[name] for name in "BPHDS")
+    dtype = shapes.at_least_fp32(z, W_O, of)
+    num = outputs.empty((S, H, B, P), dtype, z.device)
+    norm2 = outputs.empty((H, B, P), dtype, z.device)
+    for h in _tiles(H, _fit(TILE_POSITIONS * D, dtype)):
+        weight = W_O[h].to(dtype)
+        tile = weight.new_empty(len(weight) * TILE_POSITIONS * D)
+        for b in range(B):
+            for t in _tiles(P, TILE_POSITIONS):
+                heads = _product(z[b, t, h].transpose(0, 1).to(dtype), weight, tile)
+                num[:, h, b, t] = _dots(heads, of[:, b, t].to(dtype)).transpose(0, 1)
+                norm2[h, b, t] = torch.linalg.vector_norm(heads, dim=-1)
+    return num, norm2.square_()
+
+
+@torch.no_grad()
+def projection_onto_vectors(v: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
+    """Inner products of every component with one vector per position, and that vector's squared norm, tile by tile.
+
+    num[s, b, t] = <of[s, b, t], v[b, t]>,  norm2[b, t] = |v[b, t]|^2   (PR(a, b) of arXiv 2310.07325 is num / norm2)
+
+    v:   [prompt, pos, d_model]     of: [component, prompt, pos, d_model], in activation units
+    Returns num [component, prompt, pos] and norm2 [prompt, pos], squared activation units, float32 or wider.
+    Raises ShapeError naming both shapes if they do not fit. Agreement: tests/test_projection.py.
+    """
+    dims = shapes.projection_onto_vectors(v, of)
+    B, P, S = (dims[name] for name in "BPS")
+    dtype = shapes.at_least_fp32(v, of)
+    num = outputs.empty((S, B, P), dtype, v.device)
+    norm2 = outputs.empty((B, P), dtype, v.device)
+    for b in range(B):
+        for t in _tiles(P, TILE_POSITIONS):
+            onto = v[b, t].to(dtype)
+            num[:, b, t] = _dots(onto[None], of[:, b, t].to(dtype))[0]
+            norm2[b, t] = torch.linalg.vecdot(onto, onto)
+    return num, norm2
+
+
+@torch.no_grad()
+def v_composition(
+    q: Tensor,
+    k: Tensor,
+    writer: Tensor,
+    scale: Tensor,
+    W_V: Tensor,
+    W_O: Tensor,
+    onto: Tensor | None,
+    *,
+    center: bool,
+    total: bool = True,
+    softmax_scale: float | None = None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """What each head writes because a writer wrote, over tiles of queries: no pattern is ever stored.
+
+    vcomp[w, h, b, t] = sum_{i <= t} A[b, h, t, i] LN(writer)[w, b, i] W_V[h's group] W_O[h]
+    with A = softmax of the causal scores q k^T softmax_scale, LN(x) = (x - mean(x) if center else x) / scale;
+    dots[w, h, n, b, t] = <vcomp[w, h, b, t], onto[n, b, t]>,  total[w, b, t] = sum_h vcomp[w, h, b, t]
+    (V-composition of arXiv 2310.07325, with the clean run's pattern and norm scale)
+
+    q:      [prompt, pos, head, d_head]     k: [prompt, pos, group, d_head], rotary already applied
+    writer: [writer, prompt, pos, d_model]  scale: [prompt, pos], the clean run's norm scale
+    W_V:    [group, d_model, d_head]        W_O: [head, d_head, d_model]
+    onto:   [direction, prompt, pos, d_model] or None      softmax_scale: d_head ** -0.5 if None
+    Returns dots [writer, head, direction, prompt, pos] (None without onto) and total [writer, prompt, pos, d_model]
+    (None unless asked), float32 or wider, in the writer's units (dots: times those of onto). Memory beyond that: keys
+    and values of one prompt, one tile of scores, one of head outputs.
+    Raises ShapeError naming both shapes if they do not fit. Agreement: tests/test_v_composition.py.
+    """
+    dims = shapes.v_composition(q, k, writer, scale, W_V, W_O, onto, total=total)
+    B, P, H, K, G, W, D = (dims[name] for name in "BPHKGWD")
+    N = dims.get("N", 0)
+    dtype = shapes.at_least_fp32(q, k, writer, scale, W_V, W_O)
+    dots = None if onto is None else outputs.empty((W, H, N, B, P), dtype, q.device)
+    summed = outputs.empty((W, B, P, D), dtype, q.device) if total else None
+    alpha = K**-0.5 if softmax_scale is None else softmax_scale
+    # <z W_O, onto> costs W (K D + N D) products a head, <z, onto W_O^T> costs N (K D + W K); the sum needs the first.
+    form = total or W * D * (K + N) <= N * K * (D + W)
+
+    group = H // G
+    future = torch.full((TILE_POSITIONS, TILE_POSITIONS), -math.inf, dtype=dtype, device=q.device).triu_(1)
+    for g in _tiles(G, _fit(TILE_POSITIONS * group * max(P, D), dtype)):
+        heads = slice(g.start * group, g.stop * group)
+        weight = W_O[heads].to(dtype)
+        # Scores are done with before head outputs are formed, and normed writers before either: one tile serves all.
+        tile = weight.new_empty(len(weight) * TILE_POSITIONS * max(P, D))
+        for b in range(B):
+            keys = k[b, :, g].permute(1, 2, 0).to(dtype)
+            values = _values(writer[:, b], scale[b], W_V[g], center, tile)
+            for t in _tiles(P, TILE_POSITIONS):
+                z = _attend(q[b, t, heads].to(dtype), keys[:, :, : t.stop], values[:, : t.stop], future, alpha, tile)
+                directions = None if onto is None else onto[:, b, t].to(dtype)
+                if dots is not None and directions is not None and not form:
+                    dots[:, heads, :, b, t] = _dots_unformed(z, weight, directions)
+                for w in range(W if form else 0):
+                    vcomp = _product(z[:, w], weight, tile)
+                    if dots is not None and directions is not None:
+                        dots[w, heads, :, b, t] = _dots(vcomp, directions)
+                    if summed is not None and g.start == 0:
+                        torch.sum(vcomp, 0, out=summed[w, b, t])
+                    elif summed is not None:
+                        summed[w, b, t] += vcomp.sum(0)
+    return dots, summed
+
+
+@torch.no_grad()
+def top2_logits(
+    resid: Tensor, W_U: Tensor, b_U: Tensor | None, chosen: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The two largest logits of every row with their token ids, and the logits of chosen tokens, tile by tile.
+
+    logits[t] = resid[t] W_U + b_U;  ids[t, 0], ids[t, 1] = first and second prediction, of equal logits the lower id
+
+    resid:  [row, d_model], the normed residual stream      W_U: [d_model, vocab]    b_U: [vocab] or None
+    chosen: [row, choice], int token ids, or None. Every row needs two logits above minus infinity, and none NaN.
+    Returns values [row, 2] in logits, ids [row, 2] int64, chosen_values [row, choice] (None without chosen), float32
+    or wider. Memory beyond that: one tile of logits.
+    Raises ShapeError naming both shapes if they do not fit. Agreement: tests/test_top2_logits.py.
+    """
+    dims = shapes.top2_logits(resid, W_U, b_U, chosen)
+    T, V = dims["T"], dims["V"]
+    dtype = shapes.at_least_fp32(resid, W_U)
+    values = outputs.empty((T, 2), dtype, resid.device)
+    ids = torch.empty((T, 2), dtype=torch.int64, device=resid.device)
+    picked = None if chosen is None else outputs.empty((T, dims["C"]), dtype, resid.device)
+    for t in _tiles(T, 16 * TILE_POSITIONS):
+        rows = resid[t].to(dtype)
+        best = rows.new_full((rows.shape[0], 2), -math.inf)
+        best_ids = torch.full_like(best, V, dtype=torch.int64)
+        for v in _tiles(V, _fit(rows.shape[0], dtype)):
+            weight = W_U[:, v].to(dtype)
+            logits = rows @ weight if b_U is None else torch.addmm(b_U[v].to(dtype), rows, weight)
+            _merge_top2(best, best_ids, logits, v.start)
+            if chosen is not None and picked is not None:
+                place = chosen[t].long() - v.start
+                here = (place >= 0) & (place < logits.shape[1])
+                found = logits.gather(1, place.clamp(0, logits.shape[1] - 1))
+                picked[t] = torch.where(here, found, picked[t])
+        values[t], ids[t] = best, best_ids
+    return values, ids, picked
+
+
+def _tiles(size: int, step: int) -> Iterator[slice]:
+    """Slices of at most `step` that cover `size`."""
+    return (slice(start, min(start + step, size)) for start in range(0, size, step))
+
+
+def _fit(elements: int, dtype: torch.dtype) -> int:
+    """How many times `elements` fit in a tile, at least once."""
+    return max(TILE_BYTES // (elements * dtype.itemsize), 1)
+
+
+def _product(a: Tensor, b: Tensor, tile: Tensor) -> Tensor:
+    """The batched matrix product, written into the front of a tile that is used again and again."""
+    shape = (a.shape[0], a.shape[1], b.shape[2])
+    return torch.bmm(a, b, out=tile[: math.prod(shape)].view(shape))
+
+
+def _dots(heads: Tensor, directions: Tensor) -> Tensor:
+    """[head, pos, d_model] and [direction, pos, d_model] -> [head, direction, pos], one small product a position."""
+    return torch.bmm(directions.transpose(0, 1), heads.permute(1, 2, 0)).permute(2, 1, 0)
+
+
+def _dots_unformed(z: Tensor, weight: Tensor, directions: Tensor) -> Tensor:
+    """<z W_O, direction> as <z, direction W_O^T>: [head, writer, pos, d_head] -> [writer, head, direction, pos]."""
+    read = torch.matmul(directions, weight.transpose(1, 2)[:, None])
+    return torch.einsum("hwtk,hntk->whnt", z, read)
+
+
+def _values(writer: Tensor, scale: Tensor, W_V: Tensor, center: bool, tile: Tensor) -> Tensor:
+    """Values [writer, pos, group * d_head] of every writer's normed output [writer, pos, d_model]."""
+    (W, P, D), (G, _, K) = writer.shape, W_V.shape
+    weight = W_V.to(tile.dtype).transpose(0, 1).reshape(D, G * K)
+    values = tile.new_empty((W, P, G * K))
+    for w in range(W):
+        for i in _tiles(P, len(tile) // D):
+            x = writer[w, i].to(tile.dtype)
+            normed = torch.div(x, scale[i, None].to(tile.dtype), out=tile[: x.numel()].view(x.shape))
+            if center:
+                normed -= normed.mean(-1, keepdim=True)
+            torch.mm(normed, weight, out=values[w, i])
+    return values
+
+
+def _attend(q: Tensor, keys: Tensor, values: Tensor, future: Tensor, alpha: float, tile: Tensor) -> Tensor:
+    """Causal attention of the last queries [pos, head, d_head] on all keys: [head, writer, pos, d_head]."""
+    (T, H, K), (G, _, P), W = q.shape, keys.shape, len(values)
+    rows = q.view(T, G, H // G, K).permute(1, 2, 0, 3).reshape(G, H // G * T, K)
+    scores = tile[: G * rows.shape[1] * P].view(G, -1, P)
+    torch.baddbmm(scores, rows, keys, beta=0, alpha=alpha, out=scores)
+    scores.view(H, T, P)[:, :, P - T :] += future[:T, :T]
+    torch.softmax(scores, -1, out=scores)
+    z = tile.new_empty((W, G, K, H // G * T))
+    for w in range(W):
+        # Transposed, the product's inner loop runs over queries rather than over the few numbers of one value.
+        torch.bmm(values[w].view(P, G, K).permute(1, 2, 0), scores.transpose(1, 2), out=z[w])
+    return z.view(W, G, K, H // G, T).permute(1, 3, 0, 4, 2).flatten(0, 1)
+
+
+def _merge_top2(best: Tensor, best_ids: Tensor, logits: Tensor, start: int) -> None:
+    """Updates the running two best of every row by a tile of logits whose first token is `start`."""
+    # One pass finds the rows with news, few after the first tiles; of equal logits the earlier, lower id stays.
+    (rows,) = (logits.amax(1) > best[:, 1]).nonzero(as_tuple=True)
+    if not len(rows):
+        return
+    tile = logits[rows]
+    first, first_id = tile.max(1, keepdim=True)
+    second, second_id = tile.scatter_(1, first_id, -math.inf).max(1, keepdim=True)
+    values = torch.cat([best[rows], first, second], 1)
+    ids = torch.cat([best_ids[rows], first_id + start, second_id + start], 1)
+    best[rows], order = (kept[:, :2] for kept in values.sort(dim=1, descending=True, stable=True))
+    best_ids[rows] = ids.gather(1, order)

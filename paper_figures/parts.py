@@ -1,0 +1,249 @@
+"""Small pieces that several figures are made of: rows, scales, axes, bands, references, direct labels."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import altair as alt
+import numpy as np
+import xarray as xr
+
+from .text import text_width
+from .theme import ERASER, HEIGHT, INK, LABEL, PAPER, SOFT
+
+Row = dict[str, Any]
+
+# Above a plot: the line of its title and key, and the strip that names shaded layers.
+TOP, STRIP = 18, 20
+
+
+def data(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Rows as inline data: no row limit, no type guessed, and nothing global to set."""
+    return {"values": list(rows)}
+
+
+def plain(value: Any) -> float | None:
+    """A number as JSON can hold it: six significant digits, None where it is not finite."""
+    return float(f"{float(value):.6g}") if math.isfinite(value) else None
+
+
+def quartile_rows(stored: xr.DataArray, left_out: xr.DataArray | None = None) -> list[Row]:
+    """One row per combination of labels: each dimension's label, and `lower`, `median`, `upper`, `undefined`.
+
+    stored:   DataArray[quantile=("lower", "median", "upper"), ...]; left_out: the same without `quantile`, counts.
+    """
+    values = {str(q): stored.sel(quantile=q) for q in stored["quantile"].values}
+    some = values["median"]
+    labels = [[str(label) for label in some[dim].values] for dim in some.dims]
+    counts = None if left_out is None else left_out.transpose(*some.dims).values
+    arrays = {name: array.transpose(*some.dims).values for name, array in values.items()}
+    return [
+        dict(zip(map(str, some.dims), (axis[i] for axis, i in zip(labels, at, strict=True)), strict=True))
+        | {name: plain(array[at]) for name, array in arrays.items()}
+        | ({} if counts is None else {"undefined": int(counts[at])})
+        for at in np.ndindex(some.shape)
+    ]
+
+
+def layer_of(label: str) -> int:
+    """The layer of a node's or a site's label: `L2H5`, `MLP2`, `resid_mid2`."""
+    found = re.fullmatch(r"L(\d+)H\d+|MLP(\d+)|resid_(?:pre|mid|post)(\d+)", label)
+    if found is None:
+        raise ValueError(f"{label!r} is neither a head (L2H5), an MLP (MLP2) nor a site (resid_mid2)")
+    return int(next(group for group in found.groups() if group is not None))
+
+
+def options(ds: xr.Dataset, known: Mapping[str, str]) -> dict[str, Any]:
+    """The figure's options; ValueError naming a key that this view does not read."""
+    given = dict(ds.attrs.get("options") or {})
+    for key in given:
+        if key not in known:
+            raise ValueError(f"unknown option {key!r}; this figure reads {', '.join(known) or 'none'}")
+    return given
+
+
+def choice(given: Mapping[str, Any], key: str, allowed: Sequence[str]) -> str:
+    """One of the allowed words, the first of them by default; ValueError naming them all otherwise."""
+    value = given.get(key, allowed[0])
+    if value not in allowed:
+        raise ValueError(f"option {key!r} is {value!r}; allowed: {', '.join(allowed)}")
+    return str(value)
+
+
+def span(values: Iterable[float | None], *also: float, margin: float = 0.06) -> tuple[float, float]:
+    """A range that holds every finite value and every reference, with a margin: nothing drawn is ever cut off."""
+    kept = [float(v) for v in (*values, *also) if v is not None and math.isfinite(v)] or [0.0, 1.0]
+    lo, hi = min(kept), max(kept)
+    room = margin * (hi - lo or abs(hi) or 1.0)
+    return lo - room, hi + room
+
+
+def drawn(rows: Iterable[Row]) -> list[float | None]:
+    """Every quantile that a figure draws from these rows."""
+    return [row.get(name) for row in rows for name in ("lower", "median", "upper")]
+
+
+def spread(values: Sequence[float], gap: float, lo: float, hi: float) -> list[float]:
+    """Positions for labels: as near to `values` as they can be, `gap` apart, between lo and hi if they fit."""
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    placed = [values[i] for i in order]
+    for _ in range(200):
+        moved = False
+        for a, b in zip(range(len(placed)), range(1, len(placed)), strict=False):
+            short = gap - (placed[b] - placed[a])
+            if short > 1e-9 * gap:
+                placed[a] -= short / 2
+                placed[b] += short / 2
+                moved = True
+        if not moved:
+            break
+    shift = max(0.0, lo - placed[0]) if placed else 0.0
+    shift = min(shift, 0.0) if placed and placed[-1] + shift > hi else shift
+    shift = shift - max(0.0, placed[-1] - hi) if placed else 0.0
+    result = [0.0] * len(values)
+    for i, value in zip(order, placed, strict=True):
+        result[i] = value + shift
+    return result
+
+
+def level(title: str | None, lift: float = 0) -> dict[str, Any]:
+    """A vertical axis's title, written level above its plot, where it reads best; `lift` pixels further up."""
+    return {"title": title, "titleAngle": 0, "titleAlign": "left", "titleBaseline": "middle"} | {
+        "titleX": 0,
+        "titleY": -TOP - lift,
+    }
+
+
+def y_axis(field: str, domain: tuple[float, float], title: str | None, lift: float = 0) -> alt.Y:
+    """A vertical scale of exactly this domain, with its title level."""
+    axis = alt.Axis(**level(title, lift))
+    return alt.Y(field=field, type="quantitative", scale=alt.Scale(domain=list(domain), nice=False, zero=False), axis=axis)
+
+
+class Sites:
+    """The horizontal scale of residual-stream sites in order, wide enough for its labels."""
+
+    def __init__(self, sites: Sequence[str], least: float = 640) -> None:
+        self.names = list(sites)
+        level = max(text_width(name, LABEL) for name in self.names) + 14
+        self.turned = level * len(self.names) > 900
+        self.step = 16.0 if self.turned else level
+        self.width = max(least, round(self.step * len(self.names)))
+        self.step = self.width / len(self.names)
+
+    def x(self, field: str = "site") -> alt.X:
+        """The encoding, the same for every layer."""
+        axis = alt.Axis(title="residual-stream site", labelAngle=-90 if self.turned else 0)
+        return alt.X(field=field, type="ordinal", scale=alt.Scale(type="point", domain=self.names, padding=0.5), axis=axis)
+
+    @property
+    def last(self) -> float:
+        """Where the last site lies, in pixels."""
+        return self.width - self.step / 2
+
+    def shade(self, layers: Mapping[int, tuple[str, str]], height: float = HEIGHT) -> list[alt.Chart]:
+        """The span of each layer, from the site it reads to the site it leaves: {layer: (words, colour)}."""
+        rows = []
+        for layer, (words, colour) in sorted(layers.items()):
+            if f"resid_mid{layer}" not in self.names or f"resid_post{layer}" not in self.names:
+                continue
+            first = max(0, self.names.index(f"resid_mid{layer}") - 1)
+            end = self.names.index(f"resid_post{layer}")
+            centre = (first + end + 1) / 2 * self.step
+            room = text_width(words, LABEL) / 2 + 4
+            at = min(max(centre, room), self.width - room)
+            rows.append(
+                {"from": self.names[first], "to": self.names[end], "words": words, "colour": colour, "at": at, "up": 0}
+            )
+            if len(rows) > 1 and at - rows[-2]["at"] < text_width(rows[-2]["words"], LABEL) / 2 + room + 8:
+                rows[-1]["up"] = 1 - rows[-2]["up"]
+        if not rows:
+            return []
+        band = alt.Chart(data(rows)).mark_rect(opacity=0.09)
+        bands = band.encode(
+            x=self.x("from"), x2=alt.X2(field="to"), y=alt.value(-STRIP), y2=alt.value(height), color=alt.Color("colour:N", scale=None)
+        )
+        labels = [
+            alt.Chart(data([row]))
+            .mark_text(baseline="middle", color=row["colour"])
+            .encode(text="words:N", x=alt.value(row["at"]), y=alt.value(-STRIP / 2 + STRIP * row["up"]))
+            for row in rows
+        ]
+        return [bands, *labels]
+
+
+def references(values: Sequence[float]) -> alt.LayerChart:
+    """Horizontal reference lines; zero is drawn full, others dashed."""
+    return alt.layer(
+        *(
+            alt.Chart(data([{"reference": value}]))
+            .mark_rule(color=SOFT, opacity=0.8, strokeDash=[1, 0] if value == 0 else [4, 4])
+            .encode(y="reference:Q")
+            for value in values
+        )
+    )
+
+
+def end_labels(rows: Sequence[Row], from_x: float, height: float, domain: tuple[float, float]) -> list[alt.Chart]:
+    """Direct labels right of the lines' last points, moved apart where they would collide, with thin leaders.
+
+    rows: dicts of `label`, `value` (finite), `colour`, `bold`.
+    """
+    if not rows:
+        return []
+    lo, hi = domain
+    gap = min((LABEL + 3) / height, 1 / len(rows)) * (hi - lo)
+    places = spread([row["value"] for row in rows], gap, lo, hi)
+    placed = data({**row, "at": at, "weight": "bold" if row["bold"] else "normal"} for row, at in zip(rows, places, strict=True))
+    base = alt.Chart(placed).encode(color=alt.Color("colour:N", scale=None))
+    leaders = base.mark_rule(strokeWidth=1, opacity=0.7).encode(
+        x=alt.value(from_x + 6), x2=alt.value(from_x + 20), y="value:Q", y2="at:Q"
+    )
+    words = [
+        base.transform_filter(alt.datum.weight == weight)
+        .mark_text(align="left", baseline="middle", fontWeight=weight, fontSize=LABEL)
+        .encode(x=alt.value(from_x + 24), y="at:Q", text="label:N")
+        for weight in ("normal", "bold")
+    ]
+    return [leaders, *words]
+
+
+def key(entries: Sequence[tuple[str, str, str]], width: float, lift: float = 0) -> list[alt.Chart]:
+    """A legend on one line above the plot's right end: (words, colour of the square, colour of the words)."""
+    layers = []
+    at = width - sum(text_width(words, LABEL) + 34 for words, _, _ in entries) + 16
+    for words, colour, ink in entries:
+        base = alt.Chart(data([{"words": words}]))
+        layers.append(
+            base.mark_square(size=90, color=colour, opacity=1).encode(x=alt.value(at), y=alt.value(-TOP - lift))
+        )
+        layers.append(
+            base.mark_text(align="left", baseline="middle", color=ink, fontSize=LABEL).encode(
+                x=alt.value(at + 10), y=alt.value(-TOP - lift), text="words:N"
+            )
+        )
+        at += text_width(words, LABEL) + 34
+    return layers
+
+
+def whiskers(base: alt.Chart, y: alt.Y) -> list[alt.Chart]:
+    """The span of the quartiles as a dark line in a pale one, so that it shows on a bar as well as beside it."""
+    return [
+        base.mark_rule(color=colour, strokeWidth=width, opacity=opacity).encode(y=y, y2="upper:Q")
+        for colour, width, opacity in ((PAPER, 3.6, 0.8), (INK, 1.5, 1.0))
+    ]
+
+
+def role_colour(heads: Sequence[str], colour: str = ERASER) -> Any:
+    """Axis labels in a role's colour for these heads, and quiet for the others."""
+    return alt.condition(alt.FieldOneOfPredicate(field="value", oneOf=list(heads)), alt.value(colour), alt.value(SOFT))
+
+
+def quartile_tip(*labels: str, count: bool = False) -> list[alt.Tooltip]:
+    """What a pointer shows: the labels, the median, both quartiles and, if stored, how many values were undefined."""
+    tips = [alt.Tooltip(f"{label}:N") for label in labels]
+    tips += [alt.Tooltip(f"{name}:Q", format=".4f") for name in ("median", "lower", "upper")]
+    return [*tips, alt.Tooltip("undefined:Q", format=",")] if count else tips

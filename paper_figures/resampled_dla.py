@@ -1,0 +1,128 @@
+"""LW 4 and P 5: direct logit attribution of single heads, clean and with their input resampled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+import xarray as xr
+
+from .parts import Row, choice, data, drawn, key, options, plain, quartile_tip, references, span, whiskers, y_axis
+from .text import ending, number, token, visible
+from .theme import CLEAN, INK, LABEL, PATCHED, PATCHED_TEXT, SOFT, WRITER, frame, quartile_words
+
+OPTIONS = {"show": '"writer", the "others" (one head per example), or "both"'}
+HEIGHT = 240
+INPUTS = [("clean", CLEAN, CLEAN), ("input resampled", PATCHED, PATCHED_TEXT)]
+
+
+def _rows(ds: xr.Dataset, heads: dict[str, str]) -> list[Row]:
+    """A clean and a resampled row per example, for the head that is shown there."""
+    rows: list[Row] = []
+    for example, head in heads.items():
+        here = ds.sel(example=example, head=head)
+        quartiles = {str(q): plain(here["resampled"].sel(quantile=q)) for q in ds["quantile"].values}
+        shared = {"example": example, "head": head}
+        rows.append(shared | {"input": INPUTS[0][0], "colour": CLEAN, "median": plain(here["clean"])})
+        rows.append(shared | {"input": INPUTS[1][0], "colour": PATCHED} | quartiles)
+    for row in rows:
+        median = row["median"]
+        ends = [value for value in (row.get("lower"), median, row.get("upper")) if value is not None]
+        row["printed"] = "undefined" if median is None else number(median, 3)
+        row["below"] = median is not None and median < 0
+        row["end"] = 0.0 if median is None else min(ends) if row["below"] else max(ends)
+    return rows
+
+
+def _panel(ds: xr.Dataset, heads: dict[str, str], each: float, words: str, *, first: bool) -> alt.LayerChart:
+    """Pairs of bars for the examples, their values at the ends, and the head under each pair where it changes."""
+    rows, width = _rows(ds, heads), each * len(heads)
+    lo, hi = span(drawn(rows), 0, margin=0.1)
+    # Bars that all rise stand on the ground, so that the captions follow at once; the same for bars that all fall.
+    drawn_values = [value for value in drawn(rows) if value is not None]
+    domain = (min(0.0, lo) if any(v < 0 for v in drawn_values) else 0.0, hi if any(v > 0 for v in drawn_values) else 0.0)
+    base = alt.Chart(data(rows)).encode(
+        x=alt.X("example:O", scale=alt.Scale(domain=list(heads), paddingInner=0.52, paddingOuter=0.26), axis=None),
+        xOffset=alt.XOffset("input:N", scale=alt.Scale(domain=[name for name, *_ in INPUTS], paddingInner=0.1)),
+        tooltip=quartile_tip("head", "example", "input"),
+    )
+    bars = base.mark_bar().encode(y=y_axis("median", domain, words), color=alt.Color("colour:N", scale=None))
+    values = [
+        base.transform_filter(alt.datum.below == below)
+        .mark_text(dy=9 if below else -9, color=SOFT)
+        .encode(y="end:Q", text="printed:N")
+        for below in (False, True)
+    ]
+    names = [
+        alt.Chart(data([{"head": head}]))
+        .mark_text(baseline="top", fontWeight="bold", fontSize=12)
+        .encode(text="head:N", x=alt.value((i + 0.5) * each), y=alt.value(HEIGHT + 4))
+        for i, head in enumerate(heads.values())
+        if head != ds.attrs["writer"]
+    ]
+    legend = key(INPUTS, width) if first else []
+    errors = whiskers(base, y_axis("lower", domain, words))
+    body = alt.layer(bars, references([0]), *errors, *values, *names, *legend)
+    return body.properties(width=width, height=HEIGHT)
+
+
+def _captions(ds: xr.Dataset, each: float) -> alt.LayerChart:
+    """Under each pair of bars: the end of the prompt, the two answers, and their logit difference."""
+    blocks: list[tuple[list[str], str, str]] = []
+    for example in ds["example"].values:
+        here = ds.sel(example=example)
+        prompt = ending(visible(str(here["text"].item())), each - 22, LABEL, 3)
+        pair = f"{token(str(here['answer'].item()))} / {token(str(here['other'].item()))}{'' if _named(here) else ' *'}"
+        blocks.append((prompt, pair, f"logit difference {number(float(here['logit_diff']))}"))
+    deep = max(len(prompt) for prompt, _, _ in blocks) * 15
+    layers: list[Any] = []
+    for i, (prompt, pair, difference) in enumerate(blocks):
+        for words, y, colour, weight in (
+            ("\n".join(prompt), 0, INK, "normal"),
+            ("\n".join(ending(pair, each - 22, LABEL, 1)), deep + 6, INK, "bold"),
+            (difference, deep + 22, SOFT, "normal"),
+        ):
+            mark = alt.Chart(data([{"words": words}])).mark_text(
+                align="center", baseline="top", lineBreak="\n", lineHeight=15, color=colour, fontWeight=weight
+            )
+            layers.append(mark.encode(text="words:N", x=alt.value((i + 0.5) * each), y=alt.value(y)))
+    return alt.layer(*layers).properties(width=each * len(blocks), height=deep + 38)
+
+
+def _named(here: xr.Dataset) -> bool:
+    return "top2_named" not in here or bool(here["top2_named"])
+
+
+def _notes(ds: xr.Dataset) -> list[str]:
+    notes = [
+        f"Resampled: median (bar) and {quartile_words(ds)} (line) over {int(ds.attrs['n_prompts']):,} unrelated texts. "
+        "DLA: logit of the first answer minus the second, at the last position."
+    ]
+    for example in ds["example"].values:
+        here = ds.sel(example=example)
+        if not _named(here):
+            first, second = (token(str(here[name].item())) for name in ("first", "second"))
+            notes.append(f"* {visible(str(example))}: the model's first two predictions are {first} / {second} instead.")
+    return notes
+
+
+def chart(ds: xr.Dataset) -> alt.VConcatChart:
+    """Direct logit attribution per example, a clean bar beside the resampled median with its quartiles.
+
+    ds:  summary of `resampled_dla`: clean[example, head], resampled[quantile, example, head], logit_diff[example] and
+         the examples' words as coordinates. Tests: tests/test_paper_figures.py.
+    """
+    shown = choice(options(ds, OPTIONS), "show", ("writer", "others", "both"))
+    if str(ds.attrs.get("examples")) == "mined" and "MINED" not in str(ds.attrs.get("subtitle", "")):
+        ds = ds.assign_attrs(subtitle=f"{ds.attrs.get('subtitle', '')} · MINED examples")
+    examples = [str(e) for e in ds["example"].values]
+    writer = str(ds.attrs["writer"])
+    each = max(150.0, min(190.0, 760 / len(examples)))
+    panels = []
+    if shown != "others":
+        panels.append(_panel(ds, dict.fromkeys(examples, writer), each, f"DLA of {writer}, the writer (logits)", first=True))
+    if shown != "writer":
+        others = dict(zip(examples, (str(h) for h in ds["head_shown"].values), strict=True))
+        panels.append(_panel(ds, others, each, "DLA of another head (logits)", first=not panels))
+    width = each * len(examples)
+    return frame(alt.vconcat(*panels, _captions(ds, each), spacing=26), ds, width, _notes(ds))

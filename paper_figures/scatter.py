@@ -1,0 +1,157 @@
+"""LW 5 and P 4: the writer's direct logit attribution against that of its erasers."""
+
+from __future__ import annotations
+
+from math import atan2, degrees
+from typing import Any
+
+import altair as alt
+import numpy as np
+import xarray as xr
+
+from .parts import Row, data, options, plain, span, y_axis
+from .text import number
+from .theme import ERASER, INK, WRITER, erasers, frame
+
+OPTIONS: dict[str, str] = {}
+SIDE = 330
+PANELS = {"output": "their whole output", "v_composition": "their V-composition alone"}
+SHADES = ["#D5E2EE", "#8DB2D3", "#3B7BB0", "#123A5E"]
+
+Range = tuple[float, float]
+
+
+class Panel:
+    """The frame of one panel: ranges of both axes in logits, sides in pixels, and what is drawn over its points."""
+
+    def __init__(self, ds: xr.Dataset, x: Range, y: Range, width: int, height: int) -> None:
+        self.ds, self.x, self.y, self.width, self.height = ds, x, y, width, height
+
+    def axes(self, against: str) -> tuple[alt.X, alt.Y]:
+        """Writer across, erasers up, titled with what is summed over the erasers."""
+        across = alt.X(
+            "x:Q",
+            scale=alt.Scale(domain=list(self.x), nice=False, zero=False),
+            axis=alt.Axis(title=f"DLA of {self.ds.attrs['writer']} (logits)", grid=True, tickCount=6),
+        )
+        return across, y_axis("y", self.y, f"DLA of the erasers, {PANELS[against]} (logits)")
+
+    def segment(self, slope: float, intercept: float) -> list[Row]:
+        """The part of a straight line inside the panel, as its two ends; empty if it misses the panel."""
+        if not np.isfinite([slope, intercept]).all():
+            return []
+        ends = list(self.x)
+        if slope:
+            crossings = sorted((limit - intercept) / slope for limit in self.y)
+            ends = [max(ends[0], crossings[0]), min(ends[1], crossings[1])]
+        return [{"x": end, "y": slope * end + intercept} for end in ends] if ends[0] < ends[1] else []
+
+    def chart(self, marks: Any, against: str) -> alt.LayerChart:
+        """The marks under the line of perfect erasure, the fit, and the fit's numbers."""
+        here = self.ds.sel(against=against)
+        r, slope, intercept = (float(here[name]) for name in ("pearson_r", "slope", "intercept"))
+        layers = [marks]
+        if perfect := self.segment(-1.0, 0.0):
+            line = alt.Chart(data(perfect)).mark_line(color=INK, strokeWidth=1.4, strokeDash=[5, 4])
+            layers += [line.encode(x="x:Q", y="y:Q"), self._along(perfect)]
+        if fit := self.segment(slope, intercept):
+            layers.append(alt.Chart(data(fit)).mark_line(color=WRITER, strokeWidth=2.4).encode(x="x:Q", y="y:Q"))
+        words = f"r = {number(r, 3)}\nslope = {number(slope, 3)}\nn = {int(here['n_points']):,}"
+        text = alt.Chart(data([{"words": words}])).mark_text(
+            align="right", baseline="top", lineBreak="\n", lineHeight=16, fontSize=12, color=WRITER, fontWeight="bold"
+        )
+        layers.append(text.encode(text="words:N", x=alt.value(self.width - 6), y=alt.value(6)))
+        return alt.layer(*layers).properties(width=self.width, height=self.height)
+
+    def _along(self, line: list[Row]) -> alt.Chart:
+        """The name of the dashed line, written along it at its lower end."""
+        fall = (self.height / (self.y[1] - self.y[0])) / (self.width / (self.x[1] - self.x[0]))
+        mark = alt.Chart(data([line[1] | {"words": "perfect erasure"}])).mark_text(
+            align="right", baseline="bottom", dx=-8, dy=-3, angle=degrees(atan2(fall, 1)), color=INK
+        )
+        return mark.encode(x="x:Q", y="y:Q", text="words:N")
+
+
+def _edges(ds: xr.Dataset, name: str) -> np.ndarray:
+    """The bin edges of one axis: as stored, else halfway between the centres."""
+    for holder in (ds, ds["density"], ds[name]):
+        if f"{name}_edges" in holder.attrs:
+            return np.asarray(holder.attrs[f"{name}_edges"], dtype=float)
+    centres = np.asarray(ds[name].values, dtype=float)
+    half = np.diff(centres) / 2 if centres.size > 1 else np.array([0.5])
+    return np.concatenate([centres[:1] - half[0], centres + np.append(half, half[-1])[-centres.size :]])
+
+
+def _used(edges: np.ndarray, counts: np.ndarray) -> tuple[Range, int]:
+    """The range from one bin before the first point to one after the last, and how many bins it holds."""
+    filled = np.flatnonzero(counts)
+    first, last = (max(filled[0] - 1, 0), min(filled[-1] + 1, counts.size - 1)) if filled.size else (0, counts.size - 1)
+    return (float(edges[first]), float(edges[last + 1])), int(last - first + 1)
+
+
+def _notes(ds: xr.Dataset, left_out: int, kind: str) -> list[str]:
+    roles = ", ".join(erasers(ds)) or "none"
+    notes = [
+        f"{kind} {int(ds['n_points'].max()):,} positions; r and the fitted line (orange) are those of the raw points. "
+        f"Erasers: {roles}. Dashed: slope −1, where they would cancel {ds.attrs['writer']} exactly."
+    ]
+    if left_out:
+        notes.append(f"{left_out:,} points are not drawn: undefined, or outside the binned range.")
+    return notes
+
+
+def chart(ds: xr.Dataset) -> alt.VConcatChart:
+    """Density of (DLA of the writer, DLA of the erasers' sum) on the top-2 pair, whole output left, V-composition right.
+
+    ds:  summary of `dla_scatter`: density[against, y_bin, x_bin], pearson_r, slope, intercept, n_points[against].
+    Tests: tests/test_paper_figures.py.
+    """
+    options(ds, OPTIONS)
+    x_edges, y_edges = _edges(ds, "x"), _edges(ds, "y")
+    counts = ds["density"].transpose("against", "y_bin", "x_bin").values
+    (x, columns), (y, lines) = _used(x_edges, counts.sum((0, 1))), _used(y_edges, counts.sum((0, 2)))
+    # Whole pixels per bin and a hairline in the cell's own colour: no seams between cells at any zoom.
+    panel = Panel(ds, x, y, columns * max(2, round(SIDE / columns)), lines * max(2, round(SIDE / lines)))
+    most = max(2, int(counts.max(initial=0)))
+    scale = alt.Scale(type="log", domain=[1, most], range=SHADES, interpolate="lab")
+    marks = [*(10**k for k in range(len(str(most)))), *([most] if most < 10 else [])]
+    colour = alt.Color(
+        "points:Q", scale=scale, legend=alt.Legend(title="points per bin", type="gradient", gradientLength=150, values=marks, format=",")
+    )
+    panels = []
+    for against, grid in zip((str(a) for a in ds["against"].values), counts, strict=True):
+        across, up = panel.axes(against)
+        rows = [
+            {"x": plain(x_edges[b]), "x2": plain(x_edges[b + 1]), "y": plain(y_edges[a]), "y2": plain(y_edges[a + 1])}
+            | {"points": int(grid[a, b])}
+            for a, b in np.argwhere(grid > 0)
+        ]
+        cells = alt.Chart(data(rows)).mark_rect(aria=False, strokeWidth=0.5)
+        cells = cells.encode(x=across, x2="x2:Q", y=up, y2="y2:Q", color=colour, stroke=alt.Stroke("points:Q", scale=scale, legend=None), tooltip=alt.Tooltip("points:Q", format=","))
+        panels.append(panel.chart(cells, against))
+    left_out = int(ds["n_points"].sum()) - int(counts.sum())
+    return frame(alt.hconcat(*panels, spacing=44), ds, 2 * panel.width + 60, _notes(ds, left_out, "Density of"))
+
+
+def points(ds: xr.Dataset) -> alt.VConcatChart:
+    """The same two panels with every raw point, meant for PNG: as SVG or HTML 30,720 points weigh megabytes.
+
+    ds:  as for `chart`, with the raw writer_dla[prompt, position] and answer_dla[against, prompt, position].
+    Tests: tests/test_paper_figures.py.
+    """
+    options(ds, OPTIONS)
+    writer = ds["writer_dla"].values.ravel()
+    answers = ds["answer_dla"].transpose("against", "prompt", "position").values.reshape(ds.sizes["against"], -1)
+    panel = Panel(ds, span(writer, margin=0.03), span(answers.ravel(), margin=0.03), SIDE, SIDE)
+    panels, left_out = [], 0
+    for against, answer in zip((str(a) for a in ds["against"].values), answers, strict=True):
+        kept = np.isfinite(writer) & np.isfinite(answer)
+        left_out += int((~kept).sum())
+        lines = "\n".join(f"{a:.4g},{b:.4g}" for a, b in zip(writer[kept], answer[kept], strict=True))
+        # Named text passes Altair unread: no limit on rows, no check of each of them, and no global setting.
+        read = alt.CsvDataFormat(type="csv", parse={"x": "number", "y": "number"})
+        inline = alt.InlineData(name=f"points_{against}", values=f"x,y\n{lines}", format=read)
+        across, up = panel.axes(against)
+        dots = alt.Chart(inline).mark_square(size=3, color=ERASER, opacity=0.16, aria=False).encode(x=across, y=up)
+        panels.append(panel.chart(dots, against))
+    return frame(alt.hconcat(*panels, spacing=44), ds, 2 * SIDE + 60, _notes(ds, left_out, "All"))

@@ -1,0 +1,137 @@
+"""What every figure shares: type, colours, sizes, and the frame of title, subtitle, caveat and notes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+import xarray as xr
+
+from .text import number, wrap
+
+# Liberation Sans is drawn by the renderer wherever it runs, and has the widths of Arial, which browsers have.
+FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
+
+# Roles differ in hue, conditions in lightness too: both pairs stay apart in every common colour blindness.
+INK, SOFT, FAINT, PAPER = "#1F2933", "#5F6B78", "#E6E9ED", "#FFFFFF"
+WRITER, ERASER, OTHER = "#D55E00", "#0072B2", "#A3ACB7"
+CLEAN, PATCHED = "#3E4C5E", "#E69F00"
+PATCHED_TEXT = "#9A6700"
+MUTED = ("#5B8DB8", "#B79F4B", "#7A6FB0", "#4F9D8C", "#B5739D", "#8C7B6B", "#6E8B3D", "#9AA3AE")
+SHARES = ("#D9DDE3", "#3E4C5E", "#8FB8D6")
+
+WIDTH, HEIGHT = 740, 340
+LABEL, TITLE = 11, 18
+
+CONFIG: dict[str, Any] = {
+    "font": FONT,
+    "background": PAPER,
+    "padding": {"left": 26, "top": 22, "right": 30, "bottom": 20},
+    "view": {"stroke": None},
+    "concat": {"spacing": 18},
+    "title": {
+        "anchor": "start",
+        "align": "left",
+        "frame": "bounds",
+        "fontSize": TITLE,
+        "fontWeight": "bold",
+        "color": INK,
+        "lineHeight": 23,
+        "subtitleFontSize": 12.5,
+        "subtitleColor": SOFT,
+        "subtitleLineHeight": 17,
+        "subtitlePadding": 7,
+        "offset": 20,
+    },
+    "axis": {
+        "domain": False,
+        "ticks": False,
+        "gridColor": FAINT,
+        "gridWidth": 1,
+        "labelColor": SOFT,
+        "labelFontSize": LABEL,
+        "labelPadding": 7,
+        "titleColor": INK,
+        "titleFontSize": 12,
+        "titleFontWeight": "normal",
+        "titlePadding": 12,
+    },
+    "axisX": {"grid": False, "labelOverlap": False},
+    "axisYQuantitative": {"tickCount": 6},
+    "legend": {
+        "labelColor": SOFT,
+        "labelFontSize": LABEL,
+        "titleColor": INK,
+        "titleFontSize": LABEL,
+        "titleFontWeight": "normal",
+    },
+    "text": {"fontSize": LABEL, "color": INK},
+    "line": {"strokeWidth": 2.2, "strokeJoin": "round", "strokeCap": "round"},
+    "rule": {"strokeWidth": 1.2},
+}
+
+
+def caveat(ds: xr.Dataset) -> str | None:
+    """The sentence that a figure must carry where its roles do not meet the rule for an erasure, else None."""
+    if bool(ds.attrs.get("found", True)):
+        return None
+    heads = ", ".join(erasers(ds)) or "no head"
+    return (
+        f"Caveat: no erasure found. {ds.attrs['writer']} (as writer) and {heads} (as eraser) are only the strongest "
+        "candidates of this model."
+    )
+
+
+def erasers(ds: xr.Dataset) -> list[str]:
+    """Labels of the eraser heads; empty where a model has none."""
+    given = ds.attrs.get("erasers", [])
+    return [given] if isinstance(given, str) else [str(label) for label in given]
+
+
+def counted(ds: xr.Dataset) -> str:
+    """The sample behind each median, in words: `300 prompts x 1024 positions`."""
+    return f"{int(ds.attrs['n_prompts']):,} prompts × {int(ds.attrs['n_positions']):,} positions"
+
+
+def quartile_words(ds: xr.Dataset) -> str:
+    """The stored quantiles in words, `25 to 75 % quantiles`, so that a variant's other interval names itself."""
+    lower, upper = (100 * float(q) for q in ds.attrs.get("quantiles", (0.25, 0.75)))
+    return f"{lower:g} to {upper:g} % quantiles"
+
+
+def undefined(ds: xr.Dataset, *counts: str) -> list[str]:
+    """A note on the values left out because a component wrote nothing there, from the stored counts; empty if none."""
+    left_out = sum(int(ds[name].sum()) for name in counts if name in ds)
+    cells = sum(int(ds[name].size) for name in counts if name in ds)
+    if not left_out:
+        return []
+    of = cells * int(ds.attrs["n_prompts"]) * int(ds.attrs["n_positions"])
+    return [f"Undefined and left out: {left_out:,} of {of:,} ratios ({number(100 * left_out / of, 2)} %)."]
+
+
+def _block(lines: Sequence[str], width: float, colour: str, size: float, weight: str = "normal") -> alt.Chart:
+    height = round(1.4 * size)
+    mark = alt.Chart({"values": [{"text": "\n".join(lines)}]}).mark_text(
+        align="left", baseline="top", lineBreak="\n", lineHeight=height, fontSize=size, color=colour, fontWeight=weight
+    )
+    return mark.encode(text="text:N", x=alt.value(0), y=alt.value(0)).properties(
+        width=width, height=height * len(lines)
+    )
+
+
+def frame(body: Any, ds: xr.Dataset, width: float, notes: Sequence[str] = ()) -> alt.VConcatChart:
+    """A finished figure: title and subtitle from the dataset, a caveat where roles are doubtful, the body, its notes.
+
+    body:  a layered or concatenated chart, `width` pixels wide; notes: sentences for the foot, wrapped to the width.
+    """
+    title, subtitle = str(ds.attrs.get("title", "")), str(ds.attrs.get("subtitle", ""))
+    wide = max(width, 480)
+    warning = caveat(ds)
+    parts = [_block(wrap(warning, wide, 12, bold=True), width, WRITER, 12, "bold")] if warning else []
+    parts.append(body)
+    if notes:
+        parts.append(_block([line for note in notes for line in wrap(note, wide, LABEL)], width, SOFT, LABEL))
+    heading = alt.Title(text=wrap(title, wide, TITLE, bold=True), subtitle=wrap(subtitle, wide, 12.5))
+    described = " ".join(filter(None, (title, subtitle, warning)))
+    return alt.vconcat(*parts, title=heading, description=described, config=CONFIG)

@@ -1,0 +1,178 @@
+"""Draws figures from the store alone: no torch, no statistics. HTML, PNG and SVG for each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import paper_figures
+from paper_figures import page
+from repro.errors import Exit, ReproError
+from repro.names import did_you_mean, layer_of, listing
+from repro.plan import Plan
+from repro.spec import Figure, Loaded
+
+STAMPS = "figures.json"
+PNG_SCALE = 2
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a figure's data lie, and what must be said about them."""
+
+    path: Path
+    stamp: str = ""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What became of a figure."""
+
+    name: str
+    files: tuple[Path, ...] = ()
+    skipped: str = ""
+    """Why it was not drawn now: `unchanged`, or what is missing."""
+
+
+def source_of(plan: Plan, experiment: str, committed: Path) -> Source | None:
+    """The data of an experiment: its own result, else the copy kept in git, stamped so."""
+    item = next((item for item in plan.items if item.name == experiment), None)
+    if item is not None and item.state == "fresh":
+        return Source(item.path)
+    copy = committed / plan.subject.name / experiment
+    if (copy / "COMMIT").is_file():
+        return Source(copy, "COMMITTED")
+    return None
+
+
+def draw(
+    loaded: Loaded, names: Sequence[str], source: Callable[[str], Source | None], out: Path, fresh: bool = False
+) -> list[Drawn]:
+    """Draws the named figures into a folder; a figure whose data and code are unchanged is left alone.
+
+    source: experiment name -> where its result lies, or None. out: the folder. Raises ReproError (exit 2) for a chart
+    that does not exist, exit 5 for a result that is not whole. Agreement: tests/test_figures.py.
+    """
+    before = _read_stamps(out / STAMPS)
+    stamps, drawn = dict(before), []
+    for name in names:
+        figure = loaded.spec.figure[name]
+        if figure.chart not in paper_figures.names():
+            raise ReproError(
+                f"[figure.{name}] chart: no chart {figure.chart!r}.{did_you_mean(figure.chart, paper_figures.names())} "
+                f"Known: {listing(sorted(paper_figures.names()), 20)}"
+            )
+        at = source(figure.experiment)
+        if at is None:
+            drawn.append(Drawn(name, skipped=f"no result of {figure.experiment} in the store"))
+            continue
+        digest = _digest(figure, at)
+        files = tuple(out / file for file in before.get(name, {}).get("files", ()))
+        if not fresh and before.get(name, {}).get("digest") == digest and files and all(f.is_file() for f in files):
+            drawn.append(Drawn(name, files, "unchanged"))
+            continue
+        files = _render(name, figure, at, out)
+        stamps[name] = {"digest": digest, "files": [file.name for file in files]}
+        _write_stamps(out / STAMPS, stamps)
+        drawn.append(Drawn(name, files))
+    return drawn
+
+
+def _read_stamps(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write_stamps(path: Path, stamps: Mapping[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(stamps, indent=1, sort_keys=True))
+    os.replace(temporary, path)
+
+
+def _digest(figure: Figure, at: Source) -> str:
+    """Changes with the data, the declaration, the drawing code and the drawing library."""
+    parts = [figure.model_dump_json(), at.stamp, at.path.name, (at.path / "COMMIT").read_text(), version("altair")]
+    parts += [file.read_text() for file in sorted(Path(paper_figures.__file__).parent.glob("*.py"))]
+    parts.append(Path(__file__).read_text())
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _render(name: str, figure: Figure, at: Source, out: Path) -> tuple[Path, ...]:
+    from repro.store import read_summary
+
+    dataset = read_summary(at.path)
+    dataset.attrs.pop("provenance", None)
+    dataset.attrs.update(
+        title=_filled(figure.title, dataset.attrs),
+        subtitle=subtitle(dataset.attrs, at.stamp),
+        options=_options(figure, dataset.attrs),
+        labels=_labels(figure),
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    module = paper_figures.load(figure.chart)
+    files = list(_save(module.chart(dataset), out, name))
+    if hasattr(module, "points"):
+        files.append(out / f"{name}_points.png")
+        module.points(dataset).save(files[-1], scale_factor=PNG_SCALE)
+    return tuple(files)
+
+
+def _save(chart: Any, out: Path, name: str) -> tuple[Path, ...]:  # noqa: ANN401 - altair's chart types share no base
+    html, png, svg = (out / f"{name}.{kind}" for kind in ("html", "png", "svg"))
+    html.write_text(page.html(chart), encoding="utf-8")
+    chart.save(png, scale_factor=PNG_SCALE)
+    chart.save(svg)
+    return html, png, svg
+
+
+def _filled(text: str, attrs: Mapping[str, Any]) -> str:
+    return text.replace("$writer", str(attrs.get("writer", "the writer"))).replace(
+        "$layer", str(attrs.get("layer", ""))
+    )
+
+
+def _labels(figure: Figure) -> str:
+    named = [("post, Figure", figure.labels.post), ("paper, Figure", figure.labels.paper)]
+    return "; ".join(f"{where} {label}" for where, label in named if label)
+
+
+def _options(figure: Figure, attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """The chart's options; `layers = "after_writer"` becomes the layers that follow the writer's."""
+    options: dict[str, Any] = {key: list(v) if isinstance(v, tuple) else v for key, v in figure.options.items()}
+    if options.get("layers") == "after_writer":
+        options["layers"] = list(range(layer_of(str(attrs["writer"])) + 1, int(attrs["n_layers"])))
+    return options
+
+
+def subtitle(attrs: Mapping[str, Any], stamp: str) -> str:
+    """One line that always says whose numbers these are, and what they are worth."""
+    parts = [
+        f"subject {attrs['subject']} ({attrs['model']}), {attrs['n_prompts']} prompts x {attrs['n_positions']} tokens"
+    ]
+    if attrs.get("fallback"):
+        parts.append("not the paper's model: the paper's own could not be had")
+    if not attrs.get("found", True):
+        parts.append("no erasure found; strongest candidate shown")
+    if attrs.get("examples") == "mined" and attrs.get("measure") == "resampled_dla":
+        parts.append("examples MINED from its prompts")
+    if stamp:
+        parts.append(stamp)
+    return " · ".join(parts)
+
+
+def missing_error(drawn: Sequence[Drawn]) -> ReproError | None:
+    """An error if some figures have nothing to show."""
+    absent = [item for item in drawn if item.skipped and item.skipped != "unchanged"]
+    if not absent:
+        return None
+    lines = [f"{item.name}: {item.skipped}" for item in absent]
+    return ReproError("; ".join(lines) + "; compute it with `python -m repro run`", Exit.FAILED)

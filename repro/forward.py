@@ -1,0 +1,218 @@
+"""A decoder's forward pass on processed weights: every site and head of a few prompts, nothing more.
+
+Weights are as TransformerLens leaves them after processing (norms folded, writing weights and unembedding centred, value
+biases folded), so the stream here is the stream that direct logit attribution is defined on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from repro.folder import Shape
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+    "swish": F.silu,
+}
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary position embedding: tables [n_ctx, rotated/2] and which dimensions pair up."""
+
+    cos: Tensor
+    sin: Tensor
+    adjacent: bool
+    """Pairs (2i, 2i+1) where true, (i, i + half) where false."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Processed weights of one layer. H heads, G key/value heads, K = d_head, D = d_model, M = d_mlp."""
+
+    W_QKV: Tensor  # [D, (H + 2G) K]
+    b_QKV: Tensor  # [(H + 2G) K]
+    W_V: Tensor  # [G, D, K]
+    W_O: Tensor  # [H, K, D]
+    b_O: Tensor  # [D]
+    W_in: Tensor  # [D, M]
+    b_in: Tensor  # [M]
+    W_gate: Tensor | None  # [D, M]
+    b_gate: Tensor | None  # [M]
+    W_out: Tensor  # [M, D]
+    b_out: Tensor  # [D]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A decoder with processed weights."""
+
+    shape: Shape
+    center: bool
+    """LayerNorm subtracts the mean; RMSNorm does not."""
+    eps: float
+    act: str
+    softmax_scale: float
+    W_E: Tensor  # [V, D]
+    W_pos: Tensor | None  # [n_ctx, D]
+    rotary: Rotary | None
+    blocks: tuple[Block, ...]
+    W_U: Tensor  # [D, V]
+    b_U: Tensor  # [V]
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What the heads of one layer saw and wrote: q [B,P,H,K], k and v [B,P,G,K] (rotated), z [B,P,H,K], scale [B,P]."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    z: Tensor
+    scale: Tensor
+
+
+def norm_scale(model: Model, x: Tensor) -> Tensor:
+    """The denominator of the layer norm of x [..., D]: sqrt(mean(x²) + eps), x centred first for LayerNorm."""
+    if model.center:
+        return torch.sqrt(torch.var(x, dim=-1, correction=0) + model.eps)
+    return torch.sqrt(x.square().mean(dim=-1) + model.eps)
+
+
+def normed(model: Model, x: Tensor) -> Tensor:
+    """x [..., D] after the (weightless) norm."""
+    if model.center:
+        return F.layer_norm(x, (x.shape[-1],), eps=model.eps)
+    return F.rms_norm(x, (x.shape[-1],), eps=model.eps)
+
+
+def embed(model: Model, tokens: Tensor) -> Tensor:
+    """resid_pre0 [B, P, D] of tokens [B, P]."""
+    x = model.W_E[tokens]
+    return x if model.W_pos is None else x + model.W_pos[: tokens.shape[1]]
+
+
+def rotate(rotary: Rotary, x: Tensor, first: int = 0) -> Tensor:
+    """x [B, P, heads, K] with its leading dimensions rotated by position, counted from `first`."""
+    half = rotary.cos.shape[1]
+    cos = rotary.cos[first : first + x.shape[1], None, :]
+    sin = rotary.sin[first : first + x.shape[1], None, :]
+    turned, rest = x[..., : 2 * half], x[..., 2 * half :]
+    if rotary.adjacent:
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        out = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
+    else:
+        a, b = turned[..., :half], turned[..., half:]
+        out = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    return torch.cat((out, rest), dim=-1) if rest.shape[-1] else out
+
+
+def attend(model: Model, layer: int, resid: Tensor) -> Attention:
+    """The attention of one layer reading `resid` [B, P, D]: queries, keys, values, and the heads' z."""
+    block, shape = model.blocks[layer], model.shape
+    B, P, _ = resid.shape
+    x = normed(model, resid)
+    qkv = torch.addmm(block.b_QKV, x.view(B * P, -1), block.W_QKV).view(B, P, -1, shape.d_head)
+    q, k, v = qkv.split((shape.n_heads, shape.n_kv_heads, shape.n_kv_heads), dim=2)
+    if model.rotary is not None:
+        q, k = rotate(model.rotary, q), rotate(model.rotary, k)
+    z = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        is_causal=True,
+        scale=model.softmax_scale,
+        enable_gqa=shape.n_kv_heads != shape.n_heads,
+    ).transpose(1, 2)
+    return Attention(q, k, v, z, norm_scale(model, resid))
+
+
+def mlp(model: Model, layer: int, resid: Tensor) -> Tensor:
+    """The output of one layer's MLP reading `resid` [B, P, D], bias included."""
+    block = model.blocks[layer]
+    x = normed(model, resid).view(-1, resid.shape[-1])
+    act = ACTIVATIONS[model.act]
+    hidden = torch.addmm(block.b_in, x, block.W_in)
+    if block.W_gate is None or block.b_gate is None:
+        hidden = act(hidden)
+    else:
+        hidden *= act(torch.addmm(block.b_gate, x, block.W_gate))
+    return torch.addmm(block.b_out, hidden, block.W_out).view_as(resid)
+
+
+def attn_out(model: Model, layer: int, z: Tensor) -> Tensor:
+    """What one layer's attention adds to the stream, `b_O` included: [B, P, D] of z [B, P, H, K]."""
+    block = model.blocks[layer]
+    flat = torch.addmm(block.b_O, z.reshape(-1, z.shape[2] * z.shape[3]), block.W_O.flatten(0, 1))
+    return flat.view(z.shape[0], z.shape[1], -1)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A clean pass over B prompts of P tokens.
+
+    sites [S, B, P, D]: the 2L+1 residual-stream states, then free slots for directions; mlp_out: per layer [B, P, D];
+    attention: per layer; scale_final [B, P].
+    """
+
+    sites: Tensor
+    attention: tuple[Attention, ...]
+    mlp_out: tuple[Tensor, ...]
+    scale_final: Tensor
+
+    @property
+    def final(self) -> Tensor:
+        """The last site, resid_post{L-1}: [B, P, D]."""
+        return self.sites[2 * len(self.mlp_out)]
+
+
+def trace(model: Model, tokens: Tensor, slots: int = 0) -> Trace:
+    """One clean forward pass of tokens [B, P], stopped before the unembedding.
+
+    slots: free rows behind the sites, so that further directions can share one projection call with them.
+    """
+    L = model.shape.n_layers
+    sites = torch.empty(
+        (2 * L + 1 + slots, *tokens.shape, model.shape.d_model), dtype=model.W_E.dtype, device=tokens.device
+    )
+    sites[0] = embed(model, tokens)
+    attention, mlps = [], []
+    for layer in range(L):
+        seen = attend(model, layer, sites[2 * layer])
+        torch.add(sites[2 * layer], attn_out(model, layer, seen.z), out=sites[2 * layer + 1])
+        out = mlp(model, layer, sites[2 * layer + 1])
+        torch.add(sites[2 * layer + 1], out, out=sites[2 * layer + 2])
+        attention.append(seen)
+        mlps.append(out)
+    return Trace(sites, tuple(attention), tuple(mlps), norm_scale(model, sites[2 * L]))
+
+
+def tail(model: Model, layer: int, resid_mid: Tensor) -> Tensor:
+    """The sites from `resid_mid{layer}` on, when the stream there is `resid_mid` [B, P, D]: [S', B, P, D].
+
+    Everything after that site runs normally, with its own patterns and norm scales.
+    """
+    L = model.shape.n_layers
+    sites = torch.empty((2 * (L - layer), *resid_mid.shape), dtype=resid_mid.dtype, device=resid_mid.device)
+    sites[0] = resid_mid
+    for step, n in enumerate(range(layer, L)):
+        if step:
+            torch.add(
+                sites[2 * step - 1], attn_out(model, n, attend(model, n, sites[2 * step - 1]).z), out=sites[2 * step]
+            )
+        torch.add(sites[2 * step], mlp(model, n, sites[2 * step]), out=sites[2 * step + 1])
+    return sites
+
+
+def logits(model: Model, resid: Tensor) -> Tensor:
+    """Logits [..., V] of final residuals [..., D]; only for short prompts, never for whole contexts."""
+    return normed(model, resid) @ model.W_U + model.b_U

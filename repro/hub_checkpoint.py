@@ -1,0 +1,60 @@
+"""Torch checkpoints, read for their tensors only."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+from repro.errors import ReproError
+from repro.hub_cache import unavailable
+
+_SHARED = 2
+"""Tied tensors may make the result this many times larger than the checkpoint."""
+
+
+def to_safetensors(checkpoint: Path, target: Path) -> None:
+    """Writes the tensors of a torch checkpoint as safetensors, under their names and bit for bit.
+
+    checkpoint: what `torch.save` wrote of a state dict; it is read with `weights_only`, never unpickled freely, and
+    mapped rather than loaded. target: the file to write, all of it or nothing. Raises ReproError (exit 4) for anything
+    but named dense tensors whose bytes are in the file. Agreement: tests/test_hub.py.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    size = checkpoint.stat().st_size
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > size:
+            raise unavailable(f"{checkpoint.name}: unpacks to {unpacked} bytes out of {size}; refused")
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except ReproError:
+        raise
+    except pickle.UnpicklingError:
+        raise unavailable(f"{checkpoint.name}: holds more than tensors; refused") from None
+    except Exception as error:  # a damaged archive can fail anywhere in its reader
+        raise unavailable(f"{checkpoint.name}: unreadable checkpoint ({type(error).__name__})") from None
+    if not isinstance(state, dict) or not state:
+        raise unavailable(f"{checkpoint.name}: holds no state dict")
+    tensors: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    total = 0
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+            raise unavailable(f"{checkpoint.name}: {name!r} is no named dense tensor")
+        claimed = value.numel() * value.element_size()
+        total += claimed
+        if claimed > value.untyped_storage().nbytes() or total > _SHARED * size:
+            raise unavailable(f"{checkpoint.name}: {name} claims more bytes than are stored; refused")
+        place = value.untyped_storage().data_ptr()
+        # Tied tensors share a storage, which safetensors does not know.
+        tensors[name] = value.detach().clone() if place in seen else value.detach().contiguous()
+        seen.add(place)
+    temp = target.with_name(f".{target.name}.tmp")
+    save_file(tensors, temp)
+    with temp.open("rb") as handle:
+        os.fsync(handle.fileno())
+    temp.replace(target)

@@ -1,0 +1,66 @@
+"""Labels of sites and nodes: `resid_mid2`, `L0H2`, `MLP3`. Always strings, in the order of the residual stream."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+
+_HEAD = re.compile(r"L(\d+)H(\d+)\Z")
+_MLP = re.compile(r"MLP(\d+)\Z")
+
+
+def sites(n_layers: int) -> list[str]:
+    """The 2L+1 residual-stream states in order: resid_pre0, resid_mid0, resid_post0, resid_mid1, …"""
+    return ["resid_pre0", *(f"resid_{kind}{layer}" for layer in range(n_layers) for kind in ("mid", "post"))]
+
+
+def site_after(layer: int) -> str:
+    """The first site that contains what the heads of `layer` wrote."""
+    return f"resid_mid{layer}"
+
+
+def heads_of(layer: int, n_heads: int) -> list[str]:
+    """Labels of the heads of one layer."""
+    return [f"L{layer}H{head}" for head in range(n_heads)]
+
+
+def heads(n_layers: int, n_heads: int) -> list[str]:
+    """Labels of all heads, layer by layer."""
+    return [label for layer in range(n_layers) for label in heads_of(layer, n_heads)]
+
+
+def nodes(n_layers: int, n_heads: int) -> list[str]:
+    """Labels of all nodes in the order they write: the heads of a layer, then its MLP."""
+    return [label for layer in range(n_layers) for label in (*heads_of(layer, n_heads), f"MLP{layer}")]
+
+
+def is_head(label: str) -> bool:
+    """Whether the label has the form of a head, `L0H2`."""
+    return _HEAD.match(label) is not None
+
+
+def head_index(label: str) -> tuple[int, int]:
+    """(layer, head) of a head label; ValueError on anything else."""
+    if match := _HEAD.match(label):
+        return int(match[1]), int(match[2])
+    raise ValueError(f"{label!r} is not a head label such as 'L0H2'")
+
+
+def layer_of(label: str) -> int:
+    """The layer of a head or an MLP."""
+    if match := _MLP.match(label):
+        return int(match[1])
+    return head_index(label)[0]
+
+
+def did_you_mean(given: str, allowed: Iterable[str]) -> str:
+    """' Did you mean X?' where something allowed is close, else the empty string."""
+    close = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def listing(items: Sequence[str], most: int = 12) -> str:
+    """The items as a comma-separated list, cut after `most`."""
+    shown = ", ".join(items[:most])
+    return shown if len(items) <= most else f"{shown}, … ({len(items)} in all)"

@@ -1,0 +1,194 @@
+"""The stages of a command: plan, run, figures, check. Each takes the previous one's value and can be run alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from repro import figures as drawing
+from repro.costs import cost_line, plan_flop, remember, total_cost
+from repro.errors import Exit, ReproError
+from repro.plan import Plan
+from repro.session import World, parse_bytes
+from repro.spec import HubPrompts
+from repro.subjects import Chosen
+
+MAX_ROUNDS = 4
+
+
+def announce(world: World, subject: Chosen) -> None:
+    """Says loudly which subject the numbers will be from."""
+    path = subject.subject.about or subject.subject.model
+    world.say(f"subject: {subject.name} ({path})")
+    if subject.fallback:
+        world.say(f"NOT THE PAPER'S SUBJECT: {subject.fallback}; showing {subject.name} instead")
+
+
+def show_plan(world: World, plan: Plan) -> None:
+    """What is fresh, stale, partial or waiting, and why; and what the rest will cost."""
+    width = max((len(item.name) for item in plan.items), default=0)
+    for item in plan.items:
+        why = f"  ({item.why})" if item.why else ""
+        world.say(f"  {item.name:<{width}}  {item.state}{why}{cost_line(item)}")
+    world.say(total_cost(plan, world.store))
+
+
+def plan_rows(plan: Plan) -> list[dict[str, Any]]:
+    """The plan as data."""
+    return [
+        {"experiment": item.name, "state": item.state, "why": item.why, "key": item.path.name or None}
+        for item in plan.items
+    ]
+
+
+def run(world: World, subject: Chosen, names: Sequence[str] | None = None) -> tuple[Plan, list[Exit]]:
+    """Computes everything that is not fresh, roles first; plans anew until nothing waits.
+
+    Returns the last plan and the exit codes of what went wrong.
+    """
+    plan = world.plan(subject, names)
+    codes: list[Exit] = []
+    if plan.todo or world.request.fresh:
+        world.check_writable()
+    session: Any = None
+    discarded: set[str] = set()
+    failed: set[str] = set()
+    flop = 0.0
+    for _ in range(MAX_ROUNDS):
+        if world.request.fresh:
+            plan = _discard(world, plan, discarded)
+        items = [item for item in plan.todo if item.name not in failed]
+        if not items:
+            break
+        show_plan(world, plan)
+        from repro.run import Session, execute
+
+        session = session or Session(subject, world.settings, parse_bytes(world.request.memory), world.say)
+        flop += plan_flop(plan)
+        outcomes = execute(plan, items, session)
+        failed |= {outcome.name for outcome in outcomes if outcome.error}
+        plan = world.plan(subject, names)
+    if session is not None:
+        spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in session.seconds.items())
+        world.say(f"time: {spent}")
+        remember(world.store, flop, session.seconds.get("passes", 0.0), plan)
+    if failed or any(item.waits for item in plan.items):
+        codes.append(Exit.FAILED)
+    return plan, codes
+
+
+def _discard(world: World, plan: Plan, done: set[str]) -> Plan:
+    """`--fresh`: forgets each result once, so that it is computed again."""
+    import shutil
+
+    for item in plan.items:
+        if item.name not in done and not item.waits:
+            done.add(item.name)
+            if item.path.exists():
+                shutil.rmtree(item.path)
+    return world.plan(plan.subject, [item.name for item in plan.items])
+
+
+def draw(world: World, plan: Plan) -> list[drawing.Drawn]:
+    """Draws the selected figures from the store."""
+    out = world.figures_folder(plan.subject.name)
+    wanted = world.selection[1]
+
+    def source(experiment: str) -> drawing.Source | None:
+        return drawing.source_of(plan, experiment, world.committed)
+
+    try:
+        drawn = drawing.draw(world.loaded, wanted, source, out, world.request.fresh)
+    except OSError as error:
+        raise ReproError(f"{out}: figures cannot be written ({error.strerror})") from None
+    new = sum(not item.skipped for item in drawn)
+    same = sum(item.skipped == "unchanged" for item in drawn)
+    world.say(f"figures: {new} drawn, {same} unchanged, in {out}")
+    for item in drawn:
+        if item.skipped and item.skipped != "unchanged":
+            world.say(f"  {item.name}: {item.skipped}")
+    return drawn
+
+
+def check(world: World, plan: Plan) -> list[Exit]:
+    """Compares the numbers with the published ones and writes check.md and check.json beside the figures."""
+    from repro import check as checking
+    from repro.report import Heading, summary_line, write_report
+    from repro.store import read_raw, read_summary
+
+    paths = {name: at for name in world.loaded.spec.experiment if (at := _result(world, plan, name)) is not None}
+    results = {name: read_summary(path) for name, path in paths.items()}
+    own = plan.subject.name == world.loaded.spec.run.paper_subject
+    n_prompts, n_positions = plan.subject.tokens.shape
+    heading = Heading(
+        subject=plan.subject.name,
+        subject_is_papers=own,
+        n_prompts=min(n_prompts, world.settings.prompts or n_prompts),
+        n_positions=n_positions,
+        same_prompts=own and isinstance(plan.subject.subject.prompts, HubPrompts),
+    )
+    rows = checking.check(
+        results,
+        subject_is_papers=own,
+        same_prompts=heading.same_prompts,
+        raw=lambda name: read_raw(paths[name]),
+    )
+    out = world.figures_folder(plan.subject.name)
+    try:
+        table, _ = write_report(rows, out, heading)
+    except OSError as error:
+        raise ReproError(f"{out}: the check cannot be written ({error.strerror})") from None
+    world.say(f"check: {summary_line(rows)}; {table}")
+    if not own:
+        paper = world.loaded.spec.run.paper_subject
+        world.say(
+            f"  published numbers belong to {paper}; {plan.subject.name} is another model and proves nothing of them"
+        )
+    code = checking.exit_code(rows)
+    return [] if code == Exit.OK else [code]
+
+
+def _result(world: World, plan: Plan, name: str) -> Path | None:
+    """Where an experiment's own committed result lies, whether or not it was selected now."""
+    item = next((item for item in plan.items if item.name == name), None)
+    if item is None:
+        named = world.plan(plan.subject, [name]).items
+        item = next((other for other in named if other.name == name), None)
+    return item.path if item is not None and item.state == "fresh" else None
+
+
+def clean(world: World, plan: Plan, remove: bool) -> list[Path]:
+    """Results of the subject that the plan does not use: shown, and with `remove` deleted."""
+    import shutil
+
+    used = {path for name in world.loaded.spec.experiment if (path := _result(world, plan, name)) is not None}
+    found = [
+        path for path in sorted((world.store / plan.subject.name).glob("*/*")) if path.is_dir() and path not in used
+    ]
+    for path in found:
+        world.say(f"{'removed' if remove else 'would remove'} {path}")
+        if remove:
+            shutil.rmtree(path)
+    if not found:
+        world.say("nothing to remove")
+    elif not remove:
+        world.say("nothing was removed; say --yes to remove")
+    return found
+
+
+def verify(world: World) -> list[Exit]:
+    """Looks for damage in every result of the store."""
+    from repro.verify import verify as look
+
+    findings = look(world.store) if world.store.is_dir() else []
+    for finding in findings:
+        world.say(str(finding))
+    world.say(f"verify: {len(findings)} findings in {world.store}")
+    return [Exit.CORRUPT] if findings else []
+
+
+def as_json(value: object) -> str:
+    """Machine-readable output of a command."""
+    return json.dumps(value, indent=1, sort_keys=True)

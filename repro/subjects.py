@@ -1,0 +1,193 @@
+"""Which subject is at hand: a name, a folder or a hub name becomes a local folder with prompts. No torch here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from repro.errors import Exit, ReproError
+from repro.folder import Folder, read_folder, read_prompts, weights_fingerprint
+from repro.names import did_you_mean, heads, layer_of, listing
+from repro.spec import NAME, HubPrompts, Loaded, Subject
+
+
+@dataclass(frozen=True)
+class Access:
+    """Whether and how the hub may be asked."""
+
+    cache: Path
+    offline: bool = False
+    ask: bool = True
+    """False: only what is cached counts, and nothing is ever asked (plan, figures, check)."""
+    insist: bool = False
+    """The user named the subject: a refusal remembered from before is tried again."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A subject that can be had: its declaration, its folder, its prompts."""
+
+    name: str
+    subject: Subject
+    folder: Folder
+    fallback: str = ""
+    """Why another subject than the first was taken; empty if it was the first."""
+    _cache: dict[str, object] = field(default_factory=dict, compare=False, repr=False)
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """The frozen prompts: int32 [prompt, position]."""
+        return read_prompts(self.folder)
+
+    @cached_property
+    def weights(self) -> str:
+        """Fingerprint of the model's files."""
+        return weights_fingerprint(self.folder)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The subject's tokenizer, or one that shows token ids."""
+        return Tokenizer(self.folder.tokenizer)
+
+
+class Tokenizer:
+    """Texts and token ids of a subject; without a tokenizer.json, ids stand for themselves."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+
+    @cached_property
+    def _inner(self) -> object | None:
+        if self._path is None:
+            return None
+        import tokenizers
+
+        try:
+            return tokenizers.Tokenizer.from_file(str(self._path))
+        except Exception as error:  # the library raises bare Exception
+            raise ReproError(f"{self._path}: unreadable tokenizer ({error})", Exit.UNAVAILABLE) from None
+
+    def decode(self, *ids: int) -> str:
+        """The text of token ids; `‹id›` for each where there is no tokenizer."""
+        if self._inner is None:
+            return "".join(f"‹{token}›" for token in ids)
+        return self._inner.decode(list(ids), skip_special_tokens=False)  # type: ignore[attr-defined]
+
+    def encode(self, text: str) -> list[int]:
+        """The token ids of a text, without BOS."""
+        if self._inner is None:
+            raise ReproError("examples given as text need a tokenizer.json in the model's folder", Exit.UNAVAILABLE)
+        return self._inner.encode(text, add_special_tokens=False).ids  # type: ignore[attr-defined]
+
+    def single(self, text: str) -> int:
+        """The id of a text that is one token."""
+        ids = self.encode(text)
+        if len(ids) != 1:
+            raise ReproError(f"{text!r} is {len(ids)} tokens of this model; an answer is a single token")
+        return ids[0]
+
+
+def choose(loaded: Loaded, name: str | None, access: Access) -> Chosen:
+    """The subject named, or the first of the spec's default subjects that can be had.
+
+    name: a declared subject, a model folder, or a hub name; nothing: the defaults in order, and falling back is told in
+    `Chosen.fallback`. Raises ReproError: exit 2 for an unknown name, exit 4 if the subject cannot be had.
+    Agreement: tests/test_subjects.py.
+    """
+    if name is not None:
+        return _named(loaded, name, access)
+    reasons: list[str] = []
+    for candidate in loaded.spec.run.default_subjects:
+        try:
+            found = _at_hand(loaded, candidate, loaded.spec.subject[candidate], access)
+        except ReproError as error:
+            if error.code != Exit.UNAVAILABLE:
+                raise
+            reasons.append(f"{candidate} cannot be had here ({error.message})")
+            continue
+        return Chosen(found.name, found.subject, found.folder, "; ".join(reasons))
+    raise ReproError("; ".join(reasons) or "the spec names no default subject", Exit.UNAVAILABLE)
+
+
+def _named(loaded: Loaded, name: str, access: Access) -> Chosen:
+    declared = loaded.spec.subject
+    if name in declared:
+        return _at_hand(loaded, name, declared[name], access)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        label = path.resolve().name
+        return _at_hand(loaded, label if NAME.match(label) else "folder", Subject(model=str(path.resolve())), access)
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        label = name.split("/")[1]
+        return _at_hand(loaded, label if NAME.match(label) else "hub", Subject(model=name), access)
+    raise ReproError(
+        f"--subject {name}: no such subject.{did_you_mean(name, declared)} Declared: {listing(list(declared))}; a model "
+        "folder or a hub name (owner/name) is also allowed"
+    )
+
+
+def _at_hand(loaded: Loaded, name: str, subject: Subject, access: Access) -> Chosen:
+    folder = _local(loaded, name, subject, access)
+    chosen = Chosen(name, subject, folder)
+    _check_roles(chosen)
+    return chosen
+
+
+def _local(loaded: Loaded, name: str, subject: Subject, access: Access) -> Folder:
+    here = (loaded.folder / subject.model).expanduser()
+    if here.is_dir():
+        prompts = loaded.folder / subject.prompts if isinstance(subject.prompts, str) else None
+        return read_folder(here, prompts)
+    if subject.model.count("/") != 1 or subject.model.startswith((".", "/", "~")):
+        raise ReproError(f"[subject.{name}] model: {here}: no such model folder", Exit.UNAVAILABLE)
+    from repro.hub_subject import fetch_subject
+
+    model = fetch_subject(loaded, name, subject, access)
+    if isinstance(subject.prompts, str):
+        return read_folder(model, loaded.folder / subject.prompts)
+    if isinstance(subject.prompts, HubPrompts) or (model / "prompts.safetensors").is_file():
+        return read_folder(model)
+    raise ReproError(f"[subject.{name}] prompts: missing; name a safetensors file with `tokens`")
+
+
+def _check_roles(chosen: Chosen) -> None:
+    """Named roles must exist in this model."""
+    shape, subject = chosen.folder.shape, chosen.subject
+    known = heads(shape.n_layers, shape.n_heads)
+    named = [] if subject.writer == "auto" else [("writer", subject.writer)]
+    named += [] if isinstance(subject.erasers, str) else [("erasers", head) for head in subject.erasers]
+    named += [] if isinstance(subject.examples, str) else [("examples head", item.head) for item in subject.examples]
+    for key, head in named:
+        if head not in known:
+            raise ReproError(
+                f"[subject.{chosen.name}] {key}: unknown head {head!r}; {chosen.folder.path.name} has layers 0 to "
+                f"{shape.n_layers - 1} with {shape.n_heads} heads each (L0H0 to {known[-1]})"
+            )
+    if subject.writer != "auto" and layer_of(subject.writer) == shape.n_layers - 1:
+        raise ReproError(f"[subject.{chosen.name}] writer: {subject.writer} is in the last layer; nothing can erase it")
+
+
+def mined_from(attrs: dict[str, object]) -> list[dict[str, object]]:
+    """The mined positions stored by `mine_examples`."""
+    return list(json.loads(str(attrs["mined"])))
+
+
+def listed(loaded: Loaded) -> list[dict[str, str]]:
+    """The declared subjects and whether each can be had without asking anyone."""
+    from repro.session import cache_folder
+
+    rows = []
+    for name, subject in loaded.spec.subject.items():
+        try:
+            _at_hand(loaded, name, subject, Access(cache_folder(), offline=True, ask=False))
+            state = "here"
+        except ReproError as error:
+            state = "not here" if error.code == Exit.UNAVAILABLE else "unfit"
+        rows.append(
+            {"name": name, "state": state, "writer": subject.writer, "model": subject.model, "about": subject.about}
+        )
+    return rows

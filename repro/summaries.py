@@ -1,0 +1,225 @@
+"""From raw arrays to what figures and `check` read: medians, quartiles, fits and choices, labelled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import singledispatch
+from typing import Any, Protocol
+
+import numpy as np
+import xarray as xr
+
+from repro.declare import Context, mined_positions, patched_layer
+from repro.layout import Layout
+from repro.reduce import QUANTILE_LABELS, density, fit_line, quantiles, quantiles_along, variance_shares
+from repro.roles import choose_erasers, choose_examples, choose_writer, distinct_other_heads
+from repro.spec import (
+    Common,
+    DLAScatter,
+    FindErasers,
+    FindWriter,
+    MineExamples,
+    Projection,
+    ResampledDLA,
+    VPatch,
+)
+
+
+class Raw(Protocol):
+    """What a reduction reads: a result of the store."""
+
+    @property
+    def layout(self) -> Layout:
+        """The declared arrays."""
+
+    def read(self, variable: str, **isel: int | slice) -> np.ndarray:
+        """Part of a raw variable."""
+
+    def iter_blocks(self, variable: str) -> Any:  # noqa: ANN401
+        """Blocks of a raw variable, each with all prompts."""
+
+
+Decode = Callable[[int], str]
+"""Token id -> text."""
+
+
+def summarise(experiment: Common, context: Context, raw: Raw, once: Mapping[str, Any], decode: Decode) -> xr.Dataset:
+    """The reduced result of an experiment.
+
+    raw: its complete arrays; once: what was computed before the pass; decode: token id -> text. Returns a Dataset whose
+    attrs name quantiles, roles and sizes. Agreement: tests/test_summaries.py.
+    """
+    dataset = reduced(experiment, context, raw, once, decode)
+    dataset.attrs.update(
+        measure=experiment.measure,  # type: ignore[attr-defined] # every subclass declares its own
+        quantiles=list(experiment.quantiles),
+        n_prompts=context.n_prompts,
+        n_positions=context.n_positions,
+    )
+    if context.roles is not None:
+        for key, value in context.roles.attrs().items():
+            dataset.attrs.setdefault(key, value)
+    return dataset
+
+
+@singledispatch
+def reduced(experiment: Common, context: Context, raw: Raw, once: Mapping[str, Any], decode: Decode) -> xr.Dataset:
+    """One measure's own reduction."""
+    raise NotImplementedError(type(experiment).__name__)
+
+
+def _window(experiment: Common) -> slice:
+    """The positions that enter."""
+    return slice(None) if experiment.positions is None else slice(experiment.positions[0], experiment.positions[1] + 1)
+
+
+def _pooled(experiment: Common, raw: Raw, name: str, nan_name: str = "nan_count") -> dict[str, tuple[Any, Any]]:
+    """Median and quantiles of a variable over prompts x positions, one value per remaining label."""
+    dims = [dim for dim in raw.layout.variable(name).dims if dim not in ("prompt", "position")]
+    sizes = [len(raw.layout.coords[dim]) for dim in dims]
+    out, counts = np.empty((3, *sizes)), np.empty(sizes, dtype=np.int64)
+    for block, values in raw.iter_blocks(name):
+        index = tuple(block[dim] for dim in dims)
+        out[(slice(None), *index)], counts[index] = quantiles_along(
+            values[..., _window(experiment)], experiment.quantiles, axes=2
+        )
+    return {name: (("quantile", *dims), out), nan_name: (tuple(dims), counts)}
+
+
+def _dataset(raw: Raw, variables: Mapping[str, tuple[Any, Any]]) -> xr.Dataset:
+    coords: dict[str, Any] = {dim: list(labels) for dim, labels in raw.layout.coords.items()}
+    if any("quantile" in dims for dims, _ in variables.values()):
+        coords["quantile"] = list(QUANTILE_LABELS)
+    return xr.Dataset(dict(variables), coords)
+
+
+@reduced.register
+def _(experiment: Projection, context: Context, raw: Raw, once: Mapping[str, Any], decode: Decode) -> xr.Dataset:
+    if experiment.summarise == "pooled":
+        return _dataset(raw, _pooled(experiment, raw, "pr"))
+    sites = raw.layout.coords["site"]
+    bands, shares = [], []
+    for index in range(len(sites)):
+        values = raw.read("pr", site=index)
+        bands.append(quantiles_along(values.T, experiment.quantiles, axes=1)[0])
+        shares.append(variance_shares(values[:, _window(experiment)]))
+    dataset = _dataset(raw, {"pr": (("quantile", "site", "position"), np.stack(bands, 1))})
+    dataset["variance_share"] = (("source", "site"), np.stack(shares, 1))
+    return dataset.assign_coords(source=["prompt", "position", "interaction"], position=np.arange(context.n_positions))
+
+
+@reduced.register
+def _(experiment: VPatch, context: Context, raw: Raw, once: Mapping[str, Any], decode: Decode) -> xr.Dataset:
+    sites = _pooled(experiment, raw, "site_pr", "site_nan_count")
+    dataset = _dataset(raw, sites | _pooled(experiment, raw, "head_pr", "head_nan_count"))
+    dataset.attrs["layer"] = patched_layer(experiment, context)
+    return dataset
+
+
+@reduced.register
+def _(experiment: ResampledDLA, context: Context, raw: Raw, once: Mapping[str, Any], decode: Decode) -> xr.Dataset:
+    bands, counts = quantiles_along(raw.read("resampled"), experiment.quantiles, axes=1)
+    dims = ("example", "head")
+    dataset = _dataset(raw, {"resampled": (("quantile", *dims), bands), "nan_count": (dims, counts)})
+    clean = np.array(once["clean"])
+    dataset["clean"] = (dims, clean)
+    dataset["logit_diff"] = ("example", np.array(once["logit_diff"]))
+    examples = context.examples
+    pairs = [(example.answer, example.other) for example in examples]
+    named = [pair == found for pair, found in zip(pairs, zip(once["first"], once["second"], strict=True), strict=True)]
+    dataset["top2_named"] = ("example", np.array(named))
+    heads = list(raw.layout.coords["head"])
+    texts = {
+        "text": [example.text for example in examples],
+        "answer": [example.answer_text for example in examples],
+        "other": [example.other_text for example in examples],
+        "first": [decode(token) for token in once["first"]],
+        "second": [decode(token) for token in once["second"]],
+        "head_shown": distinct_other_heads(clean, heads, context.known.writer, [example.head for example in examples]),
+    }
+    dataset.attrs["examples"] = "named" if all(example.prompt is None for example in examples) else "mined"
+    return dataset.assign_coords({name: ("example", values) for name, values in texts.items()})
+
+
+@reduced.register
+def _(experiment: DLAScatter, context: Context, raw: Raw, once: Mapping[str, Any], decode: Decode) -> xr.Dataset:
+    writer, answers = raw.read("writer_dla"), raw.read("answer_dla")
+    window = _window(experiment)
+    x = writer[:, window]
+    lines = [fit_line(x, answer[:, window]) for answer in answers]
+    grid_x = np.concatenate([x.ravel()] * len(answers))
+    _, x_edges, y_edges = density(grid_x, answers[..., window].ravel())
+    counts = [np.histogram2d(*_finite(answer[:, window], x), bins=(y_edges, x_edges))[0] for answer in answers]
+    against = "against"
+    dataset = _dataset(
+        raw,
+        {
+            "pearson_r": (against, np.array([line.r for line in lines])),
+            "slope": (against, np.array([line.slope for line in lines])),
+            "intercept": (against, np.array([line.intercept for line in lines])),
+            "n_points": (against, np.array([line.n for line in lines])),
+            "density": ((against, "y_bin", "x_bin"), np.stack(counts).astype(np.int64)),
+            "writer_dla": (("prompt", "position"), writer[:, window]),
+            "answer_dla": ((against, "prompt", "position"), answers[..., window]),
+        },
+    )
+    dataset.attrs.update(x_edges=x_edges.tolist(), y_edges=y_edges.tolist(), target=experiment.target)
+    return dataset.assign_coords(x=("x_bin", _centres(x_edges)), y=("y_bin", _centres(y_edges)))
+
+
+def _finite(*arrays: np.ndarray) -> list[np.ndarray]:
+    good = np.logical_and.reduce([np.isfinite(array) for array in arrays])
+    return [array[good] for array in arrays]
+
+
+def _centres(edges: np.ndarray) -> np.ndarray:
+    return (edges[1:] + edges[:-1]) / 2
+
+
+@reduced.register
+def _(experiment: FindWriter, context: Context, raw: Raw, once: Mapping[str, Any], decode: Decode) -> xr.Dataset:
+    dataset = _dataset(raw, _pooled(experiment, raw, "pr"))
+    heads, sites = list(raw.layout.coords["head"]), list(raw.layout.coords["site"])
+    choice = choose_writer(dataset["pr"].sel(quantile="median").values, heads, sites)
+    dataset["score"] = ("head", np.array([choice.scores[head] for head in heads]))
+    dataset.attrs.update(writer=choice.writer, found=choice.found, roles="auto")
+    return dataset
+
+
+@reduced.register
+def _(experiment: FindErasers, context: Context, raw: Raw, once: Mapping[str, Any], decode: Decode) -> xr.Dataset:
+    dataset = _dataset(raw, _pooled(experiment, raw, "pr"))
+    medians = dict(zip(raw.layout.coords["head"], dataset["pr"].sel(quantile="median").values.tolist(), strict=True))
+    choice = choose_erasers(medians, context.known.found, experiment.bar)
+    dataset["layer_sum"] = ("layer", np.array(list(choice.layer_sums.values())))
+    dataset = dataset.assign_coords(layer=list(choice.layer_sums))
+    dataset.attrs.update(erasers=list(choice.erasers), layer=int(choice.erasers[0].split("H")[0][1:]))
+    dataset.attrs.update(writer=context.known.writer, found=choice.found, roles="auto")
+    return dataset
+
+
+@reduced.register
+def _(experiment: MineExamples, context: Context, raw: Raw, once: Mapping[str, Any], decode: Decode) -> xr.Dataset:
+    values = {name: raw.read(name) for name in ("writer_dla", "first", "second", "actual")}
+    chosen = choose_examples(*values.values(), count=experiment.count)
+    start = mined_positions(context).start
+    median, counts = quantiles(values["writer_dla"], experiment.quantiles)
+    dataset = xr.Dataset({"writer_dla": ("quantile", median)}, {"quantile": list(QUANTILE_LABELS)})
+    dataset.attrs["nan_count"] = counts
+    dataset.attrs["right"] = int((values["first"] == values["actual"]).sum())
+    dataset.attrs["positions"] = int(values["first"].size)
+    dataset.attrs["mined"] = json.dumps(
+        [
+            {
+                "prompt": item.prompt,
+                "position": item.position + start,
+                "first": item.first,
+                "second": item.second,
+                "right": item.right,
+                "dla": float(values["writer_dla"][item.prompt, item.position]),
+            }
+            for item in chosen
+        ]
+    )
+    return dataset
