@@ -1,4 +1,4 @@
-"""Where the variance comes from: the writer's share of the stream by position, and variance by source."""
+"""Where the variance comes from: the writer's share of the stream by position, and its variance by source."""
 
 from __future__ import annotations
 
@@ -6,38 +6,54 @@ import altair as alt
 import numpy as np
 import xarray as xr
 
-from .parts import data, drawn, key, layer_of, level, options, quartile_rows, quartile_tip, references, span, y_axis
+from .parts import (
+    Row,
+    data,
+    drawn,
+    key,
+    layer_of,
+    layered,
+    level,
+    options,
+    quartile_rows,
+    quartile_tip,
+    references,
+    span,
+    y_axis,
+)
 from .text import number
-from .theme import INK, LABEL, PAPER, SHARES, SOFT, WRITER, frame, quartile_words
+from .theme import INK, PAPER, SHARES, WRITER, frame, quartile_words, undefined
 
 OPTIONS = {"sites": "the sites to draw by position; by default after the writer, around the eraser layer, and the last"}
-SOURCES = ("prompt", "position", "interaction")
+SOURCES = {"prompt": (SHARES[0], INK), "position": (SHARES[1], PAPER), "interaction": (SHARES[2], INK)}
 EACH, TALL, DRAWN = 300, 170, 120
+WIDTH = 2 * EACH + 92
 
 
 def _sites(ds: xr.Dataset, asked: list[str] | None) -> list[str]:
     every = [str(s) for s in ds["site"].values]
     if asked is not None:
-        if missing := [s for s in asked if s not in every]:
+        if missing := [site for site in asked if site not in every]:
             raise ValueError(f"option 'sites' names {', '.join(missing)}; there are {', '.join(every)}")
         return list(asked)
-    writes, erases = f"resid_mid{layer_of(str(ds.attrs['writer']))}", f"resid_mid{int(ds.attrs['layer'])}"
-    before = [every[every.index(erases) - 1]] if erases in every and every.index(erases) else []
-    wanted = [writes, *before, erases, every[-1]]
+    layer = int(ds.attrs["layer"])
+    before = f"resid_post{layer - 1}" if layer else "resid_pre0"
+    wanted = [f"resid_mid{layer_of(str(ds.attrs['writer']))}", before, f"resid_mid{layer}", every[-1]]
     return [site for site in dict.fromkeys(wanted) if site in every]
 
 
-def _selected(count: int) -> np.ndarray:
+def _chosen(count: int) -> np.ndarray:
     """Positions to draw, evenly apart on a logarithmic scale: thinned by choosing, never by binning."""
     return np.unique(np.round(np.geomspace(1, count, min(count, DRAWN))).astype(int)) - 1
 
 
 def _lines(ds: xr.Dataset, sites: list[str]) -> alt.ConcatChart:
-    chosen = _selected(ds.sizes["position"])
+    """One small plot per site, all with the same scales: the median over prompts with its quartile band."""
+    count = ds.sizes["position"]
+    chosen = _chosen(count)
     here = ds["pr"].sel(site=sites).isel(position=chosen).assign_coords(position=chosen)
     rows = [row | {"at": int(row["position"]) + 1} for row in quartile_rows(here)]
     domain = span(drawn(rows), 0, 1)
-    count = ds.sizes["position"]
     ticks = [2**k for k in range(0, count.bit_length(), 2 if count > 64 else 1)]
     x = alt.X(
         "at:Q",
@@ -49,31 +65,38 @@ def _lines(ds: xr.Dataset, sites: list[str]) -> alt.ConcatChart:
         title = f"PR({site}, {ds.attrs['writer']})"
         base = alt.Chart(data(row for row in rows if row["site"] == site)).encode(x=x)
         band = base.mark_area(color=WRITER, opacity=0.2).encode(y=y_axis("lower", domain, title), y2="upper:Q")
-        line = base.mark_line(color=WRITER).encode(y=y_axis("median", domain, title), tooltip=quartile_tip("site", "position"))
-        panels.append(alt.layer(references([0, 1]), band, line).properties(width=EACH, height=TALL))
+        line = base.mark_line(color=WRITER).encode(
+            y=y_axis("median", domain, title), tooltip=quartile_tip("site", "at")
+        )
+        panels.append(layered([*references([0, 1]), band, line], EACH, TALL))
     return alt.concat(*panels, columns=2, spacing={"row": 30, "column": 60})
 
 
-def _shares(ds: xr.Dataset, width: int) -> alt.LayerChart:
-    shares = ds["variance_share"].sel(source=list(SOURCES))
+def _share_rows(ds: xr.Dataset) -> list[Row]:
+    """The bars' pieces, end to end from 0; a share that is undefined has no piece."""
     rows = []
     for site in (str(s) for s in ds["site"].values):
         start = 0.0
-        for source, colour, ink in zip(SOURCES, SHARES, (INK, PAPER, INK), strict=True):
-            share = float(shares.sel(site=site, source=source))
-            if np.isfinite(share):
-                label = f"{number(100 * share, 0)} %" if share > 0.07 else ""
-                rows.append(
-                    {"site": site, "source": source, "share": share, "from": start, "to": start + share}
-                    | {"colour": colour, "ink": ink, "words": label, "middle": start + share / 2}
-                )
-                start += share
-    sites = [str(s) for s in ds["site"].values]
-    heading = f"variance of PR(site, {ds.attrs['writer']}) by source"
-    base = alt.Chart(data(rows)).encode(
-        y=alt.Y("site:O", scale=alt.Scale(domain=sites, paddingInner=0.25), axis=alt.Axis(**level(heading))),
-        tooltip=[alt.Tooltip("site:N"), alt.Tooltip("source:N"), alt.Tooltip("share:Q", format=".1%")],
-    )
+        for source, (colour, ink) in SOURCES.items():
+            share = float(ds["variance_share"].sel(site=site, source=source))
+            if not np.isfinite(share):
+                continue
+            words = f"{number(100 * share, 0)} %" if share > 0.07 else ""
+            where: Row = {"from": start, "to": start + share, "middle": start + share / 2}
+            rows.append(
+                {"site": site, "source": source, "share": share, "colour": colour, "ink": ink, "words": words} | where
+            )
+            start += share
+    return rows
+
+
+def _shares(ds: xr.Dataset) -> alt.LayerChart:
+    """A stacked bar per site: how much of its variance prompts, positions and their interaction have."""
+    rows, sites = _share_rows(ds), [str(s) for s in ds["site"].values]
+    title = level(f"variance of PR(site, {ds.attrs['writer']}) by source")
+    y = alt.Y("site:O", scale=alt.Scale(domain=sites, paddingInner=0.25), axis=alt.Axis(**title, labelOverlap=False))
+    tips = [alt.Tooltip("site:N"), alt.Tooltip("source:N"), alt.Tooltip("share:Q", format=".1%")]
+    base = alt.Chart(data(rows)).encode(y=y, tooltip=tips)
     scale = alt.Scale(domain=list(span([row["to"] for row in rows], 0, 1, margin=0)), nice=False)
     x = alt.X("from:Q", scale=scale, axis=alt.Axis(title=None, format="%", grid=True, tickCount=5))
     bars = base.mark_bar().encode(x=x, x2="to:Q", color=alt.Color("colour:N", scale=None))
@@ -81,19 +104,24 @@ def _shares(ds: xr.Dataset, width: int) -> alt.LayerChart:
         base.transform_filter(alt.datum.ink == ink).mark_text(color=ink).encode(x="middle:Q", text="words:N")
         for ink in (INK, PAPER)
     ]
-    legend = key([(source, colour, INK) for source, colour in zip(SOURCES, SHARES, strict=True)], width)
-    return alt.layer(bars, *words, *legend).properties(width=width, height=22 * len(sites))
+    legend = key([(source, colour, INK) for source, (colour, _) in SOURCES.items()], WIDTH)
+    return layered([bars, *words, *legend], WIDTH, 22 * len(sites))
 
 
-def chart(ds: xr.Dataset) -> alt.VConcatChart:
+def chart(ds: xr.Dataset) -> alt.ConcatChart:
     """Projection ratio of a few sites onto the writer by position, and the share of its variance that each source has.
 
     ds:  summary of `pr_by_position`: pr[quantile, site, position] over prompts, variance_share[source, site].
-    Tests: tests/test_paper_figures.py.
+    Raises ValueError for an unknown option or site. Tests: tests/test_paper_figures.py.
     """
     sites = _sites(ds, options(ds, OPTIONS).get("sites"))
-    width = 2 * EACH + 92
-    notes = [f"Line: median over {int(ds.attrs['n_prompts']):,} prompts; band: {quartile_words(ds)}; {len(_selected(ds.sizes['position']))} of {ds.sizes['position']:,} positions drawn.",
+    count = ds.sizes["position"]
+    notes = [
+        f"Line: median over {int(ds.attrs['n_prompts']):,} prompts; band: {quartile_words(ds)}; "
+        f"{len(_chosen(count)):,} of {count:,} positions drawn.",
         "Prompt and position: variance of their means; interaction: what is left of each single value.",
+        *undefined(ds, "pr", "nan_count"),
     ]
-    return frame(alt.vconcat(_lines(ds, sites), _shares(ds, width), spacing=34), ds, width, notes)
+    if missing := int((~np.isfinite(ds["variance_share"])).sum()):
+        notes.append(f"{missing} of {ds['variance_share'].size} shares are undefined and not drawn.")
+    return frame(alt.vconcat(_lines(ds, sites), _shares(ds), spacing=34), ds, WIDTH, notes)

@@ -29,7 +29,10 @@ def html(chart: Any) -> str:
     page = chart.to_html(
         inline=True,
         json_kwds={"cls": _InsideScript, "sort_keys": True},
-        embed_options={"renderer": "svg", "actions": {"export": True, "source": False, "compiled": False, "editor": False}},
+        embed_options={
+            "renderer": "svg",
+            "actions": {"export": True, "source": False, "compiled": False, "editor": False},
+        },
     )
     name = chart.title.text if isinstance(chart.title, alt.TitleParams) else ""
     title = markup.escape(" ".join(name) if isinstance(name, list) else str(name))

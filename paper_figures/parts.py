@@ -120,7 +120,9 @@ def level(title: str | None, lift: float = 0) -> dict[str, Any]:
 def y_axis(field: str, domain: tuple[float, float], title: str | None, lift: float = 0) -> alt.Y:
     """A vertical scale of exactly this domain, with its title level."""
     axis = alt.Axis(**level(title, lift))
-    return alt.Y(field=field, type="quantitative", scale=alt.Scale(domain=list(domain), nice=False, zero=False), axis=axis)
+    return alt.Y(
+        field=field, type="quantitative", scale=alt.Scale(domain=list(domain), nice=False, zero=False), axis=axis
+    )
 
 
 class Sites:
@@ -128,31 +130,33 @@ class Sites:
 
     def __init__(self, sites: Sequence[str], least: float = 640) -> None:
         self.names = list(sites)
-        level = max(text_width(name, LABEL) for name in self.names) + 14
-        self.turned = level * len(self.names) > 900
-        self.step = 16.0 if self.turned else level
-        self.width = max(least, round(self.step * len(self.names)))
-        self.step = self.width / len(self.names)
+        longest = max(text_width(name, LABEL) for name in self.names)
+        self.turned = (longest + 14) * len(self.names) > 900
+        outer = 14.0 if self.turned else longest / 2 + 4
+        self.step = max(16.0 if self.turned else longest + 14, (least - 2 * outer) / max(1, len(self.names) - 1))
+        self.outer = outer
+        self.width = round(2 * outer + self.step * (len(self.names) - 1))
 
     def x(self, field: str = "site") -> alt.X:
         """The encoding, the same for every layer."""
         axis = alt.Axis(title="residual-stream site", labelAngle=-90 if self.turned else 0)
-        return alt.X(field=field, type="ordinal", scale=alt.Scale(type="point", domain=self.names, padding=0.5), axis=axis)
+        scale = alt.Scale(type="point", domain=self.names, padding=self.outer / self.step)
+        return alt.X(field=field, type="ordinal", scale=scale, axis=axis)
 
     @property
     def last(self) -> float:
         """Where the last site lies, in pixels."""
-        return self.width - self.step / 2
+        return self.width - self.outer
 
     def shade(self, layers: Mapping[int, tuple[str, str]], height: float = HEIGHT) -> list[alt.Chart]:
         """The span of each layer, from the site it reads to the site it leaves: {layer: (words, colour)}."""
-        rows = []
+        rows: list[Row] = []
         for layer, (words, colour) in sorted(layers.items()):
             if f"resid_mid{layer}" not in self.names or f"resid_post{layer}" not in self.names:
                 continue
             first = max(0, self.names.index(f"resid_mid{layer}") - 1)
             end = self.names.index(f"resid_post{layer}")
-            centre = (first + end + 1) / 2 * self.step
+            centre = self.outer + (first + end) / 2 * self.step
             room = text_width(words, LABEL) / 2 + 4
             at = min(max(centre, room), self.width - room)
             rows.append(
@@ -164,7 +168,11 @@ class Sites:
             return []
         band = alt.Chart(data(rows)).mark_rect(opacity=0.09)
         bands = band.encode(
-            x=self.x("from"), x2=alt.X2(field="to"), y=alt.value(-STRIP), y2=alt.value(height), color=alt.Color("colour:N", scale=None)
+            x=self.x("from"),
+            x2=alt.X2(field="to"),
+            y=alt.value(-STRIP),
+            y2=alt.value(height),
+            color=alt.Color("colour:N", scale=None),
         )
         labels = [
             alt.Chart(data([row]))
@@ -175,19 +183,22 @@ class Sites:
         return [bands, *labels]
 
 
-def references(values: Sequence[float]) -> alt.LayerChart:
+def references(values: Sequence[float]) -> list[alt.Chart]:
     """Horizontal reference lines; zero is drawn full, others dashed."""
-    return alt.layer(
-        *(
-            alt.Chart(data([{"reference": value}]))
-            .mark_rule(color=SOFT, opacity=0.8, strokeDash=[1, 0] if value == 0 else [4, 4])
-            .encode(y="reference:Q")
-            for value in values
-        )
-    )
+    return [
+        alt.Chart(data([{"reference": value}]))
+        .mark_rule(color=SOFT, opacity=0.8, strokeDash=[1, 0] if value == 0 else [4, 4])
+        .encode(y="reference:Q")
+        for value in values
+    ]
 
 
-def end_labels(rows: Sequence[Row], from_x: float, height: float, domain: tuple[float, float]) -> list[alt.Chart]:
+def layered(layers: Sequence[Any], width: float, height: float) -> alt.LayerChart:
+    """Layers in one plot of this size, the first at the back."""
+    return alt.LayerChart(layer=list(layers), width=width, height=height)
+
+
+def end_labels(rows: Sequence[Row], sites: Sites, height: float, domain: tuple[float, float]) -> list[alt.Chart]:
     """Direct labels right of the lines' last points, moved apart where they would collide, with thin leaders.
 
     rows: dicts of `label`, `value` (finite), `colour`, `bold`.
@@ -197,15 +208,17 @@ def end_labels(rows: Sequence[Row], from_x: float, height: float, domain: tuple[
     lo, hi = domain
     gap = min((LABEL + 3) / height, 1 / len(rows)) * (hi - lo)
     places = spread([row["value"] for row in rows], gap, lo, hi)
-    placed = data({**row, "at": at, "weight": "bold" if row["bold"] else "normal"} for row, at in zip(rows, places, strict=True))
+    placed = data(
+        {**row, "at": at, "weight": "bold" if row["bold"] else "normal"} for row, at in zip(rows, places, strict=True)
+    )
     base = alt.Chart(placed).encode(color=alt.Color("colour:N", scale=None))
     leaders = base.mark_rule(strokeWidth=1, opacity=0.7).encode(
-        x=alt.value(from_x + 6), x2=alt.value(from_x + 20), y="value:Q", y2="at:Q"
+        x=alt.value(sites.last + 7), x2=alt.value(sites.width), y="value:Q", y2="at:Q"
     )
     words = [
         base.transform_filter(alt.datum.weight == weight)
         .mark_text(align="left", baseline="middle", fontWeight=weight, fontSize=LABEL)
-        .encode(x=alt.value(from_x + 24), y="at:Q", text="label:N")
+        .encode(x=alt.value(sites.width + 5), y="at:Q", text="label:N")
         for weight in ("normal", "bold")
     ]
     return [leaders, *words]

@@ -5,31 +5,42 @@ from __future__ import annotations
 import altair as alt
 import xarray as xr
 
-from .parts import choice, data, drawn, key, options, quartile_rows, quartile_tip, references, role_colour, span, whiskers, y_axis
-from .patched_sites import RUNS
-from .theme import ERASER, HEIGHT, SOFT, counted, erasers, frame, quartile_words, undefined
+from .parts import (
+    choice,
+    data,
+    drawn,
+    key,
+    layered,
+    options,
+    quartile_rows,
+    quartile_tip,
+    references,
+    role_colour,
+    span,
+    whiskers,
+    y_axis,
+)
+from .theme import HEIGHT, RUNS, counted, erasers, frame, quartile_words, undefined
 
 OPTIONS = {"heads": '"all" heads of the patched layer, or the "erasers" alone'}
 
 
-def chart(ds: xr.Dataset) -> alt.VConcatChart:
+def chart(ds: xr.Dataset) -> alt.ConcatChart:
     """Projection ratio of the patched layer's heads onto the writer: a clean and a patched bar each, with quartiles.
 
-    ds:  summary of `v_patch`: head_pr[quantile, run, head], head_nan_count[run, head]. Tests: tests/test_paper_figures.py.
+    ds:  summary of `v_patch`: head_pr[quantile, run, head], head_nan_count[run, head].
+    Raises ValueError for an unknown option. Tests: tests/test_paper_figures.py.
     """
     shown = choice(options(ds, OPTIONS), "heads", ("all", "erasers"))
     writer, layer, roles = str(ds.attrs["writer"]), int(ds.attrs["layer"]), erasers(ds)
-    every = [str(h) for h in ds["head"].values]
-    heads = [h for h in every if h in roles] if shown == "erasers" else every
-    notes = []
+    every, runs = ([str(label) for label in ds[dim].values] for dim in ("head", "run"))
+    heads, notes = [head for head in every if shown == "all" or head in roles], []
     if not heads:
         heads, notes = every, [f"No eraser in layer {layer}: all of its heads are shown."]
     here = ds.sel(head=heads)
-    runs = [str(r) for r in ds["run"].values]
     rows = [row | {"colour": RUNS[row["run"]][0]} for row in quartile_rows(here["head_pr"], here.get("head_nan_count"))]
-    domain = span(drawn(rows), 0)
-    width = max(480, 74 * len(heads))
-    title = f"projection ratio PR(L{layer}Hh, {writer})"
+    domain, width = span(drawn(rows), 0), max(480, 74 * len(heads))
+    middle, low = (y_axis(name, domain, f"projection ratio PR(L{layer}Hh, {writer})") for name in ("median", "lower"))
     across = alt.X(
         "head:O",
         scale=alt.Scale(domain=heads, paddingInner=0.34, paddingOuter=0.2),
@@ -40,9 +51,10 @@ def chart(ds: xr.Dataset) -> alt.VConcatChart:
         xOffset=alt.XOffset("run:N", scale=alt.Scale(domain=runs, paddingInner=0.08)),
         tooltip=quartile_tip("head", "run", count="head_nan_count" in ds),
     )
-    bars = base.mark_bar().encode(y=y_axis("median", domain, title), color=alt.Color("colour:N", scale=None))
-    errors = whiskers(base, y_axis("lower", domain, title))
-    notes += [f"Bars: medians over {counted(ds)}; lines: {quartile_words(ds)}.", *undefined(here, "head_nan_count")]
+    bars = base.mark_bar().encode(y=middle, color=alt.Color("colour:N", scale=None))
+    notes += [f"Bars: medians over {counted(ds)}; lines: {quartile_words(ds)}."]
+    notes += [f"Blue labels: the erasers ({', '.join(roles)})."] if set(roles) & set(heads) else []
+    notes += undefined(here, "head_pr", "head_nan_count")
     legend = key([(run, *RUNS[run]) for run in runs], width)
-    body = alt.layer(bars, references([0]), *errors, *legend).properties(width=width, height=HEIGHT)
+    body = layered([bars, *references([0]), *whiskers(base, low), *legend], width, HEIGHT)
     return frame(body, ds, width, notes)

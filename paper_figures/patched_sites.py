@@ -5,51 +5,61 @@ from __future__ import annotations
 import altair as alt
 import xarray as xr
 
-from .parts import STRIP, Sites, data, drawn, end_labels, options, quartile_rows, quartile_tip, references, span, y_axis
-from .theme import CLEAN, HEIGHT, PATCHED, PATCHED_TEXT, SOFT, counted, frame, quartile_words, undefined
+from .parts import (
+    STRIP,
+    Sites,
+    data,
+    drawn,
+    end_labels,
+    layered,
+    options,
+    quartile_rows,
+    quartile_tip,
+    references,
+    span,
+    y_axis,
+)
+from .theme import HEIGHT, RUNS, SOFT, counted, frame, quartile_words, undefined
 
 OPTIONS: dict[str, str] = {}
-RUNS = {"clean": (CLEAN, CLEAN), "patched": (PATCHED, PATCHED_TEXT)}
 
 
-def chart(ds: xr.Dataset) -> alt.VConcatChart:
+def chart(ds: xr.Dataset) -> alt.ConcatChart:
     """Projection ratio of every site onto the writer in both runs: median lines with quartile bands.
 
-    ds:  summary of `v_patch`: site_pr[quantile, run, site], site_nan_count[run, site]. Tests: tests/test_paper_figures.py.
+    ds:  summary of `v_patch`: site_pr[quantile, run, site], site_nan_count[run, site].
+    Raises ValueError for an unknown option. Tests: tests/test_paper_figures.py.
     """
     options(ds, OPTIONS)
     writer, layer = str(ds.attrs["writer"]), int(ds.attrs["layer"])
     sites = Sites([str(s) for s in ds["site"].values])
-    rows = [
-        row | {"colour": RUNS[row["run"]][0], "ink": RUNS[row["run"]][1]}
-        for row in quartile_rows(ds["site_pr"], ds.get("site_nan_count"))
-    ]
+    rows = [row | {"colour": RUNS[row["run"]][0]} for row in quartile_rows(ds["site_pr"], ds.get("site_nan_count"))]
     domain = span(drawn(rows), 0, 1)
-    title = f"projection ratio PR(site, {writer})"
-    ends = [
-        {"label": row["run"], "value": row["median"], "colour": row["ink"], "bold": True}
-        for row in rows
-        if row["site"] == sites.names[-1] and row["median"] is not None
-    ]
+    middle, low = (
+        y_axis(name, domain, f"projection ratio PR(site, {writer})", lift=STRIP) for name in ("median", "lower")
+    )
     base = alt.Chart(data(rows)).encode(x=sites.x(), color=alt.Color("colour:N", scale=None), detail="run:N")
-    band = base.mark_area(opacity=0.2).encode(y=y_axis("lower", domain, title, lift=STRIP), y2="upper:Q")
-    tips = quartile_tip("run", "site", count="site_nan_count" in ds)
-    middle = base.encode(y=y_axis("median", domain, title, lift=STRIP), tooltip=tips)
+    band = base.mark_area(opacity=0.2).encode(y=low, y2="upper:Q")
+    traced = base.encode(y=middle, tooltip=quartile_tip("run", "site", count="site_nan_count" in ds))
     # The clean line is the wider one and lies below, so that both are seen where the patch changes nothing.
     lines = [
         mark
         for run, width, size in (("clean", 4.8, 100), ("patched", 2.2, 34))
         for mark in (
-            middle.transform_filter(alt.datum.run == run).mark_line(strokeWidth=width),
-            middle.transform_filter(alt.datum.run == run).mark_point(filled=True, size=size, opacity=1),
+            traced.transform_filter(alt.datum.run == run).mark_line(strokeWidth=width),
+            traced.transform_filter(alt.datum.run == run).mark_point(filled=True, size=size, opacity=1),
         )
     ]
-    labels = end_labels(ends, sites.last, HEIGHT, domain)
-    shade = sites.shade({layer: (f"layer {layer}: patched", SOFT)})
+    ends = [
+        {"label": row["run"], "value": row["median"], "colour": RUNS[row["run"]][1], "bold": True}
+        for row in rows
+        if row["site"] == sites.names[-1] and row["median"] is not None
+    ]
     notes = [
         f"Lines: medians over {counted(ds)}; bands: {quartile_words(ds)}. "
         f"Patched: {writer}'s output is taken out of the value input of every head of layer {layer}.",
-        *undefined(ds, "site_nan_count"),
+        *undefined(ds, "site_pr", "site_nan_count"),
     ]
-    body = alt.layer(*shade, references([0, 1]), band, *lines, *labels)
-    return frame(body.properties(width=sites.width, height=HEIGHT), ds, sites.width, notes)
+    shade, labels = sites.shade({layer: (f"layer {layer}: patched", SOFT)}), end_labels(ends, sites, HEIGHT, domain)
+    body = layered([*shade, *references([0, 1]), band, *lines, *labels], sites.width, HEIGHT)
+    return frame(body, ds, sites.width, notes)

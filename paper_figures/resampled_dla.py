@@ -7,9 +7,23 @@ from typing import Any
 import altair as alt
 import xarray as xr
 
-from .parts import Row, choice, data, drawn, key, options, plain, quartile_tip, references, span, whiskers, y_axis
+from .parts import (
+    Row,
+    choice,
+    data,
+    drawn,
+    key,
+    layered,
+    options,
+    plain,
+    quartile_tip,
+    references,
+    span,
+    whiskers,
+    y_axis,
+)
 from .text import ending, number, token, visible
-from .theme import CLEAN, INK, LABEL, PATCHED, PATCHED_TEXT, SOFT, WRITER, frame, quartile_words
+from .theme import CLEAN, INK, LABEL, PATCHED, PATCHED_TEXT, SOFT, frame, quartile_words
 
 OPTIONS = {"show": '"writer", the "others" (one head per example), or "both"'}
 HEIGHT = 240
@@ -40,7 +54,10 @@ def _panel(ds: xr.Dataset, heads: dict[str, str], each: float, words: str, *, fi
     lo, hi = span(drawn(rows), 0, margin=0.1)
     # Bars that all rise stand on the ground, so that the captions follow at once; the same for bars that all fall.
     drawn_values = [value for value in drawn(rows) if value is not None]
-    domain = (min(0.0, lo) if any(v < 0 for v in drawn_values) else 0.0, hi if any(v > 0 for v in drawn_values) else 0.0)
+    domain = (
+        min(0.0, lo) if any(v < 0 for v in drawn_values) else 0.0,
+        hi if any(v > 0 for v in drawn_values) else 0.0,
+    )
     base = alt.Chart(data(rows)).encode(
         x=alt.X("example:O", scale=alt.Scale(domain=list(heads), paddingInner=0.52, paddingOuter=0.26), axis=None),
         xOffset=alt.XOffset("input:N", scale=alt.Scale(domain=[name for name, *_ in INPUTS], paddingInner=0.1)),
@@ -56,14 +73,13 @@ def _panel(ds: xr.Dataset, heads: dict[str, str], each: float, words: str, *, fi
     names = [
         alt.Chart(data([{"head": head}]))
         .mark_text(baseline="top", fontWeight="bold", fontSize=12)
-        .encode(text="head:N", x=alt.value((i + 0.5) * each), y=alt.value(HEIGHT + 4))
+        .encode(text="head:N", x=alt.value((i + 0.5) * each), y=alt.value(HEIGHT + 10))
         for i, head in enumerate(heads.values())
         if head != ds.attrs["writer"]
     ]
     legend = key(INPUTS, width) if first else []
     errors = whiskers(base, y_axis("lower", domain, words))
-    body = alt.layer(bars, references([0]), *errors, *values, *names, *legend)
-    return body.properties(width=width, height=HEIGHT)
+    return layered([bars, *references([0]), *errors, *values, *names, *legend], width, HEIGHT)
 
 
 def _captions(ds: xr.Dataset, each: float) -> alt.LayerChart:
@@ -75,18 +91,14 @@ def _captions(ds: xr.Dataset, each: float) -> alt.LayerChart:
         pair = f"{token(str(here['answer'].item()))} / {token(str(here['other'].item()))}{'' if _named(here) else ' *'}"
         blocks.append((prompt, pair, f"logit difference {number(float(here['logit_diff']))}"))
     deep = max(len(prompt) for prompt, _, _ in blocks) * 15
+    styles: list[dict[str, Any]] = [{"color": INK}, {"color": INK, "fontWeight": "bold"}, {"color": SOFT}]
     layers: list[Any] = []
     for i, (prompt, pair, difference) in enumerate(blocks):
-        for words, y, colour, weight in (
-            ("\n".join(prompt), 0, INK, "normal"),
-            ("\n".join(ending(pair, each - 22, LABEL, 1)), deep + 6, INK, "bold"),
-            (difference, deep + 22, SOFT, "normal"),
-        ):
-            mark = alt.Chart(data([{"words": words}])).mark_text(
-                align="center", baseline="top", lineBreak="\n", lineHeight=15, color=colour, fontWeight=weight
-            )
+        lines = ["\n".join(prompt), "\n".join(ending(pair, each - 22, LABEL, 1)), difference]
+        for words, y, style in zip(lines, (0, deep + 6, deep + 22), styles, strict=True):
+            mark = alt.Chart(data([{"words": words}])).mark_text(baseline="top", lineBreak="\n", lineHeight=15, **style)
             layers.append(mark.encode(text="words:N", x=alt.value((i + 0.5) * each), y=alt.value(y)))
-    return alt.layer(*layers).properties(width=each * len(blocks), height=deep + 38)
+    return layered(layers, each * len(blocks), deep + 38)
 
 
 def _named(here: xr.Dataset) -> bool:
@@ -102,15 +114,18 @@ def _notes(ds: xr.Dataset) -> list[str]:
         here = ds.sel(example=example)
         if not _named(here):
             first, second = (token(str(here[name].item())) for name in ("first", "second"))
-            notes.append(f"* {visible(str(example))}: the model's first two predictions are {first} / {second} instead.")
+            notes.append(
+                f"* {visible(str(example))}: the model's first two predictions are {first} / {second} instead."
+            )
     return notes
 
 
-def chart(ds: xr.Dataset) -> alt.VConcatChart:
+def chart(ds: xr.Dataset) -> alt.ConcatChart:
     """Direct logit attribution per example, a clean bar beside the resampled median with its quartiles.
 
     ds:  summary of `resampled_dla`: clean[example, head], resampled[quantile, example, head], logit_diff[example] and
-         the examples' words as coordinates. Tests: tests/test_paper_figures.py.
+         the examples' words as coordinates.
+    Tests: tests/test_paper_figures.py.
     """
     shown = choice(options(ds, OPTIONS), "show", ("writer", "others", "both"))
     if str(ds.attrs.get("examples")) == "mined" and "MINED" not in str(ds.attrs.get("subtitle", "")):
@@ -120,7 +135,9 @@ def chart(ds: xr.Dataset) -> alt.VConcatChart:
     each = max(150.0, min(190.0, 760 / len(examples)))
     panels = []
     if shown != "others":
-        panels.append(_panel(ds, dict.fromkeys(examples, writer), each, f"DLA of {writer}, the writer (logits)", first=True))
+        panels.append(
+            _panel(ds, dict.fromkeys(examples, writer), each, f"DLA of {writer}, the writer (logits)", first=True)
+        )
     if shown != "writer":
         others = dict(zip(examples, (str(h) for h in ds["head_shown"].values), strict=True))
         panels.append(_panel(ds, others, each, "DLA of another head (logits)", first=not panels))

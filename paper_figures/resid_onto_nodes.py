@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import altair as alt
 import xarray as xr
 
-from .parts import Row, data, layer_of, options, quartile_rows, quartile_tip, role_colour
-from .text import number, text_width
-from .theme import INK, LABEL, PAPER, SOFT, WRITER, counted, frame, undefined
+from .parts import Row, data, layer_of, layered, options, quartile_rows, quartile_tip, role_colour
+from .text import MINUS, number, text_width
+from .theme import INK, LABEL, PAPER, WRITER, counted, frame, undefined
 
 OPTIONS: dict[str, str] = {}
 
 # Equal distances from 0 are equally strong; 1, the whole output, is where orange is full.
-LOW, HIGH = -1.0, 2.0
+LOW, HIGH = -1, 2
 SCALE = alt.Scale(
     type="linear",
     domain=[LOW, 0, 1, HIGH],
@@ -20,68 +22,100 @@ SCALE = alt.Scale(
     clamp=True,
     interpolate="rgb",
 )
-ENDS = f"datum.value <= {LOW} ? '≤ −1' : datum.value >= {HIGH} ? '≥ 2' : datum.label"
-UNDEFINED = "#C9CED6"
+ENDS = f"datum.value <= {LOW} ? '≤ {MINUS}1' : datum.value >= {HIGH} ? '≥ 2' : datum.label"
+UNDEFINED = "#B9C0C9"
 
 
-def _first_site(node: str, sites: list[str]) -> str | None:
-    site = f"resid_{'post' if node.startswith('MLP') else 'mid'}{layer_of(node)}"
-    return site if site in sites else None
+class Grid:
+    """Sites across, nodes down, in whole pixels; labels and printed values where there is room for them."""
+
+    def __init__(self, nodes: list[str], sites: list[str], writer: str) -> None:
+        self.nodes, self.sites = nodes, sites
+        level = len(sites) <= 13
+        self.wide = round(text_width("resid_post0", LABEL)) + 8 if level else 14
+        self.tall = max(4, min(17, 1300 // len(nodes)))
+        self.printed = level and self.tall > 12
+        self.width, self.height = self.wide * len(sites), self.tall * len(nodes)
+        self.firsts = [node for i, node in enumerate(nodes) if not i or layer_of(node) != layer_of(nodes[i - 1])]
+        at = nodes.index(writer)
+        clear = [node for node in self.firsts if abs(nodes.index(node) - at) * self.tall > LABEL]
+        self._across: dict[str, Any] = {
+            "scale": alt.Scale(domain=sites, padding=0),
+            "axis": alt.Axis(title=None, orient="top", labelAngle=0 if level else -90),
+        }
+        shown = nodes if self.tall >= LABEL else [writer, *clear]
+        colour = role_colour([writer], WRITER)
+        self._down: dict[str, Any] = {
+            "scale": alt.Scale(domain=nodes, padding=0),
+            "axis": alt.Axis(title=None, values=shown, labelOverlap=False, labelColor=colour),
+        }
+
+    def x(self, **more: Any) -> alt.X:
+        """The encoding of sites."""
+        return alt.X("site:O", **self._across, **more)
+
+    def y(self, **more: Any) -> alt.Y:
+        """The encoding of nodes."""
+        return alt.Y("node:O", **self._down, **more)
+
+    def overlay(self, writer: str) -> list[alt.Chart]:
+        """Gaps between layers, a stroke where each node first is in the stream, and a frame around the writer."""
+        gaps = alt.Chart(data({"node": n} for n in self.firsts[1:])).mark_rule(
+            color=PAPER, opacity=1, strokeWidth=3 if self.printed else 1
+        )
+        writes: list[Row] = []
+        for node in self.nodes:
+            site = f"resid_{'post' if node.startswith('MLP') else 'mid'}{layer_of(node)}"
+            if site in self.sites:
+                writes.append({"node": node, "site": site})
+        strokes = alt.Chart(data(writes)).mark_tick(
+            orient="vertical", thickness=2, color=INK, opacity=1, size=self.tall
+        )
+        row = alt.Chart(data([{"node": writer}])).mark_rect(filled=False, stroke=WRITER, strokeWidth=2, opacity=1)
+        return [
+            gaps.encode(y=self.y(bandPosition=0)),
+            strokes.encode(x=self.x(bandPosition=0), y=self.y()),
+            row.encode(y=self.y()),
+        ]
 
 
-def chart(ds: xr.Dataset) -> alt.VConcatChart:
-    """Median projection ratio of every site (across) onto every node (down), a stroke where the node writes.
-
-    ds:  summary of `sites_onto_nodes`: pr[quantile, node, site], nan_count[node, site]. Tests: tests/test_paper_figures.py.
-    """
-    options(ds, OPTIONS)
-    nodes, sites = ([str(label) for label in ds[dim].values] for dim in ("node", "site"))
-    writer = str(ds.attrs["writer"])
-    wide = text_width("resid_post0", LABEL) + 8 if len(sites) <= 13 else 15.0
-    tall = min(17.0, max(5.0, 1500 / len(nodes)))
-    width, height = max(360, round(wide * len(sites))), round(tall * len(nodes))
-    printed = wide > 40 and tall > 12
+def _rows(ds: xr.Dataset) -> list[Row]:
     rows = quartile_rows(ds["pr"], ds.get("nan_count"))
     for row in rows:
         median = row["median"]
         row["printed"] = "" if median is None else number(median)
         row["ink"] = PAPER if median is not None and (median > 1.25 or median < -0.75) else INK
-    clipped = sum(row["median"] is not None and not LOW <= row["median"] <= HIGH for row in rows)
-    firsts = [node for node in nodes if node == nodes[0] or layer_of(node) != layer_of(nodes[nodes.index(node) - 1])]
-    x_parts = {
-        "scale": alt.Scale(domain=sites, padding=0),
-        "axis": alt.Axis(title=None, orient="top", labelAngle=0 if len(sites) <= 13 else -90),
-    }
-    x = alt.X("site:O", **x_parts)
-    shown = nodes if tall >= 11 else firsts
-    y_parts = {
-        "scale": alt.Scale(domain=nodes, padding=0),
-        "axis": alt.Axis(title=None, values=shown, labelOverlap=False, labelColor=role_colour([writer], WRITER)),
-    }
-    y = alt.Y("node:O", **y_parts)
+    return rows
+
+
+def chart(ds: xr.Dataset) -> alt.ConcatChart:
+    """Median projection ratio of every site (across) onto every node (down), a stroke where the node writes.
+
+    ds:  summary of `sites_onto_nodes`: pr[quantile, node, site], nan_count[node, site].
+    Tests: tests/test_paper_figures.py.
+    """
+    options(ds, OPTIONS)
+    writer = str(ds.attrs["writer"])
+    grid = Grid([str(n) for n in ds["node"].values], [str(s) for s in ds["site"].values], writer)
+    rows = _rows(ds)
     tips = quartile_tip("node", "site", count="nan_count" in ds)
-    base = alt.Chart(data(rows)).encode(x=x, y=y, tooltip=tips)
-    legend = alt.Legend(title="median PR", orient="right", gradientLength=160, values=[LOW, 0, 1, HIGH], labelExpr=ENDS)
-    cells = base.transform_filter("isValid(datum.median)").mark_rect().encode(color=alt.Color("median:Q", scale=SCALE, legend=legend))
-    holes = base.transform_filter("!isValid(datum.median)").mark_rect(color=UNDEFINED)
-    figures = [
+    known, holes = [row for row in rows if row["median"] is not None], [row for row in rows if row["median"] is None]
+    base = alt.Chart(data(known)).encode(x=grid.x(), y=grid.y(), tooltip=tips)
+    bar = alt.Legend(title="median PR", orient="right", gradientLength=150, values=[LOW, 0, 1, HIGH], labelExpr=ENDS)
+    cells = base.mark_rect(aria=False).encode(color=alt.Color("median:Q", scale=SCALE, legend=bar))
+    empty = alt.Chart(data(holes)).mark_rect(color=UNDEFINED).encode(x=grid.x(), y=grid.y(), tooltip=tips)
+    values = [
         base.transform_filter(alt.datum.ink == ink).mark_text(fontSize=9, color=ink).encode(text="printed:N")
         for ink in (INK, PAPER)
-        if printed
+        if grid.printed
     ]
-    writes: list[Row] = [{"node": n, "site": s} for n in nodes if (s := _first_site(n, sites))]
-    strokes = alt.Chart(data(writes)).mark_tick(orient="vertical", thickness=2, color=INK, size=tall).encode(
-        x=alt.X("site:O", **x_parts, bandPosition=0), y=y
-    )
-    layers = alt.Chart(data({"node": n} for n in firsts[1:])).mark_rule(color=PAPER, strokeWidth=3 if tall > 8 else 1).encode(
-        y=alt.Y("node:O", **y_parts, bandPosition=0)
-    )
-    outline = alt.Chart(data([{"node": writer}])).mark_rect(filled=False, stroke=WRITER, strokeWidth=2).encode(y=y)
+    beyond = sum(not LOW <= row["median"] <= HIGH for row in known)
+    where = "the figure prints them all" if grid.printed else "a pointer shows each value"
     notes = [
-        f"Medians over {counted(ds)}. Dark stroke: where the node writes. Outlined: {writer}, the writer.",
-        f"Colours end at {number(LOW, 0)} and {number(HIGH, 0)}: {clipped:,} of {len(rows):,} medians lie beyond and take the end colour"
-        + (", their value is printed." if printed else "; a pointer shows their value."),
-        *undefined(ds, "nan_count"),
+        f"Medians over {counted(ds)}. Dark stroke: where the node writes. Framed: {writer}, the writer.",
+        f"Colours end at {number(LOW, 0)} and {HIGH}; "
+        + (f"{beyond:,} of {len(rows):,} medians lie beyond ({where})." if beyond else "no median lies beyond."),
+        *undefined(ds, "pr", "nan_count", shown="grey"),
     ]
-    body = alt.layer(cells, holes, *figures, layers, strokes, outline).properties(width=width, height=height)
-    return frame(body, ds, width, notes)
+    body = layered([cells, empty, *values, *grid.overlay(writer)], grid.width, grid.height)
+    return frame(body, ds, grid.width, notes)

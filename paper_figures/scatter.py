@@ -9,8 +9,8 @@ import altair as alt
 import numpy as np
 import xarray as xr
 
-from .parts import Row, data, options, plain, span, y_axis
-from .text import number
+from .parts import Row, data, layered, options, plain, span, y_axis
+from .text import MINUS, number
 from .theme import ERASER, INK, WRITER, erasers, frame
 
 OPTIONS: dict[str, str] = {}
@@ -61,7 +61,7 @@ class Panel:
             align="right", baseline="top", lineBreak="\n", lineHeight=16, fontSize=12, color=WRITER, fontWeight="bold"
         )
         layers.append(text.encode(text="words:N", x=alt.value(self.width - 6), y=alt.value(6)))
-        return alt.layer(*layers).properties(width=self.width, height=self.height)
+        return layered(layers, self.width, self.height)
 
     def _along(self, line: list[Row]) -> alt.Chart:
         """The name of the dashed line, written along it at its lower end."""
@@ -93,17 +93,18 @@ def _notes(ds: xr.Dataset, left_out: int, kind: str) -> list[str]:
     roles = ", ".join(erasers(ds)) or "none"
     notes = [
         f"{kind} {int(ds['n_points'].max()):,} positions; r and the fitted line (orange) are those of the raw points. "
-        f"Erasers: {roles}. Dashed: slope −1, where they would cancel {ds.attrs['writer']} exactly."
+        f"Erasers: {roles}. Dashed: slope {MINUS}1, where they would cancel {ds.attrs['writer']} exactly."
     ]
     if left_out:
         notes.append(f"{left_out:,} points are not drawn: undefined, or outside the binned range.")
     return notes
 
 
-def chart(ds: xr.Dataset) -> alt.VConcatChart:
-    """Density of (DLA of the writer, DLA of the erasers' sum) on the top-2 pair, whole output left, V-composition right.
+def chart(ds: xr.Dataset) -> alt.ConcatChart:
+    """Density of (DLA of the writer, DLA of the erasers' sum), top-2 pair: whole output left, V-composition right.
 
     ds:  summary of `dla_scatter`: density[against, y_bin, x_bin], pearson_r, slope, intercept, n_points[against].
+
     Tests: tests/test_paper_figures.py.
     """
     options(ds, OPTIONS)
@@ -116,7 +117,9 @@ def chart(ds: xr.Dataset) -> alt.VConcatChart:
     scale = alt.Scale(type="log", domain=[1, most], range=SHADES, interpolate="lab")
     marks = [*(10**k for k in range(len(str(most)))), *([most] if most < 10 else [])]
     colour = alt.Color(
-        "points:Q", scale=scale, legend=alt.Legend(title="points per bin", type="gradient", gradientLength=150, values=marks, format=",")
+        "points:Q",
+        scale=scale,
+        legend=alt.Legend(title="points per bin", type="gradient", gradientLength=150, values=marks, format=","),
     )
     panels = []
     for against, grid in zip((str(a) for a in ds["against"].values), counts, strict=True):
@@ -127,16 +130,25 @@ def chart(ds: xr.Dataset) -> alt.VConcatChart:
             for a, b in np.argwhere(grid > 0)
         ]
         cells = alt.Chart(data(rows)).mark_rect(aria=False, strokeWidth=0.5)
-        cells = cells.encode(x=across, x2="x2:Q", y=up, y2="y2:Q", color=colour, stroke=alt.Stroke("points:Q", scale=scale, legend=None), tooltip=alt.Tooltip("points:Q", format=","))
+        cells = cells.encode(
+            x=across,
+            x2="x2:Q",
+            y=up,
+            y2="y2:Q",
+            color=colour,
+            stroke=alt.Stroke("points:Q", scale=scale, legend=None),
+            tooltip=alt.Tooltip("points:Q", format=","),
+        )
         panels.append(panel.chart(cells, against))
     left_out = int(ds["n_points"].sum()) - int(counts.sum())
     return frame(alt.hconcat(*panels, spacing=44), ds, 2 * panel.width + 60, _notes(ds, left_out, "Density of"))
 
 
-def points(ds: xr.Dataset) -> alt.VConcatChart:
+def points(ds: xr.Dataset) -> alt.ConcatChart:
     """The same two panels with every raw point, meant for PNG: as SVG or HTML 30,720 points weigh megabytes.
 
     ds:  as for `chart`, with the raw writer_dla[prompt, position] and answer_dla[against, prompt, position].
+
     Tests: tests/test_paper_figures.py.
     """
     options(ds, OPTIONS)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 
+# Written by name: in most faces they look like a hyphen or a letter.
+MINUS, TIMES, DASH = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
+
 _NARROW = frozenset(" .,:;'|!()[]{}iljtfrI-`/\\")
-_WIDE = frozenset("mwMW@%—")
+_WIDE = frozenset("mwMW@%")
 
 
 def text_width(text: str, size: float, *, bold: bool = False) -> float:
@@ -66,6 +69,6 @@ def token(text: str) -> str:
 def number(value: float, digits: int = 2) -> str:
     """A value with a true minus sign and no minus zero; an en dash where it is undefined."""
     if not math.isfinite(value):
-        return "–"
+        return DASH
     text = f"{value:.{digits}f}"
-    return text.replace("-", "" if float(text) == 0 else "−")
+    return text.replace("-", "" if float(text) == 0 else MINUS)

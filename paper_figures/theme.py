@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
+import numpy as np
 import xarray as xr
 
-from .text import number, wrap
+from .text import TIMES, number, wrap
 
 # Liberation Sans is drawn by the renderer wherever it runs, and has the widths of Arial, which browsers have.
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
@@ -18,10 +19,11 @@ INK, SOFT, FAINT, PAPER = "#1F2933", "#5F6B78", "#E6E9ED", "#FFFFFF"
 WRITER, ERASER, OTHER = "#D55E00", "#0072B2", "#A3ACB7"
 CLEAN, PATCHED = "#3E4C5E", "#E69F00"
 PATCHED_TEXT = "#9A6700"
+RUNS = {"clean": (CLEAN, CLEAN), "patched": (PATCHED, PATCHED_TEXT)}
 MUTED = ("#5B8DB8", "#B79F4B", "#7A6FB0", "#4F9D8C", "#B5739D", "#8C7B6B", "#6E8B3D", "#9AA3AE")
 SHARES = ("#D9DDE3", "#3E4C5E", "#8FB8D6")
 
-WIDTH, HEIGHT = 740, 340
+HEIGHT = 340
 LABEL, TITLE = 11, 18
 
 CONFIG: dict[str, Any] = {
@@ -33,7 +35,7 @@ CONFIG: dict[str, Any] = {
     "title": {
         "anchor": "start",
         "align": "left",
-        "frame": "bounds",
+        "frame": "group",
         "fontSize": TITLE,
         "fontWeight": "bold",
         "color": INK,
@@ -76,11 +78,13 @@ def caveat(ds: xr.Dataset) -> str | None:
     """The sentence that a figure must carry where its roles do not meet the rule for an erasure, else None."""
     if bool(ds.attrs.get("found", True)):
         return None
-    heads = ", ".join(erasers(ds)) or "no head"
-    return (
-        f"Caveat: no erasure found. {ds.attrs['writer']} (as writer) and {heads} (as eraser) are only the strongest "
-        "candidates of this model."
-    )
+    writer, heads = ds.attrs["writer"], erasers(ds)
+    if not heads:
+        return (
+            f"Caveat: no erasure found; {writer} is only the strongest candidate, and no head qualifies as its eraser."
+        )
+    candidates = f"{writer} (writer) and {', '.join(heads)} (eraser)"
+    return f"Caveat: no erasure found; {candidates} are only the strongest candidates."
 
 
 def erasers(ds: xr.Dataset) -> list[str]:
@@ -91,7 +95,7 @@ def erasers(ds: xr.Dataset) -> list[str]:
 
 def counted(ds: xr.Dataset) -> str:
     """The sample behind each median, in words: `300 prompts x 1024 positions`."""
-    return f"{int(ds.attrs['n_prompts']):,} prompts × {int(ds.attrs['n_positions']):,} positions"
+    return f"{int(ds.attrs['n_prompts']):,} prompts {TIMES} {int(ds.attrs['n_positions']):,} positions"
 
 
 def quartile_words(ds: xr.Dataset) -> str:
@@ -100,17 +104,25 @@ def quartile_words(ds: xr.Dataset) -> str:
     return f"{lower:g} to {upper:g} % quantiles"
 
 
-def undefined(ds: xr.Dataset, *counts: str) -> list[str]:
-    """A note on the values left out because a component wrote nothing there, from the stored counts; empty if none."""
-    left_out = sum(int(ds[name].sum()) for name in counts if name in ds)
-    cells = sum(int(ds[name].size) for name in counts if name in ds)
-    if not left_out:
-        return []
-    of = cells * int(ds.attrs["n_prompts"]) * int(ds.attrs["n_positions"])
-    return [f"Undefined and left out: {left_out:,} of {of:,} ratios ({number(100 * left_out / of, 2)} %)."]
+def undefined(ds: xr.Dataset, stored: str, counts: str | None = None, *, shown: str = "a gap") -> list[str]:
+    """Notes on what a figure leaves out: single ratios that are undefined, and medians of nothing; empty if none.
+
+    stored: the quantiles' variable; counts: its counts of undefined values; shown: how a missing median looks.
+    """
+    notes = []
+    if counts is not None and counts in ds and (left_out := int(ds[counts].sum())):
+        of = int(ds[counts].size) * int(ds.attrs["n_prompts"]) * int(ds.attrs["n_positions"])
+        share = number(100 * left_out / of, 2)
+        notes.append(
+            f"Undefined, since nothing was written there, and left out: {left_out:,} of {of:,} ratios ({share} %)."
+        )
+    medians = ds[stored].sel(quantile="median")
+    if missing := int((~np.isfinite(medians)).sum()):
+        notes.append(f"{missing:,} of {medians.size:,} medians are undefined ({shown}).")
+    return notes
 
 
-def _block(lines: Sequence[str], width: float, colour: str, size: float, weight: str = "normal") -> alt.Chart:
+def _block(lines: Sequence[str], width: float, colour: str, size: float, weight: Any = "normal") -> alt.Chart:
     height = round(1.4 * size)
     mark = alt.Chart({"values": [{"text": "\n".join(lines)}]}).mark_text(
         align="left", baseline="top", lineBreak="\n", lineHeight=height, fontSize=size, color=colour, fontWeight=weight
@@ -120,7 +132,7 @@ def _block(lines: Sequence[str], width: float, colour: str, size: float, weight:
     )
 
 
-def frame(body: Any, ds: xr.Dataset, width: float, notes: Sequence[str] = ()) -> alt.VConcatChart:
+def frame(body: Any, ds: xr.Dataset, width: float, notes: Sequence[str] = ()) -> alt.ConcatChart:
     """A finished figure: title and subtitle from the dataset, a caveat where roles are doubtful, the body, its notes.
 
     body:  a layered or concatenated chart, `width` pixels wide; notes: sentences for the foot, wrapped to the width.
@@ -134,4 +146,5 @@ def frame(body: Any, ds: xr.Dataset, width: float, notes: Sequence[str] = ()) ->
         parts.append(_block([line for note in notes for line in wrap(note, wide, LABEL)], width, SOFT, LABEL))
     heading = alt.Title(text=wrap(title, wide, TITLE, bold=True), subtitle=wrap(subtitle, wide, 12.5))
     described = " ".join(filter(None, (title, subtitle, warning)))
-    return alt.vconcat(*parts, title=heading, description=described, config=CONFIG)
+    stacked = alt.concat(*parts, columns=1, title=heading, description=described, config=CONFIG)
+    return stacked.resolve_legend(color="independent")

@@ -60,7 +60,7 @@ def cost_line(item: Item) -> str:
     return f"  [{item_flop(item) / 1e12:.3f} TFLOP, {item_bytes(item) / 2**20:.0f} MiB]"
 
 
-def total_cost(plan: Plan, store: Path) -> str:
+def total_cost(plan: Plan, folder: Path) -> str:
     """The plan's cost in one line, with seconds where this machine's rate is known."""
     todo = plan.todo
     if not todo:
@@ -68,7 +68,7 @@ def total_cost(plan: Plan, store: Path) -> str:
         return f"nothing to compute; waiting: {', '.join(waiting)}" if waiting else "nothing to compute"
     flop, size = plan_flop(plan), sum(item_bytes(item) for item in todo)
     lengths = sorted({item.length for item in todo})
-    rate = _rates(store).get(_name(plan))
+    rate = _rates(folder).get(_name(plan))
     seconds = f"about {flop / rate:.0f} s at this machine's last rate" if rate else "time unknown before a first run"
     waiting = sum(item.waits for item in plan.items)
     more = f"; {waiting} more once roles are known" if waiting else ""
@@ -78,20 +78,21 @@ def total_cost(plan: Plan, store: Path) -> str:
     )
 
 
-def remember(store: Path, flop: float, seconds: float, plan: Plan) -> None:
+def remember(folder: Path, flop: float, seconds: float, plan: Plan) -> None:
     """Keeps the rate of a run, for later predictions; not worth an error if the disk refuses."""
     if seconds < 1 or flop <= 0:
         return
-    rates = _rates(store) | {_name(plan): flop / seconds}
+    rates = _rates(folder) | {_name(plan): flop / seconds}
     try:
-        (store / RATES).write_text(json.dumps(rates, indent=1, sort_keys=True))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RATES).write_text(json.dumps(rates, indent=1, sort_keys=True))
     except OSError:
         return
 
 
-def _rates(store: Path) -> dict[str, float]:
+def _rates(folder: Path) -> dict[str, float]:
     try:
-        found = json.loads((store / RATES).read_text())
+        found = json.loads((folder / RATES).read_text())
     except (OSError, ValueError):
         return {}
     return {key: float(value) for key, value in found.items() if isinstance(value, int | float) and value > 0}

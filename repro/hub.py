@@ -63,8 +63,8 @@ def fetch_model(
     Returns a complete folder. Raises ReproError: exit 4 in one sentence for whatever cannot be had or is not what the
     lock says, exit 2 for an impossible name. Agreement: tests/test_hub.py.
     """
-    for name in filter(None, (repo_id, tokenizer)):
-        if not is_hub_name(name):
+    for name in (repo_id, tokenizer):
+        if name is not None and not is_hub_name(name):
             raise ReproError(f"{name!r} is no hub name; owner/repository is expected")
     wish = _Wish(repo_id, revision or "main", tokenizer, lock)
     home = cache / f"models--{repo_id.replace('/', '--')}"

@@ -19,7 +19,7 @@ def to_safetensors(checkpoint: Path, target: Path) -> None:
 
     checkpoint: what `torch.save` wrote of a state dict; it is read with `weights_only`, never unpickled freely, and
     mapped rather than loaded. target: the file to write, all of it or nothing. Raises ReproError (exit 4) for anything
-    but named dense tensors whose bytes are in the file. Agreement: tests/test_hub.py.
+    but named dense tensors whose bytes are in the file. Agreement: tests/test_hub_checkpoint.py.
     """
     import torch
     from safetensors.torch import save_file

@@ -85,7 +85,7 @@ def refusal(what: str, error: Exception, endpoint: str, timeout: float, token: s
     """One sentence for what a hub, or the way to it, answered about `what`.
 
     Only an error's type and, for connections, the operating system's words are told: other texts may quote a request
-    and with it the token. Agreement: tests/test_hub.py.
+    and with it the token. Agreement: tests/test_hub_faults.py.
     """
     if isinstance(error, ReproError):
         return error if isinstance(error, HubError) else HubError(error.message, remember=0)

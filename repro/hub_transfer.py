@@ -70,7 +70,7 @@ def within(silence: float, work: Callable[[Callable[[], None]], T]) -> T:
 
     work: is handed a function to call whenever it got on. It runs in a thread of its own, since looking up a host's
     name cannot be interrupted. Raises TimeoutError, and the abandoned work ends at its next call.
-    Agreement: tests/test_hub.py.
+    Agreement: tests/test_hub_faults.py.
     """
     last = [time.monotonic()]
     abandoned = threading.Event()

@@ -20,6 +20,7 @@ from repro.errors import Exit, ReproError
 from repro.layout import DATA, Layout
 
 FORMAT = 1
+_SEAL = "~seal"  # sorts behind every other member
 SUMMARY, UNITS = f"{DATA}/summary", "units"
 MANIFEST, PROVENANCE, COMMIT, ARCHIVE = "manifest.json", "provenance.json", "COMMIT", "summary.zarr.zip"
 _SECRET_KEY = re.compile(
@@ -113,23 +114,20 @@ def digest_or_none(path: Path) -> list[Any] | None:
 
 
 def sealed(body: Mapping[str, Any]) -> bytes:
-    """JSON with its own sha256 as last member; the same body always gives the same bytes."""
-    seal = sha256(_canonical(body))
-    return _canonical({**body, "~seal": seal})
+    """JSON whose last member is the sha256 of the whole text, its own digits counted as zeros.
 
-
-def _canonical(body: Mapping[str, Any]) -> bytes:
-    return (json.dumps(body, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+    The same body always gives the same bytes; `unseal` is the inverse.
+    """
+    text = (json.dumps({**body, _SEAL: "0" * 64}, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+    return text[:-68] + sha256(text).encode() + text[-4:]
 
 
 def unseal(content: bytes) -> dict[str, Any]:
     """Body of sealed JSON. Raises ValueError if a single bit differs from what `sealed` wrote."""
-    body = json.loads(content)
-    if not isinstance(body, dict):
-        raise ValueError("not a JSON object")
-    body.pop("~seal", None)
-    if sealed(body) != content:
+    if sha256(content[:-68] + b"0" * 64 + content[-4:]).encode() != content[-68:-4]:
         raise ValueError("its checksum does not fit its content")
+    body: dict[str, Any] = json.loads(content)
+    del body[_SEAL]
     return body
 
 
@@ -142,7 +140,7 @@ def load(path: Path) -> dict[str, Any] | None:
         return unseal(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ReproError(f"{path} is damaged: {error}", Exit.CORRUPT) from error
 
 

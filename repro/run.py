@@ -30,6 +30,7 @@ from repro.subjects import Chosen
 from repro.summaries import summarise
 
 Say = Callable[[str], None]
+POLL_S = 0.5
 NUMPY_TYPES = {"float32": torch.float32, "int32": torch.int32}
 
 
@@ -106,7 +107,11 @@ class _Pass:
         started = time.perf_counter()
         for item in self.items.values():
             self._guard(item.name, lambda item=item: self._open(item))  # type: ignore[misc]
-        self._stream()
+        try:
+            self._stream()
+        finally:
+            for result in self.results.values():
+                result.close()
         self.session.seconds["passes"] = self.session.seconds.get("passes", 0) + time.perf_counter() - started
         started = time.perf_counter()
         for name in list(self.results):
@@ -137,26 +142,42 @@ class _Pass:
         self.bound[item.name] = bind(item.experiment, item.context, self.engine)
 
     def _stream(self) -> None:
-        missing = {name: set(result.missing()) for name, result in self.results.items()}
-        units = sorted(set().union(*missing.values())) if missing else []
-        if not units:
-            return
-        named = ", ".join(missing)
-        self.session.say(
-            f"pass over {len(units)} units of {self.plan.settings.unit} prompts x {self.length} tokens: {named}"
-        )
+        """Unit after unit until none is missing; what another living runner holds is waited for, not done twice."""
+        tried: set[tuple[str, int]] = set()
+        told = False
+        while True:
+            missing = {
+                name: {unit for unit in result.missing() if (name, unit) not in tried}
+                for name, result in self.results.items()
+                if name not in self.errors
+            }
+            units = sorted(set().union(*missing.values())) if missing else []
+            if not units:
+                return
+            if not told:
+                size = f"{len(units)} units of {self.plan.settings.unit} prompts x {self.length} tokens"
+                self.session.say(f"pass over {size}: {', '.join(missing)}")
+            told = True
+            before = len(tried)
+            self._over(units, missing, tried)
+            if len(tried) == before:
+                time.sleep(POLL_S)
+
+    def _over(self, units: Sequence[int], missing: Mapping[str, set[int]], tried: set[tuple[str, int]]) -> None:
+        """Computes the units that nobody else holds, while a thread commits the ones before."""
         with ThreadPoolExecutor(1, "commit") as writer:
             pending: list[Future[None]] = []
-            for done, unit in enumerate(units):
-                active = [name for name in self.bound if unit in missing[name] and name not in self.errors]
-                if not active:
-                    continue
-                arrays = self._unit(unit, active)
-                # At most two units wait to be written, so that memory stays flat on a slow disk.
-                while len(pending) >= 2:
-                    pending.pop(0).result()
-                pending.append(writer.submit(self._write, unit, arrays))
-                self._progress(done + 1, len(units))
+            for done, unit in enumerate(units, 1):
+                lacking = [name for name in missing if unit in missing[name] and name not in self.errors]
+                active = [name for name in lacking if self.results[name].claim(unit)]
+                tried.update((name, unit) for name in active)
+                if active:
+                    arrays = self._unit(unit, active)
+                    # At most two units wait to be written, so that memory stays flat on a slow disk.
+                    while len(pending) >= 2:
+                        pending.pop(0).result()
+                    pending.append(writer.submit(self._write, unit, arrays))
+                self._progress(done, len(units))
             for future in pending:
                 future.result()
 
@@ -182,7 +203,7 @@ class _Pass:
     def _batches(
         self, first: int, last: int, active: Sequence[str], asked: Wanted
     ) -> Iterator[tuple[Batch, list[str]]]:
-        """The batch of prompts first to last; cut where an experiment ends inside it, so that each sees only its own."""
+        """The prompts first to last; cut where an experiment ends inside, so that each sees only its own."""
         ends = sorted({min(self.items[name].context.n_prompts, last) for name in active})
         start = first
         for end in ends:

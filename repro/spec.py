@@ -124,7 +124,8 @@ class Common(Strict):
     """Lower and upper quantile of bands and error bars. The text of both sources says 0.25 and 0.75; the authors'
     plotting code draws 0.125 and 0.875."""
     positions: tuple[int, int] | None = None
-    """First and last position (inclusive) that enter; nothing: all, position 0 included."""
+    """First and last position (inclusive) that enter, the last counted from the end if negative; nothing: all, position
+    0 included."""
     about: str = ""
     """One line for `plan`."""
 
@@ -138,8 +139,8 @@ class Common(Strict):
     @field_validator("positions")
     @classmethod
     def _forward(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
-        if value is not None and not 0 <= value[0] <= value[1]:
-            raise ValueError("first and last position, 0 <= first <= last")
+        if value is not None and not (0 <= value[0] <= value[1] or value[0] >= 0 > value[1]):
+            raise ValueError("first and last position, 0 <= first <= last, or a negative last counted from the end")
         return value
 
 

@@ -11,7 +11,7 @@ from repro import figures as drawing
 from repro.costs import cost_line, plan_flop, remember, total_cost
 from repro.errors import Exit, ReproError
 from repro.plan import Plan
-from repro.session import World, parse_bytes
+from repro.session import World, cache_folder, parse_bytes
 from repro.spec import HubPrompts
 from repro.subjects import Chosen
 
@@ -32,7 +32,7 @@ def show_plan(world: World, plan: Plan) -> None:
     for item in plan.items:
         why = f"  ({item.why})" if item.why else ""
         world.say(f"  {item.name:<{width}}  {item.state}{why}{cost_line(item)}")
-    world.say(total_cost(plan, world.store))
+    world.say(total_cost(plan, cache_folder()))
 
 
 def plan_rows(plan: Plan) -> list[dict[str, Any]]:
@@ -73,7 +73,7 @@ def run(world: World, subject: Chosen, names: Sequence[str] | None = None) -> tu
     if session is not None:
         spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in session.seconds.items())
         world.say(f"time: {spent}")
-        remember(world.store, flop, session.seconds.get("passes", 0.0), plan)
+        remember(cache_folder(), flop, session.seconds.get("passes", 0.0), plan)
     if failed or any(item.waits for item in plan.items):
         codes.append(Exit.FAILED)
     return plan, codes
@@ -154,7 +154,11 @@ def _result(world: World, plan: Plan, name: str) -> Path | None:
     """Where an experiment's own committed result lies, whether or not it was selected now."""
     item = next((item for item in plan.items if item.name == name), None)
     if item is None:
-        named = world.plan(plan.subject, [name]).items
+        try:
+            named = world.plan(plan.subject, [name]).items
+        except ReproError:
+            # Declared for other prompts or another model than this subject's: it has no result here.
+            return None
         item = next((other for other in named if other.name == name), None)
     return item.path if item is not None and item.state == "fresh" else None
 

@@ -56,11 +56,18 @@ def summarise(experiment: Common, context: Context, raw: Raw, once: Mapping[str,
         quantiles=list(experiment.quantiles),
         n_prompts=context.n_prompts,
         n_positions=context.n_positions,
+        **_variant(experiment),
     )
     if context.roles is not None:
         for key, value in context.roles.attrs().items():
             dataset.attrs.setdefault(key, value)
     return dataset
+
+
+def _variant(experiment: Common) -> dict[str, object]:
+    """The fields in which texts and research code differ, so that `check` can tell which variant a result is."""
+    given = experiment.model_dump(mode="json", include={"scale", "resample", "target", "v_composition", "positions"})
+    return {key: value for key, value in given.items() if value is not None}
 
 
 @singledispatch
@@ -71,7 +78,10 @@ def reduced(experiment: Common, context: Context, raw: Raw, once: Mapping[str, A
 
 def _window(experiment: Common) -> slice:
     """The positions that enter."""
-    return slice(None) if experiment.positions is None else slice(experiment.positions[0], experiment.positions[1] + 1)
+    if experiment.positions is None:
+        return slice(None)
+    first, last = experiment.positions
+    return slice(first, None if last == -1 else last + 1)
 
 
 def _pooled(experiment: Common, raw: Raw, name: str, nan_name: str = "nan_count") -> dict[str, tuple[Any, Any]]:
@@ -164,7 +174,7 @@ def _(experiment: DLAScatter, context: Context, raw: Raw, once: Mapping[str, Any
             "answer_dla": ((against, "prompt", "position"), answers[..., window]),
         },
     )
-    dataset.attrs.update(x_edges=x_edges.tolist(), y_edges=y_edges.tolist(), target=experiment.target)
+    dataset.attrs.update(x_edges=x_edges.tolist(), y_edges=y_edges.tolist())
     return dataset.assign_coords(x=("x_bin", _centres(x_edges)), y=("y_bin", _centres(y_edges)))
 
 

@@ -139,8 +139,8 @@ def run_as_nobody(path: Path, n_prompts: int, answer: Any) -> None:
 
 
 _server = multiprocessing.get_context("forkserver")
-# pytest because a child imports the main module of its parent again.
-_server.set_forkserver_preload(["pytest", "zarr.codecs", "zarr.storage", "xarray.backends.zarr", "repro.verify"])
+# pytest because a child imports its parent's main module again, dask because xarray imports it where it is installed.
+_server.set_forkserver_preload(["pytest", "zarr.storage", "xarray.backends.zarr", "dask.array", "repro.verify"])
 
 
 def start(target: Callable[..., None], *args: Any) -> BaseProcess:
@@ -249,7 +249,7 @@ def kill_at_random(root: Path, n_prompts: int, kills: int, seed: int) -> dict[st
         before = after_kill(path)
         child = start(run_until_killed, path, n_prompts, there, log)
         here.recv()
-        time.sleep(rng.uniform(0, span))
+        time.sleep(rng.uniform(0, 0.7 * span))
         child.kill()
         killed = finish(child) == -signal.SIGKILL
         again = {int(line) for line in log.read_text().split()}
@@ -317,4 +317,3 @@ def prompts_of(path: Path, i: int) -> tuple[int, int]:
     record = load_record(path, *found, i)
     assert record is not None, unit_name(i)
     return tuple(record["prompts"])
-

@@ -116,3 +116,16 @@ def pieces(source: bytes | Path, start: int, length: int) -> Iterator[bytes]:
         while length > 0 and (piece := handle.read(min(PIECE, length))):
             length -= len(piece)
             yield piece
+
+
+def as_checkpoint(folder: Path, into: Path) -> dict[str, bytes | Path]:
+    """A local model folder's files as an older repository holds them: config.json and model_final.pth.
+
+    into: where the checkpoint is written; it must outlive the hub that serves it.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    into.mkdir(parents=True, exist_ok=True)
+    torch.save(load_file(folder / "model.safetensors"), into / "model_final.pth")
+    return {"config.json": folder / "config.json", "model_final.pth": into / "model_final.pth"}

@@ -15,17 +15,19 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
-from hub_files import Answer, Fault, File, Hang, Repository, Wrong, parquet, pieces
+
+from tests.hub_files import Answer, Fault, File, Hang, Repository, Wrong, parquet, pieces
 
 
 class Request(NamedTuple):
@@ -64,7 +66,7 @@ class HubServer:
         self.url, self.cdn = (f"http://127.0.0.1:{server.server_address[1]}" for server in self.servers)
 
     def _server(self, origin: str) -> ThreadingHTTPServer:
-        server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self, "origin": origin}))
+        server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self, "origin": origin}))
         server.daemon_threads, server.block_on_close = True, False
         return server
 
@@ -124,6 +126,13 @@ class HubServer:
                     fault.times = None if fault.times is None else fault.times - 1
                     return fault
         return None
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *where: Any) -> None:
+        """A client that goes away is no news."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(*where)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
@@ -9,14 +10,22 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import faulty
 import pytest
 
 from repro.errors import Exit
 from repro.store import read_summary, status
 from repro.verify import verify, verify_result
+from tests import faulty
 
 pytestmark = pytest.mark.faults
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder in memory where there is one: what a killed process wrote is the kernel's, whatever the disk."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as name:
+        yield Path(name)
 
 
 def _say(capsys: pytest.CaptureFixture[str], what: str, counts: dict[str, int]) -> None:
@@ -24,15 +33,15 @@ def _say(capsys: pytest.CaptureFixture[str], what: str, counts: dict[str, int]) 
         print(f"\n{what}: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
 
 
-def test_a_kill_at_every_step_loses_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    counts = faulty.kill_at_steps(tmp_path, n_prompts=5)
+def test_a_kill_at_every_step_loses_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    counts = faulty.kill_at_steps(folder, n_prompts=5)
     _say(capsys, "killed at every step, 0 lost, 0 wrong", counts)
     assert counts["kills"] >= 100
     assert counts["resumed"] == counts["kills"]
 
 
-def test_kills_at_random_instants_lose_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    counts = faulty.kill_at_random(tmp_path, n_prompts=21, kills=100, seed=0)
+def test_kills_at_random_instants_lose_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    counts = faulty.kill_at_random(folder, n_prompts=21, kills=100, seed=0)
     _say(capsys, "killed at random instants, 0 lost, 0 wrong", counts)
     assert counts["kills"] >= 100
     assert counts["stores finished"] >= 1

@@ -1,0 +1,146 @@
+"""Who computes: every provider as one declared entry, bound to a case; a provider that cannot run here says why."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from repro.kernels import roofline
+from repro.kernels.errors import UnsupportedError
+from repro.kernels.select import provider as kernels_of
+
+Results = tuple[Tensor | None, ...]
+Function = Callable[..., Results]
+# One case as a function without arguments.
+Call = Callable[[], Results]
+
+BASELINE = "einsum"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Provider:
+    """A way to compute the four functions; `function` raises a KernelError where it does not exist."""
+
+    name: str
+    function: Callable[[str, str], Function]
+    """(kernel, device) -> the function, with the signature of the reference's."""
+    kernels: tuple[str, ...] | None = None
+    """The only kernels that it has; None: all."""
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    fp32: str = "ieee"
+    """How it multiplies float32: an entry of `roofline.PRECISIONS`."""
+    only_fp32: bool = False
+
+    def precision(self, dtype: str) -> str:
+        """The precision in which it is judged, for arguments of a dtype."""
+        return self.fp32 if dtype == "fp32" else dtype
+
+
+def dtypes(device: str) -> tuple[str, ...]:
+    """The dtypes measured on a kind of device."""
+    return ("fp32",) if device == "cpu" else tuple(DTYPES)
+
+
+def of_kernel(kernel: str, dtype: str) -> list[Provider]:
+    """The providers that have a kernel in a dtype."""
+    return [
+        entry
+        for entry in PROVIDERS
+        if (entry.kernels is None or kernel in entry.kernels) and (dtype == "fp32" or not entry.only_fp32)
+    ]
+
+
+def bind(entry: Provider, kernel: str, inputs: dict[str, Any], device: str) -> Call:
+    """The provider's function with a case's arguments. Raises KernelError with the reason where it cannot run."""
+    if device not in entry.devices:
+        raise UnsupportedError(f"{entry.name} is not measured on {device}")
+    return partial(_in_full_precision, partial(entry.function(kernel, device), **inputs))
+
+
+def _in_full_precision(call: Call) -> Results:
+    """A call in which torch rounds no float32 product to TF32; a kernel's own precision is its own affair."""
+    with torch.no_grad(), roofline.matmul_precision(tf32=False):
+        return call()
+
+
+def _plain(name: str, kernel: str, device: str) -> Function:
+    """A function of one of the package's providers."""
+    function: Function = getattr(kernels_of(name, device), kernel)
+    return function
+
+
+def _triton(precision: str, kernel: str, device: str) -> Function:
+    if device == "cpu":
+        raise UnsupportedError("triton needs a GPU: its interpreter checks kernels and cannot time them")
+    if torch.version.hip and precision not in roofline.card("MI300X").rates:
+        raise UnsupportedError(f"there is no {precision} on HIP")
+    return partial(_plain("triton", kernel, device), precision=precision)
+
+
+def _compiled(kernel: str, device: str) -> Function:
+    """torch.compile of the reference; compiling happens at the first call."""
+    compiled = torch.compile(_plain("reference", kernel, device), dynamic=False)
+
+    def call(**inputs: Any) -> Results:  # noqa: ANN401 - the arguments of whichever kernel it is
+        with _Quiet("torch._dynamo", "torch._inductor"):
+            try:
+                results: Results = compiled(**inputs)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                raise UnsupportedError(f"torch.compile: {_first_line(error)}") from error
+        return results
+
+    return call
+
+
+class _Quiet:
+    """Keeps libraries from logging warnings onto the table."""
+
+    def __init__(self, *names: str) -> None:
+        self.loggers = [logging.getLogger(name) for name in names]
+
+    def __enter__(self) -> None:
+        self.levels = [logger.level for logger in self.loggers]
+        for logger in self.loggers:
+            logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        for logger, level in zip(self.loggers, self.levels, strict=True):
+            logger.setLevel(level)
+
+
+def _first_line(error: BaseException) -> str:
+    """The cause in one line: compilers answer in pages."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def _matmul_topk(kernel: str, device: str) -> Function:
+    """The usual two lines, in the dtype of the arguments: a matrix product and `topk`."""
+    del kernel, device
+
+    def call(resid: Tensor, W_U: Tensor, b_U: Tensor | None, chosen: Tensor | None) -> Results:
+        logits = resid @ W_U if b_U is None else torch.addmm(b_U, resid, W_U)
+        values, ids = logits.topk(2)
+        return values, ids, None if chosen is None else logits.gather(1, chosen)
+
+    return call
+
+
+# In the order of the rows. A further provider is one more entry.
+PROVIDERS = (
+    Provider(BASELINE, partial(_plain, "reference")),
+    Provider("torch.compile", _compiled),
+    Provider("matmul+topk", _matmul_topk, kernels=("top2_logits",)),
+    Provider("tiled", partial(_plain, "torch"), devices=("cpu",)),
+    Provider("triton", partial(_triton, "ieee")),
+    Provider("triton tf32x3", partial(_triton, "tf32x3"), fp32="tf32x3", only_fp32=True, devices=("cuda",)),
+)

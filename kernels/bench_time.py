@@ -1,0 +1,132 @@
+"""Time: a budget that runs out, and samples taken in turns so that a busy machine is equally unkind to everyone."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+MIN_ROUNDS, MAX_ROUNDS = 5, 40
+WALL_CLOCK, DO_BENCH, CUDA_GRAPH = "interleaved wall clock", "do_bench", "do_bench_cudagraph"
+
+Clock = Callable[[], float]
+Call = Callable[[], Any]
+
+
+def parse_budget(text: str) -> float:
+    """Seconds from `90s`, `8m`, `1h` or a bare number of seconds. Raises ValueError naming what was given."""
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1.0)
+    try:
+        seconds = float(number) * unit
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ValueError(f"{text!r} is no length of time: write 90s, 8m or 1h")
+    return seconds
+
+
+@dataclass
+class Budget:
+    """How much time is left; the clock is given so that tests can turn it."""
+
+    seconds: float
+    clock: Clock = time.monotonic
+    start: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.start = self.clock()
+
+    @property
+    def spent(self) -> float:
+        """Seconds since the start."""
+        return self.clock() - self.start
+
+    @property
+    def left(self) -> float:
+        """Seconds until the end; negative afterwards."""
+        return self.seconds - self.spent
+
+    def fits(self, estimate: float) -> bool:
+        """Whether something that takes this many seconds still ends in time."""
+        return estimate <= self.left
+
+
+def percentile(samples: list[float], share: float) -> float:
+    """The `share` quantile with linear interpolation."""
+    ordered = sorted(samples)
+    at = share * (len(ordered) - 1)
+    low = math.floor(at)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (at - low)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Seconds of repeated calls, in the order in which they were taken."""
+
+    seconds: list[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def p20(self) -> float:
+        return percentile(self.seconds, 0.2)
+
+    @property
+    def p80(self) -> float:
+        return percentile(self.seconds, 0.8)
+
+    def times_faster(self, other: Samples) -> Samples:
+        """How many times the other takes, round by round: noise that both met in one round cancels."""
+        return Samples([b / a for a, b in zip(self.seconds, other.seconds, strict=True)])
+
+
+def interleaved(calls: Mapping[str, Call], allowance: float, sync: Call, clock: Clock = time.perf_counter) -> dict[str, Samples]:
+    """Times every call once a round, in an order that turns, for at least MIN_ROUNDS rounds and about `allowance` seconds.
+
+    calls: name -> function, all warmed up; sync: waits for the device. Returns name -> samples of equal number.
+    """
+    names = list(calls)
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    start = clock()
+    for turn in range(MAX_ROUNDS):
+        if turn >= MIN_ROUNDS and clock() - start > allowance:
+            break
+        for i in range(len(names)):
+            name = names[(i + turn) % len(names)]
+            sync()
+            before = clock()
+            result = calls[name]()
+            sync()
+            taken[name].append(clock() - before)
+            # Released only now: giving memory back is no part of the call.
+            del result
+    return {name: Samples(seconds) for name, seconds in taken.items()}
+
+
+def on_device(calls: Mapping[str, Call], timer: str, rounds: int = 3) -> dict[str, Samples]:
+    """Times every call by one of Triton's timers, in turns: `do_bench` flushes the cache and includes launches.
+
+    `do_bench_cudagraph` replays a recorded graph: no launches, and no flushes. A call that cannot be recorded is absent.
+    """
+    from triton import testing
+
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            if timer == DO_BENCH:
+                taken[name] += testing.do_bench(call, warmup=10, rep=40, return_mode="all")
+                continue
+            try:
+                taken[name] += testing.do_bench_cudagraph(call, rep=20, return_mode="all")
+            except (RuntimeError, torch.AcceleratorError):
+                taken.pop(name, None)
+    return {name: Samples([ms / 1e3 for ms in found]) for name, found in taken.items() if found}

@@ -1,0 +1,122 @@
+"""What bounds a kernel: a device's matrix-product and copy rates, measured here or declared by its maker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from repro.kernels.cases import Work
+from repro.kernels.errors import UnsupportedError
+
+# Larger than any cache but the largest servers', small enough to be repeated in every round of a measurement.
+COPY_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
+MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}
+
+# Product type -> (dtype of the arguments, whether torch may round them to TF32, products of that type in one of ours).
+PRECISIONS: dict[str, tuple[torch.dtype, bool, int]] = {
+    "ieee": (torch.float32, False, 1),
+    "tf32": (torch.float32, True, 1),
+    "tf32x3": (torch.float32, True, 3),
+    "bf16": (torch.bfloat16, False, 1),
+    "fp16": (torch.float16, False, 1),
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """One accelerator as its maker declares it: dense rates in FLOP/s, memory in bytes/s, shared memory in bytes."""
+
+    name: str
+    backend: str
+    arch: int | str
+    warp: int
+    shared: int
+    """Shared memory that one block may use."""
+    memory: float
+    rates: dict[str, float] = field(default_factory=dict)
+    """Precision -> FLOP/s; a precision that is absent does not exist there."""
+
+
+# Data sheets: A100 80GB SXM, H100 SXM, MI300X; dense rates, without sparsity. TF32x3 is three TF32 products.
+CARDS = (
+    Card("A100", "cuda", 80, 32, 163 << 10, 2.039e12,
+         {"ieee": 19.5e12, "tf32": 156e12, "tf32x3": 52e12, "bf16": 312e12, "fp16": 312e12}),
+    Card("H100", "cuda", 90, 32, 227 << 10, 3.35e12,
+         {"ieee": 66.9e12, "tf32": 494.7e12, "tf32x3": 164.9e12, "bf16": 989.4e12, "fp16": 989.4e12}),
+    Card("MI300X", "hip", "gfx942", 64, 64 << 10, 5.3e12,
+         {"ieee": 163.4e12, "bf16": 1307.4e12, "fp16": 1307.4e12}),
+)  # fmt: skip
+
+
+def card(name: str) -> Card:
+    """The declared accelerator of this name. Raises UnsupportedError listing those there are."""
+    for known in CARDS:
+        if known.name == name:
+            return known
+    raise UnsupportedError(f"roofline: no card {name!r}; there are {', '.join(c.name for c in CARDS)}")
+
+
+def exists(target: Card, precision: str) -> bool:
+    """Whether an architecture has a precision: HIP has neither TF32x3 nor, on gfx942 through Triton, TF32."""
+    return precision in target.rates
+
+
+def floor_seconds(work: Work, rate: float, bandwidth: float) -> float:
+    """The least time for this work: the longer of its arithmetic and its traffic, perfectly overlapped.
+
+    work: FLOP and bytes; rate: FLOP/s; bandwidth: bytes/s. Returns seconds. Agreement: tests/test_bench.py.
+    """
+    return max(work.flop / rate, work.bytes / bandwidth)
+
+
+def bound(work: Work, rate: float, bandwidth: float) -> str:
+    """Which of the two is longer: `compute` or `memory`."""
+    return "compute" if work.flop / rate >= work.bytes / bandwidth else "memory"
+
+
+@dataclass(frozen=True)
+class Meter:
+    """A rate that is measured by running something: `amount` FLOP or bytes a call."""
+
+    name: str
+    run: Callable[[], Tensor]
+    amount: float
+
+
+def copy_meter(device: str) -> Meter:
+    """A copy within memory; its amount counts the bytes read and the bytes written."""
+    size = COPY_BYTES[device.split(":")[0]]
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    target = torch.ones_like(source)
+    return Meter("copy", lambda: target.copy_(source), 2.0 * size)
+
+
+def matmul_meter(device: str, precision: str) -> Meter:
+    """A large square matrix product in the dtype and rounding of a precision; TF32x3 counts a third of TF32's."""
+    dtype, tf32, products = PRECISIONS[precision]
+    size = MATMUL_SIZE[device.split(":")[0]]
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+
+    def run() -> Tensor:
+        with matmul_precision(tf32):
+            return torch.mm(a, b, out=out)
+
+    return Meter(f"matmul {precision}", run, 2.0 * size**3 / products)
+
+
+class matmul_precision:  # noqa: N801 - used like the context managers of torch, in lower case
+    """Sets, for as long as it lasts, whether torch may round float32 matrix products to TF32."""
+
+    def __init__(self, tf32: bool) -> None:
+        self.tf32 = tf32
+
+    def __enter__(self) -> None:
+        self.before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_float32_matmul_precision(self.before)

@@ -1,0 +1,30 @@
+"""The one table of tolerances: how far a kernel may lie from float64, by precision; shared by tests and `bench`."""
+
+from torch import Tensor
+
+# Root mean square of the difference over that of the float64 result. Sums are float32 everywhere; what is lost is the
+# rounding of arguments between two products of one kernel: 2^-24 (ieee), about 2^-22 (tf32x3), 2^-11 (fp16), 2^-9 (bf16).
+TOLERANCES = {
+    "ieee": 2e-6,
+    "tf32x3": 1e-5,
+    "tf32": 2e-3,
+    "fp16": 2e-3,
+    "bf16": 1e-2,
+}
+
+
+def tolerance(precision: str) -> float:
+    """The largest error ratio that a precision allows."""
+    return TOLERANCES[precision]
+
+
+def error_ratio(got: Tensor, true: Tensor) -> float:
+    """|got - true| / |true| over all elements, in float64; infinite where got is not finite or true is zero and got not.
+
+    got: any float dtype; true: the same shape, float64. Agreement: tests/test_bench.py.
+    """
+    difference = (got.double() - true).norm().item()
+    size = true.norm().item()
+    if difference == 0.0:
+        return 0.0
+    return difference / size if size > 0.0 and difference == difference else float("inf")

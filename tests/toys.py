@@ -1,0 +1,121 @@
+"""Tiny random models in the local-folder format, with non-trivial norms and biases, and prompts that start with BOS."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file as save_numpy
+from safetensors.torch import save_file as save_torch
+
+VOCAB = 61
+
+
+def write_prompts(folder: Path, n: int = 8, length: int = 40, vocab: int = VOCAB, seed: int = 0) -> None:
+    """prompts.safetensors: n prompts of `length` tokens, BOS = 0 first and nowhere else."""
+    tokens = np.random.default_rng(seed).integers(1, vocab, (n, length)).astype(np.int32)
+    tokens[:, 0] = 0
+    save_numpy({"tokens": tokens}, folder / "prompts.safetensors")
+
+
+def native_config(**changes: Any) -> dict[str, Any]:
+    """A configuration in the library's own keys."""
+    config = {
+        "d_model": 32,
+        "n_layers": 3,
+        "d_mlp": 48,
+        "d_head": 8,
+        "n_heads": 4,
+        "n_ctx": 64,
+        "d_vocab": VOCAB,
+        "act_fn": "gelu",
+        "attn_only": False,
+        "normalization": "LN",
+    }
+    return config | changes
+
+
+def native_weights(config: dict[str, Any], seed: int = 0) -> dict[str, torch.Tensor]:
+    """Raw weights under the library's names."""
+    generator = torch.Generator().manual_seed(seed)
+    D, K, H, M, V = (config[key] for key in ("d_model", "d_head", "n_heads", "d_mlp", "d_vocab"))
+
+    def normal(*size: int, scale: float = 0.3, mean: float = 0.0) -> torch.Tensor:
+        return torch.randn(*size, generator=generator) * scale + mean
+
+    weights = {
+        "embed.W_E": normal(V, D, scale=1.0),
+        "pos_embed.W_pos": normal(config["n_ctx"], D),
+        "ln_final.w": normal(D, mean=1.0),
+        "ln_final.b": normal(D),
+        "unembed.W_U": normal(D, V),
+        "unembed.b_U": normal(V),
+    }
+    for layer in range(config["n_layers"]):
+        block = {
+            **{f"attn.W_{x}": normal(H, D, K) for x in "QKV"},
+            **{f"attn.b_{x}": normal(H, K) for x in "QKV"},
+            "attn.W_O": normal(H, K, D),
+            "attn.b_O": normal(D),
+            "mlp.W_in": normal(D, M),
+            "mlp.b_in": normal(M),
+            "mlp.W_out": normal(M, D),
+            "mlp.b_out": normal(D),
+            **{f"{norm}.{part}": normal(D, mean=part == "w") for norm in ("ln1", "ln2") for part in "wb"},
+        }
+        weights |= {f"blocks.{layer}.{name}": tensor for name, tensor in block.items()}
+    return weights
+
+
+def make_native(folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """A LayerNorm model with learned positions in the library's format."""
+    folder.mkdir(parents=True)
+    config = native_config(**changes)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_torch(native_weights(config, seed), folder / "model.safetensors")
+    write_prompts(folder)
+    return folder
+
+
+def make_gpt2(folder: Path) -> Path:
+    """A GPT-2 in Hugging Face's format."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(n_layer=3, n_head=4, n_embd=32, vocab_size=VOCAB, n_positions=64)
+    return _save(GPT2LMHeadModel(config), folder)
+
+
+def make_llama(folder: Path) -> Path:
+    """A Llama with grouped heads and tied embeddings in Hugging Face's format."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        hidden_size=32,
+        intermediate_size=48,
+        vocab_size=VOCAB,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+    )
+    return _save(LlamaForCausalLM(config), folder)
+
+
+def _save(model: Any, folder: Path) -> Path:
+    from repro.quiet import quiet
+
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            mean = 1.0 if parameter.ndim == 1 else 0.0
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3 + mean)
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save_pretrained(folder)
+    write_prompts(folder)
+    return folder
