@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -37,6 +38,8 @@ class Provider:
     fp32: str = "ieee"
     """How it multiplies float32: an entry of `roofline.PRECISIONS`."""
     only_fp32: bool = False
+    compiles: bool = False
+    """Whether its first call takes long, for every shape and dtype anew."""
 
     def precision(self, dtype: str) -> str:
         """The precision in which it is judged, for arguments of a dtype."""
@@ -57,23 +60,26 @@ def of_kernel(kernel: str, dtype: str) -> list[Provider]:
     ]
 
 
-def bind(entry: Provider, kernel: str, inputs: dict[str, Any], device: str) -> Call:
-    """The provider's function with a case's arguments. Raises KernelError with the reason where it cannot run."""
+def function_of(entry: Provider, kernel: str, device: str) -> Function:
+    """The provider's function for a kernel. Raises KernelError with the reason where it cannot run."""
     if device not in entry.devices:
         raise UnsupportedError(f"{entry.name} is not measured on {device}")
-    return partial(_in_full_precision, partial(entry.function(kernel, device), **inputs))
+    return entry.function(kernel, device)
 
 
-def _in_full_precision(call: Call) -> Results:
+def bind(function: Function, inputs: dict[str, Any]) -> Call:
     """A call in which torch rounds no float32 product to TF32; a kernel's own precision is its own affair."""
-    with torch.no_grad(), roofline.matmul_precision(tf32=False):
-        return call()
+
+    def call() -> Results:
+        with torch.no_grad(), roofline.matmul_precision(tf32=False):
+            return function(**inputs)
+
+    return call
 
 
-def _plain(name: str, kernel: str, device: str) -> Function:
+def _plain(name: str, kernel: str, device: str) -> Any:
     """A function of one of the package's providers."""
-    function: Function = getattr(kernels_of(name, device), kernel)
-    return function
+    return getattr(kernels_of(name, device), kernel)
 
 
 def _triton(precision: str, kernel: str, device: str) -> Function:
@@ -86,9 +92,13 @@ def _triton(precision: str, kernel: str, device: str) -> Function:
 
 def _compiled(kernel: str, device: str) -> Function:
     """torch.compile of the reference; compiling happens at the first call."""
-    compiled = torch.compile(_plain("reference", kernel, device), dynamic=False)
+    plain = _plain("reference", kernel, device)
+    # After a few shapes of one function torch.compile quietly stops compiling it: every case gets a function of its own.
+    own = FunctionType(plain.__code__.replace(), plain.__globals__, kernel, plain.__defaults__, plain.__closure__)
+    own.__kwdefaults__ = plain.__kwdefaults__
+    compiled = torch.compile(own, dynamic=False)
 
-    def call(**inputs: Any) -> Results:  # noqa: ANN401 - the arguments of whichever kernel it is
+    def call(**inputs: Any) -> Results:
         with _Quiet("torch._dynamo", "torch._inductor"):
             try:
                 results: Results = compiled(**inputs)
@@ -138,9 +148,9 @@ def _matmul_topk(kernel: str, device: str) -> Function:
 # In the order of the rows. A further provider is one more entry.
 PROVIDERS = (
     Provider(BASELINE, partial(_plain, "reference")),
-    Provider("torch.compile", _compiled),
+    Provider("torch.compile", _compiled, compiles=True),
     Provider("matmul+topk", _matmul_topk, kernels=("top2_logits",)),
     Provider("tiled", partial(_plain, "torch"), devices=("cpu",)),
     Provider("triton", partial(_triton, "ieee")),
-    Provider("triton tf32x3", partial(_triton, "tf32x3"), fp32="tf32x3", only_fp32=True, devices=("cuda",)),
+    Provider("triton tf32x3", partial(_triton, "tf32x3"), fp32="tf32x3", only_fp32=True),
 )

@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 MIN_ROUNDS, MAX_ROUNDS = 5, 40
 WALL_CLOCK, DO_BENCH, CUDA_GRAPH = "interleaved wall clock", "do_bench", "do_bench_cudagraph"
 
@@ -68,28 +66,36 @@ def percentile(samples: list[float], share: float) -> float:
 
 @dataclass(frozen=True)
 class Samples:
-    """Seconds of repeated calls, in the order in which they were taken."""
+    """Seconds of repeated calls."""
 
     seconds: list[float]
+    rounds: list[float]
+    """One number per round, in which every call had its turn: what ratios are taken from."""
 
     @property
     def median(self) -> float:
+        """The middle sample."""
         return statistics.median(self.seconds)
 
     @property
     def p20(self) -> float:
+        """A fifth of the samples is faster."""
         return percentile(self.seconds, 0.2)
 
     @property
     def p80(self) -> float:
+        """A fifth of the samples is slower."""
         return percentile(self.seconds, 0.8)
 
-    def times_faster(self, other: Samples) -> Samples:
-        """How many times the other takes, round by round: noise that both met in one round cancels."""
-        return Samples([b / a for a, b in zip(self.seconds, other.seconds, strict=True)])
+    def against(self, other: Samples) -> Samples:
+        """How many times as long the other takes, round by round: noise that both met in one round cancels."""
+        ratios = [b / a for a, b in zip(self.rounds, other.rounds, strict=True)]
+        return Samples(ratios, ratios)
 
 
-def interleaved(calls: Mapping[str, Call], allowance: float, sync: Call, clock: Clock = time.perf_counter) -> dict[str, Samples]:
+def interleaved(
+    calls: Mapping[str, Call], allowance: float, sync: Call, clock: Clock = time.perf_counter
+) -> dict[str, Samples]:
     """Times every call once a round, in an order that turns, for at least MIN_ROUNDS rounds and about `allowance` seconds.
 
     calls: name -> function, all warmed up; sync: waits for the device. Returns name -> samples of equal number.
@@ -109,7 +115,7 @@ def interleaved(calls: Mapping[str, Call], allowance: float, sync: Call, clock: 
             taken[name].append(clock() - before)
             # Released only now: giving memory back is no part of the call.
             del result
-    return {name: Samples(seconds) for name, seconds in taken.items()}
+    return {name: Samples(seconds, seconds) for name, seconds in taken.items()}
 
 
 def on_device(calls: Mapping[str, Call], timer: str, rounds: int = 3) -> dict[str, Samples]:
@@ -117,16 +123,27 @@ def on_device(calls: Mapping[str, Call], timer: str, rounds: int = 3) -> dict[st
 
     `do_bench_cudagraph` replays a recorded graph: no launches, and no flushes. A call that cannot be recorded is absent.
     """
+    taken: dict[str, list[list[float]]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name in list(taken):
+            try:
+                taken[name].append([ms / 1e3 for ms in _triton_timer(calls[name], timer)])
+            except RuntimeError:
+                if timer != CUDA_GRAPH:
+                    raise
+                del taken[name]
+    return {
+        name: Samples([x for found in by_round for x in found], [statistics.median(found) for found in by_round])
+        for name, by_round in taken.items()
+    }
+
+
+def _triton_timer(call: Call, timer: str) -> list[float]:
+    """Milliseconds of the calls of one round."""
     from triton import testing
 
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            if timer == DO_BENCH:
-                taken[name] += testing.do_bench(call, warmup=10, rep=40, return_mode="all")
-                continue
-            try:
-                taken[name] += testing.do_bench_cudagraph(call, rep=20, return_mode="all")
-            except (RuntimeError, torch.AcceleratorError):
-                taken.pop(name, None)
-    return {name: Samples([ms / 1e3 for ms in found]) for name, found in taken.items() if found}
+    if timer == DO_BENCH:
+        samples: list[float] = testing.do_bench(call, warmup=10, rep=40, return_mode="all")
+    else:
+        samples = testing.do_bench_cudagraph(call, rep=20, return_mode="all")
+    return samples

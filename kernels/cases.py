@@ -185,9 +185,7 @@ class Case:
 
 def every() -> list[Case]:
     """Every declared case, shape by shape, the paper's first."""
-    return [
-        Case(kernel, shape) for shape in SHAPES for kernel in KERNELS if shape.name in kernel.shapes
-    ]
+    return [Case(kernel, shape) for shape in SHAPES for kernel in KERNELS if shape.name in kernel.shapes]
 
 
 def select(only: str | None, device: str) -> list[Case]:

@@ -1,6 +1,6 @@
 """One launch of a Triton kernel as a value: what is launched is exactly what is compiled ahead of time."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,6 +12,8 @@ ENABLE_FP_FUSION = True
 POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int64: "*i64"}
 # Pointers and integers that are multiples of this many bytes or elements let the compiler use 128-bit loads.
 DIVISIBILITY = 16
+
+Argument = Tensor | int | float | None
 
 
 class CompileSpec(NamedTuple):
@@ -27,58 +29,60 @@ class CompileSpec(NamedTuple):
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel with its arguments in order (None: an absent pointer), its constants, its grid and its size."""
+    """A kernel with its arguments in order (None: an absent pointer), its constants, its grid and its size.
+
+    `constexprs` holds num_warps and num_stages beside the kernel's own constants.
+    """
 
     fn: Any
-    arguments: Mapping[str, Tensor | int | float | None]
+    arguments: Mapping[str, Argument]
     constexprs: Mapping[str, Any]
     grid: tuple[int, ...]
-    num_warps: int
-    num_stages: int
 
     def run(self) -> None:
         """Launches the kernel on the current stream of its first tensor's device."""
-        device = next(value.device for value in self.arguments.values() if isinstance(value, Tensor))
-        guard: Callable[..., Any] = torch.cuda.device_of if device.type == "cuda" else _no_guard
-        with guard(next(value for value in self.arguments.values() if isinstance(value, Tensor))):
-            self.fn[self.grid](
-                *self.arguments.values(),
-                **self.constexprs,
-                num_warps=self.num_warps,
-                num_stages=self.num_stages,
-                enable_fp_fusion=ENABLE_FP_FUSION,
-            )
+        with torch.cuda.device_of(next(value for value in self.arguments.values() if isinstance(value, Tensor))):
+            self.fn[self.grid](*self.arguments.values(), **self.constexprs, enable_fp_fusion=ENABLE_FP_FUSION)
 
     def compile_spec(self) -> CompileSpec:
         """The same launch for the compiler: types, constants and divisibility as a launch would specialise them."""
         names = list(self.fn.arg_names)
-        signature, constexprs = dict.fromkeys(names, "constexpr"), dict(self.constexprs)
+        constexprs = dict(self.constexprs)
+        num_warps, num_stages = constexprs.pop("num_warps"), constexprs.pop("num_stages")
+        signature = dict.fromkeys(names, "constexpr")
         attrs: dict[tuple[int, ...], list[list[object]]] = {}
         for name, value in self.arguments.items():
-            kind = _kind(value)
-            if kind == "constexpr":
+            signature[name] = _kind(value)
+            if signature[name] == "constexpr":
                 constexprs[name] = value
-                continue
-            signature[name] = kind
-            if isinstance(value, Tensor) or (isinstance(value, int) and value % DIVISIBILITY == 0):
+            elif isinstance(value, Tensor) or (isinstance(value, int) and value % DIVISIBILITY == 0):
                 attrs[(names.index(name),)] = [["tt.divisibility", DIVISIBILITY]]
-        return CompileSpec(self.fn, signature, constexprs, attrs, self.num_warps, self.num_stages)
+        return CompileSpec(self.fn, signature, constexprs, attrs, num_warps, num_stages)
 
 
-class _no_guard:  # noqa: N801
-    """Stands in for a device guard where there is only one device."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        del tensor
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *error: object) -> None:
-        return None
+def rows(tensor: Tensor) -> Tensor:
+    """The tensor itself if its last dimension is contiguous, else a contiguous copy."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
-def _kind(value: Tensor | int | float | None) -> str:
+def named_strides(name: str, tensor: Tensor, dims: str) -> dict[str, int]:
+    """The strides of a tensor's leading dimensions, as kernel arguments `name_dim`."""
+    # The stride of a dimension of one element means nothing; zero keeps it from spoiling the alignment of the others.
+    sizes = enumerate(zip(dims.split(), tensor.shape, strict=False))
+    return {f"{name}_{dim}": tensor.stride(index) if size > 1 else 0 for index, (dim, size) in sizes}
+
+
+def pow2(size: int) -> int:
+    """The smallest power of two that holds `size`, at least 16, the least that a matrix product takes."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def kind(dtype: torch.dtype, precision: str) -> str:
+    """The row of a table of block sizes: "half", or float32's precision."""
+    return precision if dtype == torch.float32 else "half"
+
+
+def _kind(value: Argument) -> str:
     """The compiler's name for an argument's type; integers equal to 1 and absent pointers are constants."""
     if isinstance(value, Tensor):
         return POINTERS[value.dtype]

@@ -98,7 +98,8 @@ def matmul_meter(device: str, precision: str) -> Meter:
     """A large square matrix product in the dtype and rounding of a precision; TF32x3 counts a third of TF32's."""
     dtype, tf32, products = PRECISIONS[precision]
     size = MATMUL_SIZE[device.split(":")[0]]
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    generator = torch.Generator(device=device).manual_seed(size)
+    a, b = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
 
     def run() -> Tensor:

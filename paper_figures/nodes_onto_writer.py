@@ -41,7 +41,11 @@ class Places:
 
     def __init__(self, nodes: list[str], writer: str, roles: list[str], *, total: bool) -> None:
         self.nodes, self.many = nodes, len(nodes) > MANY
-        self.step = max(4.0, min(12.0, 1200 / len(nodes))) if self.many else max(20.0, min(46.0, 700 / len(nodes)))
+        self.step = (
+            max(4.0, min(12.0, 1200 / len(nodes)))
+            if self.many
+            else max(20.0, min(46.0, 700 / len(nodes)), 420 / len(nodes))
+        )
         blank = [" " * i for i in range(1, 1 + ceil(SUM_ROOM / self.step))] if total else []
         places = [*nodes, *blank, *([SUM_LABEL] if total else [])]
         self.width = round(self.step * len(places))

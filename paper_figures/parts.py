@@ -25,6 +25,13 @@ def data(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return {"values": list(rows)}
 
 
+def table(name: str, **columns: np.ndarray) -> alt.InlineData:
+    """Many rows of numbers as named text: Altair neither counts, checks nor copies them one by one."""
+    lines = [",".join(columns), *(",".join(f"{v:.6g}" for v in row) for row in zip(*columns.values(), strict=True))]
+    read = alt.CsvDataFormat(type="csv", parse=dict.fromkeys(columns, "number"))
+    return alt.InlineData(name=name, values="\n".join(lines), format=read)
+
+
 def plain(value: Any) -> float | None:
     """A number as JSON can hold it: six significant digits, None where it is not finite."""
     return float(f"{float(value):.6g}") if math.isfinite(value) else None
@@ -100,9 +107,7 @@ def spread(values: Sequence[float], gap: float, lo: float, hi: float) -> list[fl
                 moved = True
         if not moved:
             break
-    shift = max(0.0, lo - placed[0]) if placed else 0.0
-    shift = min(shift, 0.0) if placed and placed[-1] + shift > hi else shift
-    shift = shift - max(0.0, placed[-1] - hi) if placed else 0.0
+    shift = (max(lo - placed[0], 0.0) or min(hi - placed[-1], 0.0)) if placed else 0.0
     result = [0.0] * len(values)
     for i, value in zip(order, placed, strict=True):
         result[i] = value + shift

@@ -132,7 +132,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
         ds = ds.assign_attrs(subtitle=f"{ds.attrs.get('subtitle', '')} · MINED examples")
     examples = [str(e) for e in ds["example"].values]
     writer = str(ds.attrs["writer"])
-    each = max(150.0, min(190.0, 760 / len(examples)))
+    each = max(150.0, min(190.0, 760 / len(examples)), 420 / len(examples))
     panels = []
     if shown != "others":
         panels.append(

@@ -8,6 +8,7 @@ import altair as alt
 import xarray as xr
 
 from .parts import Row, data, layer_of, layered, options, quartile_rows, quartile_tip, role_colour
+from .ramp import ramp
 from .text import MINUS, number, text_width
 from .theme import INK, LABEL, PAPER, WRITER, counted, frame, undefined
 
@@ -22,7 +23,7 @@ SCALE = alt.Scale(
     clamp=True,
     interpolate="rgb",
 )
-ENDS = f"datum.value <= {LOW} ? '≤ {MINUS}1' : datum.value >= {HIGH} ? '≥ 2' : datum.label"
+ENDS = f"datum.value <= {LOW} ? '≤ {MINUS}1' : datum.value >= {HIGH} ? '≥ 2' : format(datum.value, 'd')"
 UNDEFINED = "#B9C0C9"
 
 
@@ -101,8 +102,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     tips = quartile_tip("node", "site", count="nan_count" in ds)
     known, holes = [row for row in rows if row["median"] is not None], [row for row in rows if row["median"] is None]
     base = alt.Chart(data(known)).encode(x=grid.x(), y=grid.y(), tooltip=tips)
-    bar = alt.Legend(title="median PR", orient="right", gradientLength=150, values=[LOW, 0, 1, HIGH], labelExpr=ENDS)
-    cells = base.mark_rect(aria=False).encode(color=alt.Color("median:Q", scale=SCALE, legend=bar))
+    cells = base.mark_rect(aria=False).encode(color=alt.Color("median:Q", scale=SCALE, legend=None))
     empty = alt.Chart(data(holes)).mark_rect(color=UNDEFINED).encode(x=grid.x(), y=grid.y(), tooltip=tips)
     values = [
         base.transform_filter(alt.datum.ink == ink).mark_text(fontSize=9, color=ink).encode(text="printed:N")
@@ -118,4 +118,5 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
         *undefined(ds, "pr", "nan_count", shown="grey"),
     ]
     body = layered([cells, empty, *values, *grid.overlay(writer)], grid.width, grid.height)
-    return frame(body, ds, grid.width, notes)
+    bar = ramp("median PR", SCALE, (LOW, HIGH), (LOW, 0, 1, HIGH), ENDS)
+    return frame(alt.hconcat(body, bar, spacing=24), ds, grid.width, notes)

@@ -9,7 +9,8 @@ import altair as alt
 import numpy as np
 import xarray as xr
 
-from .parts import Row, data, layered, options, plain, span, y_axis
+from .parts import Row, data, layered, options, span, table, y_axis
+from .ramp import ramp
 from .text import MINUS, number
 from .theme import ERASER, INK, WRITER, erasers, frame
 
@@ -104,7 +105,6 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     """Density of (DLA of the writer, DLA of the erasers' sum), top-2 pair: whole output left, V-composition right.
 
     ds:  summary of `dla_scatter`: density[against, y_bin, x_bin], pearson_r, slope, intercept, n_points[against].
-
     Tests: tests/test_paper_figures.py.
     """
     options(ds, OPTIONS)
@@ -116,39 +116,27 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     most = max(2, int(counts.max(initial=0)))
     scale = alt.Scale(type="log", domain=[1, most], range=SHADES, interpolate="lab")
     marks = [*(10**k for k in range(len(str(most)))), *([most] if most < 10 else [])]
-    colour = alt.Color(
-        "points:Q",
-        scale=scale,
-        legend=alt.Legend(title="points per bin", type="gradient", gradientLength=150, values=marks, format=","),
-    )
+    colour, edge = (channel("points:Q", scale=scale, legend=None) for channel in (alt.Color, alt.Stroke))
     panels = []
     for against, grid in zip((str(a) for a in ds["against"].values), counts, strict=True):
         across, up = panel.axes(against)
-        rows = [
-            {"x": plain(x_edges[b]), "x2": plain(x_edges[b + 1]), "y": plain(y_edges[a]), "y2": plain(y_edges[a + 1])}
-            | {"points": int(grid[a, b])}
-            for a, b in np.argwhere(grid > 0)
-        ]
-        cells = alt.Chart(data(rows)).mark_rect(aria=False, strokeWidth=0.5)
-        cells = cells.encode(
-            x=across,
-            x2="x2:Q",
-            y=up,
-            y2="y2:Q",
-            color=colour,
-            stroke=alt.Stroke("points:Q", scale=scale, legend=None),
-            tooltip=alt.Tooltip("points:Q", format=","),
-        )
+        row, column = np.nonzero(grid)
+        corners = {"x": x_edges[column], "x2": x_edges[column + 1], "y": y_edges[row], "y2": y_edges[row + 1]}
+        filled = table(f"density_{against}", **corners, points=grid[row, column])
+        cells = alt.Chart(filled).mark_rect(aria=False, strokeWidth=0.5)
+        tip = alt.Tooltip("points:Q", format=",")
+        cells = cells.encode(x=across, x2="x2:Q", y=up, y2="y2:Q", color=colour, stroke=edge, tooltip=tip)
         panels.append(panel.chart(cells, against))
     left_out = int(ds["n_points"].sum()) - int(counts.sum())
-    return frame(alt.hconcat(*panels, spacing=44), ds, 2 * panel.width + 60, _notes(ds, left_out, "Density of"))
+    bar = ramp("points per bin", scale, (1, most), marks, "format(datum.value, ',')")
+    body = alt.hconcat(alt.hconcat(*panels, spacing=44), bar, spacing=24)
+    return frame(body, ds, 2 * panel.width + 60, _notes(ds, left_out, "Density of"))
 
 
 def points(ds: xr.Dataset) -> alt.ConcatChart:
     """The same two panels with every raw point, meant for PNG: as SVG or HTML 30,720 points weigh megabytes.
 
     ds:  as for `chart`, with the raw writer_dla[prompt, position] and answer_dla[against, prompt, position].
-
     Tests: tests/test_paper_figures.py.
     """
     options(ds, OPTIONS)
@@ -159,10 +147,7 @@ def points(ds: xr.Dataset) -> alt.ConcatChart:
     for against, answer in zip((str(a) for a in ds["against"].values), answers, strict=True):
         kept = np.isfinite(writer) & np.isfinite(answer)
         left_out += int((~kept).sum())
-        lines = "\n".join(f"{a:.4g},{b:.4g}" for a, b in zip(writer[kept], answer[kept], strict=True))
-        # Named text passes Altair unread: no limit on rows, no check of each of them, and no global setting.
-        read = alt.CsvDataFormat(type="csv", parse={"x": "number", "y": "number"})
-        inline = alt.InlineData(name=f"points_{against}", values=f"x,y\n{lines}", format=read)
+        inline = table(f"points_{against}", x=writer[kept], y=answer[kept])
         across, up = panel.axes(against)
         dots = alt.Chart(inline).mark_square(size=3, color=ERASER, opacity=0.16, aria=False).encode(x=across, y=up)
         panels.append(panel.chart(dots, against))

@@ -22,6 +22,8 @@ from .parts import (
 from .theme import HEIGHT, MUTED, WRITER, counted, frame, undefined
 
 OPTIONS: dict[str, str] = {}
+# With more heads than colours the lines differ in their dashes too.
+DASHES = ([1, 0], [7, 3], [2, 3])
 
 
 def _ends(rows: list[Row], last: str, writer: str) -> list[Row]:
@@ -47,7 +49,9 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     height = max(HEIGHT, 15 * len(heads))
     others = [head for head in heads if head != writer]
     colours = {head: MUTED[i % len(MUTED)] for i, head in enumerate(others)} | {writer: WRITER}
-    rows = [row | {"colour": colours[row["node"]]} for row in quartile_rows(here["pr"], here.get("nan_count"))]
+    turns = {head: i // len(MUTED) % len(DASHES) for i, head in enumerate(others)} | {writer: len(DASHES)}
+    stored = quartile_rows(here["pr"], here.get("nan_count"))
+    rows = [row | {"colour": colours[row["node"]], "turn": turns[row["node"]]} for row in stored]
     domain = span((row["median"] for row in rows), 0, 1)
     base = alt.Chart(data(rows)).encode(
         x=sites.x(),
@@ -56,12 +60,18 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
         detail="node:N",
         tooltip=quartile_tip("node", "site", count="nan_count" in ds),
     )
-    muted, marked = base.transform_filter(alt.datum.node != writer), base.transform_filter(alt.datum.node == writer)
-    thin = muted.mark_line(strokeWidth=1.5, point=alt.OverlayMarkDef(size=18))
-    thick = marked.mark_line(strokeWidth=3.4, point=alt.OverlayMarkDef(size=60))
+    thin = [
+        base.transform_filter(alt.datum.turn == turn).mark_line(
+            strokeWidth=1.5, strokeDash=dash, point=alt.OverlayMarkDef(size=18, strokeDash=[1, 0])
+        )
+        for turn, dash in enumerate(DASHES[: 1 + max((turns[head] for head in others), default=0)])
+    ]
+    thick = base.transform_filter(alt.datum.node == writer).mark_line(
+        strokeWidth=3.4, point=alt.OverlayMarkDef(size=60)
+    )
     labels = end_labels(_ends(rows, sites.names[-1], writer), sites, height, domain)
     notes = [
         f"Medians over {counted(ds)}. 1: the head's output is wholly present; 0: none of it.",
         *undefined(here, "pr", "nan_count"),
     ]
-    return frame(layered([*references([0, 1]), thin, thick, *labels], sites.width, height), ds, sites.width, notes)
+    return frame(layered([*references([0, 1]), *thin, thick, *labels], sites.width, height), ds, sites.width, notes)

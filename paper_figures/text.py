@@ -48,12 +48,16 @@ def ending(text: str, width: float, size: float, lines: int) -> list[str]:
 
     A head is read at the last position of a prompt, so it is the beginning that a label can do without.
     """
-    words = text.split()
-    for start in range(len(words)):
-        kept = wrap(("… " if start else "") + " ".join(words[start:]), width, size)
+    said = " ".join(text.split())
+    starts = [0, *(i + 1 for i, c in enumerate(said) if c == " "), *range(1, len(said))]
+    # No line of print holds more than this; a whole document need not be tried from each of its words.
+    least = len(said) - lines * int(width)
+    for start in (s for s in starts if s >= least):
+        mark = "" if start == 0 else "… " if said[start - 1] == " " else "…"
+        kept = wrap(mark + said[start:], width, size)
         if len(kept) <= lines:
             return kept
-    return ["…" + kept_line for kept_line in wrap(text, width, size)[-1:]]
+    return wrap(said[-1:], width, size)
 
 
 def visible(text: str) -> str:

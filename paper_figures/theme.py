@@ -61,13 +61,6 @@ CONFIG: dict[str, Any] = {
     },
     "axisX": {"grid": False, "labelOverlap": False},
     "axisYQuantitative": {"tickCount": 6},
-    "legend": {
-        "labelColor": SOFT,
-        "labelFontSize": LABEL,
-        "titleColor": INK,
-        "titleFontSize": LABEL,
-        "titleFontWeight": "normal",
-    },
     "text": {"fontSize": LABEL, "color": INK},
     "line": {"strokeWidth": 2.2, "strokeJoin": "round", "strokeCap": "round"},
     "rule": {"strokeWidth": 1.2},
@@ -146,5 +139,4 @@ def frame(body: Any, ds: xr.Dataset, width: float, notes: Sequence[str] = ()) ->
         parts.append(_block([line for note in notes for line in wrap(note, wide, LABEL)], width, SOFT, LABEL))
     heading = alt.Title(text=wrap(title, wide, TITLE, bold=True), subtitle=wrap(subtitle, wide, 12.5))
     described = " ".join(filter(None, (title, subtitle, warning)))
-    stacked = alt.concat(*parts, columns=1, title=heading, description=described, config=CONFIG)
-    return stacked.resolve_legend(color="independent")
+    return alt.concat(*parts, columns=1, title=heading, description=described, config=CONFIG)

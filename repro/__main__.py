@@ -1,4 +1,4 @@
-"""`python -m repro`: spec -> plan -> run -> store -> figure -> check, one command a stage, `all` for the whole paper."""
+"""`python -m repro`: spec -> plan -> run -> store -> figure -> check; one command a stage, `all` for the paper."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")
 DEFAULT_SPEC = Path("experiments.toml")
 
 
-def _world(say: Callable[[str], None], only: str = "", **given: Any) -> Any:  # noqa: ANN401 - loaded lazily
+def _world(say: Callable[[str], None], only: str = "", **given: Any) -> Any:
     from repro.session import Request, World
 
     names = tuple(part.strip() for part in only.split(",") if part.strip())
@@ -93,12 +93,12 @@ def plan(
     if as_json:
         typer.echo(stages.as_json({"subject": chosen.name, "items": stages.plan_rows(made)}))
     else:
-        stages.show_plan(world, made)
+        stages.show_plan(world, made, about=True)
 
 
 @app.command()
 def run(
-    names: Annotated[list[str] | None, typer.Argument(help="Experiments, figures or groups; nothing: the spec's.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Experiments, figures, groups; nothing: all.")] = None,
     spec: Spec = DEFAULT_SPEC, subject: SubjectName = None, prompts: Prompts = None, device: Device = "auto",
     kernels: KernelChoice = "auto", memory: Memory = "2GiB", out: Out = None, offline: Offline = False,
     fresh: Fresh = False,

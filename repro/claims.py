@@ -71,11 +71,9 @@ def _started(pid: int) -> str | None:
 def _alive(claim: dict[str, Any], age_s: float) -> bool:
     """Whether the process that made a claim may still be at work."""
     host, boot, namespace = _machine()
-    if claim.get("host") != host or claim.get("namespace") != namespace:
+    if claim["host"] != host or claim["namespace"] != namespace:
         return age_s < LEASE_S
-    if claim.get("boot") != boot:
-        return False
-    return _started(int(claim["pid"])) == claim.get("started")
+    return claim["boot"] == boot and _started(int(claim["pid"])) == claim["started"]
 
 
 class Claims:

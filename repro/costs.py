@@ -70,8 +70,8 @@ def total_cost(plan: Plan, folder: Path) -> str:
     lengths = sorted({item.length for item in todo})
     rate = _rates(folder).get(_name(plan))
     seconds = f"about {flop / rate:.0f} s at this machine's last rate" if rate else "time unknown before a first run"
-    waiting = sum(item.waits for item in plan.items)
-    more = f"; {waiting} more once roles are known" if waiting else ""
+    later = sum(item.waits for item in plan.items)
+    more = f"; {later} more once roles are known" if later else ""
     passes = f"{len(lengths)} pass{'es' if len(lengths) > 1 else ''} ({', '.join(f'{n} tokens' for n in lengths)})"
     return (
         f"next: {len(todo)} experiments in {passes}, {flop / 1e12:.2f} TFLOP, {size / 2**20:.0f} MiB, {seconds}{more}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,7 +13,7 @@ from typing import Any
 import paper_figures
 from paper_figures import page
 from repro.errors import Exit, ReproError
-from repro.names import did_you_mean, layer_of, listing
+from repro.names import layer_of
 from repro.plan import Plan
 from repro.spec import Figure, Loaded
 
@@ -56,18 +55,14 @@ def draw(
 ) -> list[Drawn]:
     """Draws the named figures into a folder; a figure whose data and code are unchanged is left alone.
 
-    source: experiment name -> where its result lies, or None. out: the folder. Raises ReproError (exit 2) for a chart
-    that does not exist, exit 5 for a result that is not whole. Agreement: tests/test_figures.py.
+    source: experiment name -> where its result lies, or None. out: the folder. Raises ReproError: exit 2, once all
+    others are drawn, for options that a chart does not have; exit 5 for a result that is not whole.
+    Agreement: tests/test_figures.py.
     """
     before = _read_stamps(out / STAMPS)
-    stamps, drawn = dict(before), []
+    stamps, drawn, refused = dict(before), [], []
     for name in names:
         figure = loaded.spec.figure[name]
-        if figure.chart not in paper_figures.names():
-            raise ReproError(
-                f"[figure.{name}] chart: no chart {figure.chart!r}.{did_you_mean(figure.chart, paper_figures.names())} "
-                f"Known: {listing(sorted(paper_figures.names()), 20)}"
-            )
         at = source(figure.experiment)
         if at is None:
             drawn.append(Drawn(name, skipped=f"no result of {figure.experiment} in the store"))
@@ -77,10 +72,16 @@ def draw(
         if not fresh and before.get(name, {}).get("digest") == digest and files and all(f.is_file() for f in files):
             drawn.append(Drawn(name, files, "unchanged"))
             continue
-        files = _render(name, figure, at, out)
+        try:
+            files = _render(name, figure, at, out)
+        except ValueError as error:
+            refused.append(f"[figure.{name}] options: {error}")
+            continue
         stamps[name] = {"digest": digest, "files": [file.name for file in files]}
         _write_stamps(out / STAMPS, stamps)
         drawn.append(Drawn(name, files))
+    if refused:
+        raise ReproError("\n".join(refused))
     return drawn
 
 
@@ -95,7 +96,7 @@ def _read_stamps(path: Path) -> dict[str, Any]:
 def _write_stamps(path: Path, stamps: Mapping[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(stamps, indent=1, sort_keys=True))
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def _digest(figure: Figure, at: Source) -> str:
@@ -113,9 +114,8 @@ def _render(name: str, figure: Figure, at: Source, out: Path) -> tuple[Path, ...
     dataset.attrs.pop("provenance", None)
     dataset.attrs.update(
         title=_filled(figure.title, dataset.attrs),
-        subtitle=subtitle(dataset.attrs, at.stamp),
+        subtitle=subtitle(dataset.attrs, at.stamp, _labels(figure)),
         options=_options(figure, dataset.attrs),
-        labels=_labels(figure),
     )
     out.mkdir(parents=True, exist_ok=True)
     module = paper_figures.load(figure.chart)
@@ -126,7 +126,7 @@ def _render(name: str, figure: Figure, at: Source, out: Path) -> tuple[Path, ...
     return tuple(files)
 
 
-def _save(chart: Any, out: Path, name: str) -> tuple[Path, ...]:  # noqa: ANN401 - altair's chart types share no base
+def _save(chart: Any, out: Path, name: str) -> tuple[Path, ...]:
     html, png, svg = (out / f"{name}.{kind}" for kind in ("html", "png", "svg"))
     html.write_text(page.html(chart), encoding="utf-8")
     chart.save(png, scale_factor=PNG_SCALE)
@@ -141,8 +141,10 @@ def _filled(text: str, attrs: Mapping[str, Any]) -> str:
 
 
 def _labels(figure: Figure) -> str:
-    named = [("post, Figure", figure.labels.post), ("paper, Figure", figure.labels.paper)]
-    return "; ".join(f"{where} {label}" for where, label in named if label)
+    named = (("post", figure.labels.post), ("paper", figure.labels.paper))
+    return ", ".join(
+        f"{label if label == 'appendix' else f'Figure {label}'} of the {where}" for where, label in named if label
+    )
 
 
 def _options(figure: Figure, attrs: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,9 +155,10 @@ def _options(figure: Figure, attrs: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def subtitle(attrs: Mapping[str, Any], stamp: str) -> str:
-    """One line that always says whose numbers these are, and what they are worth."""
-    parts = [
+def subtitle(attrs: Mapping[str, Any], stamp: str, labels: str = "") -> str:
+    """One line that always says whose numbers these are, and what they are worth; labels: which figure it is."""
+    parts = [labels] if labels else []
+    parts += [
         f"subject {attrs['subject']} ({attrs['model']}), {attrs['n_prompts']} prompts x {attrs['n_positions']} tokens"
     ]
     if attrs.get("fallback"):

@@ -84,7 +84,7 @@ def read_folder(path: Path, prompts: Path | None = None) -> Folder:
     found = prompts if prompts is not None else path / PROMPTS
     if not found.is_file():
         raise ReproError(
-            f"{found}: no prompts; a subject needs a safetensors file with `tokens` (int32 [prompts, positions], BOS first)"
+            f"{found}: no prompts; a safetensors file with `tokens`, int32 [prompts, positions], BOS first, is needed"
         )
     tokenizer = path / "tokenizer.json"
     return Folder(

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from repro.hub_refusals import CutError, refusal, retry_after, status_of
+from repro.hub_refusals import CutError, is_transport, refusal, retry_after, status_of
 from repro.hub_transfer import PAUSES, PIECE
 
 IMPORTING = 120.0
@@ -42,10 +42,9 @@ class Line:
     def answered(self, response: Any) -> None:
         """Headers came: what may pass is tried again a few times, and the body is watched."""
         self.last = time.monotonic()
-        broken = response.status_code in (408, 429) or response.status_code >= 500
-        if broken:
+        if response.status_code in (408, 429) or response.status_code >= 500:
             self.failed(_StatusError(response))
-        response.stream = _watched(self, response.stream, broken)
+        response.stream = _watched(self, response.stream, response.is_success)
 
     def failed(self, error: Exception) -> None:
         """Counts what failed; raises GivenUpError once waiting longer is no use."""
@@ -66,7 +65,7 @@ class _StatusError(Exception):
         self.response = response
 
 
-def _watched(line: Line, stream: Any, broken: bool) -> Any:
+def _watched(line: Line, stream: Any, success: bool) -> Any:
     """The body of a response, every piece of which is a sign of life."""
 
     class Watched(type(stream)):  # type: ignore[misc]  # the HTTP library checks for its own class
@@ -86,7 +85,7 @@ def _watched(line: Line, stream: Any, broken: bool) -> Any:
             except Exception:
                 line.failed(CutError())
                 raise
-            if not broken:
+            if success:
                 line.failures = 0
 
         def close(self) -> None:
@@ -163,12 +162,16 @@ def _sentence(what: str, error: Exception, endpoint: str, timeout: float, token:
     while chain is not None:
         if isinstance(chain, GivenUpError):
             return refusal(what, chain.args[0], endpoint, timeout, token).message
-        if isinstance(chain, Exception) and status_of(chain) is not None:
+        if isinstance(chain, Exception) and _is_of_the_line(chain):
             return refusal(what, chain, endpoint, timeout, token).message
         chain = chain.__cause__ or chain.__context__
     if isinstance(error, _MissingColumnError):
         return f"{what}: no column `tokens`; it has {error}"
     return f"{what}: cannot be read as rows of tokens ({type(error).__name__})"
+
+
+def _is_of_the_line(error: Exception) -> bool:
+    return status_of(error) is not None or isinstance(error, TimeoutError) or is_transport(error)
 
 
 def _send(out: BinaryIO, message: dict[str, Any]) -> None:

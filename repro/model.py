@@ -11,7 +11,25 @@ from torch import Tensor
 from repro.errors import Exit, ReproError
 from repro.folder import Folder
 from repro.forward import ACTIVATIONS, Block, Model, Rotary
+from repro.names import listing
 from repro.quiet import quiet
+
+# Keys of the library's configuration that its native model ignores: any other value would silently be another model.
+_NATIVE_DEFAULTS: dict[str, object] = {
+    "attention_dir": "causal",
+    "attn_scale": -1.0,
+    "num_experts": None,
+    "parallel_attn_mlp": False,
+    "post_embedding_ln": False,
+    "rope_scaling": None,
+    "scale_attn_by_inverse_layer_idx": False,
+    "shortformer_pos": False,
+    "use_NTK_by_parts_rope": False,
+    "use_attn_scale": True,
+    "use_local_attn": False,
+    "use_normalization_before_and_after": False,
+    "use_qk_norm": False,
+}
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
@@ -24,24 +42,37 @@ def load(folder: Folder, precision: str = "float32", device: str = "cpu") -> Mod
     Raises ReproError (exit 4) naming what is unreadable, not finite, unsupported, or computed differently from the
     library's own model. Agreement: tests/test_model.py.
     """
+    try:
+        model = _checked(folder, torch.float64 if precision == "float64" else torch.float32)
+    except ReproError:
+        raise
+    except Exception as error:  # the library raises many kinds; all mean that this model cannot be had
+        said = " ".join(str(error).split())[:300]
+        raise ReproError(
+            f"{folder.path}: the model cannot be loaded ({type(error).__name__}: {said})", Exit.UNAVAILABLE
+        ) from error
+    return cast(model, DTYPES[precision], device)
+
+
+def _checked(folder: Folder, dtype: torch.dtype) -> Model:
+    """The model as the library processes it, after the start-up check."""
     from repro.selfcheck import check_against_library
 
-    dtype = torch.float64 if precision == "float64" else torch.float32
-    bridge, rotary = _bridge(folder, dtype)
-    _refuse(folder, bridge)
     probe = _probe(folder)
-    with torch.no_grad(), quiet():
-        raw_logits = bridge(probe)
+    with torch.no_grad(), quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        bridge, rotary, raw_logits = _bridge(folder, dtype, probe)
+        _refuse(folder, bridge)
         bridge.enable_compatibility_mode(disable_warnings=True)
         model = _extract(folder, bridge, rotary)
         check_against_library(folder, bridge, model, probe, raw_logits)
-    return cast(model, DTYPES[precision], device)
+    return model
 
 
 def cast(model: Model, dtype: torch.dtype, device: str) -> Model:
     """The same model with its tensors in another type or place."""
 
-    def move(value: Any) -> Any:  # noqa: ANN401 - walks dataclasses of tensors
+    def move(value: Any) -> Any:
         if isinstance(value, Tensor):
             return value.detach().to(device=device, dtype=dtype)
         if isinstance(value, Rotary | Block):
@@ -51,42 +82,53 @@ def cast(model: Model, dtype: torch.dtype, device: str) -> Model:
     return Model(**{key: move(item) for key, item in vars(model).items()})
 
 
-def _bridge(folder: Folder, dtype: torch.dtype) -> tuple[Any, Rotary | None]:
-    """The library's bridge around the folder's model, unprocessed, and its rotary tables."""
-    try:
-        with quiet(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if folder.is_hugging_face:
-                return _hugging_face(folder, dtype)
-            return _native(folder, dtype)
-    except ReproError:
-        raise
-    except Exception as error:  # the library raises many kinds; all mean that this model cannot be had
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise ReproError(
-            f"{folder.path}: the model cannot be loaded ({type(error).__name__}: {first})", Exit.UNAVAILABLE
-        ) from error
+def _bridge(folder: Folder, dtype: torch.dtype, probe: Tensor) -> tuple[Any, Rotary | None, Tensor]:
+    """The library's bridge around the folder's model, unprocessed; its rotary tables; the model's logits on a probe."""
+    if folder.is_hugging_face:
+        return _hugging_face(folder, dtype, probe)
+    bridge, rotary = _native(folder, dtype)
+    return bridge, rotary, bridge(probe)
 
 
-def _hugging_face(folder: Folder, dtype: torch.dtype) -> tuple[Any, Rotary | None]:
+def _hugging_face(folder: Folder, dtype: torch.dtype, probe: Tensor) -> tuple[Any, Rotary | None, Tensor]:
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
     from transformers import AutoModelForCausalLM
 
-    module = AutoModelForCausalLM.from_pretrained(
-        str(folder.path), dtype=dtype, local_files_only=True, trust_remote_code=False
-    ).eval()
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        str(folder.path),
+        dtype=dtype,
+        local_files_only=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+    module, report = loaded
+    module.eval()
+    _refuse_incomplete(folder, report)
     _refuse_not_finite(folder, dict(module.named_parameters()))
     window = getattr(module.config, "sliding_window", None)
     if window is not None and window < folder.shape.n_ctx and getattr(module.config, "use_sliding_window", True):
         raise ReproError(f"{folder.path}: sliding-window attention is not supported", Exit.UNAVAILABLE)
     rotary = _rotary_tables(folder, module)
+    # Before the bridge takes the module apart: its own attention need not be the module's.
+    raw_logits = module(probe).logits
     name = module.config.architectures[0]
     bridge = build_bridge_from_module(module, architecture=name, hf_config=module.config, dtype=dtype, model_name=name)
-    return bridge.eval(), rotary
+    return bridge.eval(), rotary, raw_logits
+
+
+def _refuse_incomplete(folder: Folder, report: dict[str, Any]) -> None:
+    """Refuses a checkpoint that does not fit its configuration: the library fills gaps with random numbers."""
+    for kind in ("missing", "unexpected", "mismatched"):
+        names = sorted(str(key if isinstance(key, str) else key[0]) for key in report[f"{kind}_keys"])
+        if names:
+            raise ReproError(
+                f"{folder.path}: the weights do not fit config.json: {kind} {listing(names, 4)}", Exit.UNAVAILABLE
+            )
 
 
 def _rotary_tables(folder: Folder, module: torch.nn.Module) -> Rotary | None:
-    found = next((part for part in module.modules() if hasattr(part, "inv_freq")), None)
+    found: Any = next((part for part in module.modules() if hasattr(part, "inv_freq")), None)
     if found is None:
         return None
     kind = getattr(found, "rope_type", "default")
@@ -106,12 +148,14 @@ def _native(folder: Folder, dtype: torch.dtype) -> tuple[Any, Rotary | None]:
     positions = c.get("positional_embedding_type", "standard")
     if positions == "rotary" and not c.get("rotary_adjacent_pairs", False):
         raise ReproError(
-            f"{folder.path}: a rotary model in this format must say rotary_adjacent_pairs = true, the only pairing that "
-            "the library's own model computes; use the Hugging Face format for others",
+            f"{folder.path}: a rotary model in this format must say rotary_adjacent_pairs = true, the only pairing "
+            "that the library's own model computes; use the Hugging Face format for others",
             Exit.UNAVAILABLE,
         )
-    if c.get("shortformer_pos"):
-        raise ReproError(f"{folder.path}: shortformer positions are not supported", Exit.UNAVAILABLE)
+    unread = [key for key, default in _NATIVE_DEFAULTS.items() if c.get(key) not in (None, default)]
+    if unread:
+        named = listing([f"{key} = {c[key]!r}" for key in unread])
+        raise ReproError(f"{folder.path}: not supported: {named} in config.json", Exit.UNAVAILABLE)
     cfg = TransformerBridgeConfig(
         d_model=s.d_model,
         n_layers=s.n_layers,
@@ -172,7 +216,7 @@ def _refuse_not_finite(folder: Folder, state: dict[str, Any]) -> None:
             raise ReproError(f"{folder.path}: weights of {name} are not finite (NaN or infinite)", Exit.UNAVAILABLE)
 
 
-def _refuse(folder: Folder, bridge: Any) -> None:  # noqa: ANN401 - the library's type is dynamic
+def _refuse(folder: Folder, bridge: Any) -> None:
     """Refuses by name what the forward pass here does not compute."""
     cfg = bridge.cfg
     norm = str(cfg.normalization_type or "").upper()
@@ -204,7 +248,7 @@ def _probe(folder: Folder) -> Tensor:
     return torch.randint(0, folder.shape.d_vocab, (2, length), generator=generator)
 
 
-def _extract(folder: Folder, bridge: Any, rotary: Rotary | None) -> Model:  # noqa: ANN401
+def _extract(folder: Folder, bridge: Any, rotary: Rotary | None) -> Model:
     cfg, s = bridge.cfg, folder.shape
 
     def zeros(bias: Tensor | None, size: tuple[int, ...]) -> Tensor:

@@ -1,26 +1,24 @@
-"""What has to be computed, and why: experiments on a subject, their keys, and what the store already holds. No torch."""
+"""What has to be computed, and why: experiments on a subject, and what the store already holds. No torch."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from repro.declare import MEASURE_VERSIONS, MINED_POSITIONS, Context, layout, needs
-from repro.errors import Exit, ReproError
-from repro.folder import tokens_fingerprint
-from repro.layout import Layout
+from repro.declare import MINED_POSITIONS, Context, layout, needs
+from repro.errors import ReproError
+from repro.keys import key_parts, what_changed
+from repro.layout import Layout, key12, result_path
 from repro.names import did_you_mean, listing
 from repro.records import status
 from repro.roles import ExampleTokens, Roles
-from repro.spec import Common, FindErasers, FindWriter, Loaded, MineExamples
+from repro.spec import Common, Example, FindErasers, FindWriter, Loaded, MineExamples, Windowed
 from repro.subjects import Chosen, mined_from
 
 WAITS = "waits for roles"
+ROLE_MEASURES = {"find_writer": "writer", "find_erasers": "erasers", "mine_examples": "examples"}
 
 
 @dataclass(frozen=True)
@@ -72,11 +70,15 @@ class Plan:
     examples: tuple[ExampleTokens, ...]
 
     @property
+    def ready(self) -> list[Item]:
+        """What could be computed now: everything that neither is there nor waits."""
+        return [item for item in self.items if not item.waits and item.state != "fresh"]
+
+    @property
     def todo(self) -> list[Item]:
-        """What to compute next: while something waits for roles, only what finds them, so that one pass serves the rest."""
-        ready = [item for item in self.items if not item.waits and item.state != "fresh"]
-        finders = [item for item in ready if isinstance(item.experiment, FindWriter | FindErasers | MineExamples)]
-        return finders if any(item.waits for item in self.items) else ready
+        """What to compute next: while something waits for roles, what finds them, so that one pass serves the rest."""
+        finders = [item for item in self.ready if isinstance(item.experiment, FindWriter | FindErasers | MineExamples)]
+        return finders if finders and any(item.waits for item in self.items) else self.ready
 
     def item(self, name: str) -> Item:
         """The item of an experiment."""
@@ -104,8 +106,7 @@ def select(loaded: Loaded, only: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             known = [*spec.experiment, *spec.figure, *sorted(groups)]
             raise ReproError(
-                f"--only {name}: no such experiment, figure or group.{did_you_mean(name, known)}"
-                f" Known: {listing(known, 40)}"
+                f"no experiment, figure or group {name!r}.{did_you_mean(name, known)} Known: {listing(known, 40)}"
             )
     return list(dict.fromkeys(experiments)), [name for name in spec.figure if name in figures]
 
@@ -123,8 +124,10 @@ def make_plan(loaded: Loaded, subject: Chosen, names: Iterable[str], settings: S
         n_prompts = min(n_prompts, settings.prompts)
     base = Context(subject.folder.shape, n_prompts, n_positions)
     builder = _Builder(loaded, subject, settings, store)
-    roles = builder.roles(base)
-    examples = builder.examples(base, roles)
+    # Roles that nothing asked for are not looked up: a spec need not declare what it does not use.
+    asked = {need for name in chosen for need in needs(spec.experiment[name])}
+    roles = builder.roles(base, asked) if asked else Known()
+    examples = builder.examples(base, roles) if "examples" in asked else None
     missing = {need for name in chosen for need in needs(spec.experiment[name]) if not _known(need, roles, examples)}
     if missing & {"erasers", "examples"}:
         missing.add("writer")
@@ -173,19 +176,18 @@ class _Builder:
         self.subject = subject
         self.settings = settings
         self.store = store
-        kinds = {"find_writer": "writer", "find_erasers": "erasers", "mine_examples": "examples"}
         self.role_experiments = {
-            name: kinds[experiment.measure]
+            name: ROLE_MEASURES[experiment.measure]
             for name, experiment in loaded.spec.experiment.items()
-            if experiment.measure in kinds
+            if experiment.measure in ROLE_MEASURES
         }
 
     def named(self, role: str) -> bool:
         """Whether the spec names this role itself."""
         return getattr(self.subject.subject, role) != "auto"
 
-    def roles(self, base: Context) -> Known:
-        """Writer and erasers, from the spec or from stored evidence."""
+    def roles(self, base: Context, asked: Collection[str]) -> Known:
+        """Writer and, if asked for, erasers: from the spec or from stored evidence."""
         declared = self.subject.subject
         if declared.writer != "auto" and not isinstance(declared.erasers, str):
             roles = Roles(declared.writer, declared.erasers)
@@ -197,7 +199,7 @@ class _Builder:
             if attrs is None:
                 return Known()
             known = Known(str(attrs["writer"]), bool(attrs["found"]))
-        attrs = self._evidence("erasers", replace(base, roles=known.partial))
+        attrs = self._evidence("erasers", replace(base, roles=known.partial)) if "erasers" in asked else None
         if attrs is None:
             return known
         roles = Roles(str(known.writer), tuple(attrs["erasers"]), bool(attrs["found"]), "auto")
@@ -205,26 +207,24 @@ class _Builder:
 
     def examples(self, base: Context, roles: Known) -> tuple[ExampleTokens, ...] | None:
         """The adversarial prompts, tokenised; nothing while they are not mined yet."""
-        declared, tokenizer = self.subject.subject.examples, self.subject.tokenizer
-        bos = int(self.subject.tokens[0, 0])
+        declared = self.subject.subject.examples
         if not isinstance(declared, str):
-            return tuple(
-                ExampleTokens(
-                    label=item.label,
-                    tokens=(bos, *tokenizer.encode(item.text)),
-                    answer=tokenizer.single(item.answer),
-                    other=tokenizer.single(item.other),
-                    text=item.text,
-                    answer_text=item.answer,
-                    other_text=item.other,
-                    head=item.head,
-                )
-                for item in declared
-            )
+            return tuple(self._named(item) for item in declared)
         if roles.writer is None:
             return None
         attrs = self._evidence("examples", replace(base, roles=roles.partial))
         return None if attrs is None else tuple(self._mined(item) for item in mined_from(attrs))
+
+    def _named(self, item: Example) -> ExampleTokens:
+        tokenizer, n_ctx = self.subject.tokenizer, self.subject.folder.shape.n_ctx
+        try:
+            tokens = (int(self.subject.tokens[0, 0]), *tokenizer.encode(item.text))
+            if len(tokens) > n_ctx:
+                raise ReproError(f"text of {len(tokens)} tokens is longer than the model's context of {n_ctx}")
+            answer, other = tokenizer.single(item.answer), tokenizer.single(item.other)
+        except ReproError as error:
+            raise error.at(f"[subject.{self.subject.name}] example {item.label!r}") from None
+        return ExampleTokens(item.label, tokens, answer, other, item.text, item.answer, item.other, item.head)
 
     def _mined(self, item: Mapping[str, Any]) -> ExampleTokens:
         decode = self.subject.tokenizer.decode
@@ -251,9 +251,10 @@ class _Builder:
                 from repro.store import read_summary
 
                 return dict(read_summary(item.path).attrs)
+        measure = next(measure for measure, kind in ROLE_MEASURES.items() if kind == role)
         raise ReproError(
-            f"subject {self.subject.name!r} leaves its {role} to be found, but the spec declares no experiment that finds "
-            f'them; declare one with measure = "{ {"writer": "find_writer", "erasers": "find_erasers"}.get(role, "mine_examples") }"'
+            f"[subject.{self.subject.name}] {role}: to be found, but no experiment of the spec does so; declare one "
+            f'with measure = "{measure}", or name the {role}'
         )
 
     def item(
@@ -270,70 +271,21 @@ class _Builder:
             declared = layout(experiment, context)
         except ReproError as error:
             raise error.at(f"[experiment.{name}]") from None
-        if experiment.positions is not None and experiment.positions[1] >= context.n_positions:
-            raise ReproError(
-                f"[experiment.{name}] positions: {list(experiment.positions)} reaches beyond the prompts' "
-                f"{context.n_positions} positions (0 to {context.n_positions - 1})"
-            )
-        key = self._key(experiment, context)
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
-        path = self.store / self.subject.name / name / digest
-        found = status(path)
-        if found == "committed":
-            return Item(name, experiment, context, "fresh", "", key, path, declared)
-        if found == "absent":
-            state, why = self._why(path.parent, key)
-        else:
-            state, why = found.split(":")[0], found
+        if isinstance(experiment, Windowed) and experiment.positions is not None:
+            first, last = experiment.positions
+            end = last if last >= 0 else context.n_positions + last
+            if not first <= end < context.n_positions:
+                raise ReproError(
+                    f"[experiment.{name}] positions: [{first}, {last}] does not fit prompts of {context.n_positions} "
+                    f"tokens (positions 0 to {context.n_positions - 1})"
+                )
+        settings = self.settings
+        how = {part: getattr(settings, part) for part in ("precision", "kernels", "device")}
+        key = key_parts(experiment, context, self.subject, {**how, "prompts_per_unit": settings.unit})
+        path = result_path(self.store, self.subject.name, name, key12(key))
+        state, _, why = status(path).partition(": ")
+        if state == "committed":
+            state = "fresh"
+        elif state == "absent":
+            state, why = what_changed(path.parent, key)
         return Item(name, experiment, context, state, why, key, path, declared)
-
-    def _key(self, experiment: Common, context: Context) -> dict[str, Any]:
-        """Everything that can change a number of this result."""
-        spec = experiment.model_dump(mode="json", exclude={"about", "group", "prompts"})
-        key: dict[str, Any] = {
-            "experiment": spec,
-            "measure_version": MEASURE_VERSIONS[spec["measure"]],
-            "prompts": context.n_prompts,
-            "tokens": tokens_fingerprint(self.subject.tokens[: context.n_prompts]),
-            "weights": self.subject.weights,
-            "precision": self.settings.precision,
-            "kernels": self.settings.kernels,
-            "device": self.settings.device,
-            "prompts_per_unit": self.settings.unit,
-            "torch": _major_minor("torch"),
-        }
-        asked = needs(experiment)
-        if asked and context.roles is not None:
-            key["writer"] = context.roles.writer
-            if "erasers" in asked:
-                key["erasers"] = list(context.roles.erasers)
-        if "examples" in asked:
-            key["examples"] = [[list(e.tokens), e.answer, e.other, e.head, e.prompt] for e in context.examples]
-        return key
-
-    def _why(self, folder: Path, key: Mapping[str, Any]) -> tuple[str, str]:
-        """`absent`, or `stale` and what differs from the latest result of another key."""
-        others = sorted(folder.glob("*/provenance.json"), key=lambda path: path.stat().st_mtime)
-        if not others:
-            return "absent", "never computed"
-        try:
-            before = json.loads(others[-1].read_text())["key"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return "absent", "never computed with these settings"
-        changed = sorted(name for name in {*before, *key} if before.get(name) != key.get(name))
-        return "stale", "changed: " + ", ".join(_change(name, before.get(name), key.get(name)) for name in changed)
-
-
-def _change(name: str, before: object, now: object) -> str:
-    if isinstance(before, dict) and isinstance(now, dict):
-        inner = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
-        return ", ".join(f"{key} {before.get(key)} -> {now.get(key)}" for key in inner)
-    short = all(isinstance(value, str | int | float | None) and len(str(value)) <= 16 for value in (before, now))
-    return f"{name} {before} -> {now}" if short else name
-
-
-def _major_minor(package: str) -> str:
-    try:
-        return ".".join(version(package).split(".")[:2])
-    except PackageNotFoundError:
-        raise ReproError(f"{package} is not installed", Exit.FAILED) from None

@@ -24,7 +24,7 @@ _SEAL = "~seal"  # sorts behind every other member
 SUMMARY, UNITS = f"{DATA}/summary", "units"
 MANIFEST, PROVENANCE, COMMIT, ARCHIVE = "manifest.json", "provenance.json", "COMMIT", "summary.zarr.zip"
 _SECRET_KEY = re.compile(
-    r"(^|[_-])(token|secret|passw(or)?d|api_?key|authorization|cookie|credentials?)$", re.IGNORECASE
+    r"(^|[_-])(token|secret|passw(or)?d|api[_-]?key|authorization|cookie|credentials?)$", re.IGNORECASE
 )
 _SECRET_VALUE = re.compile(r"\b(hf_|ghp_|sk-)[A-Za-z0-9_-]{16,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
 

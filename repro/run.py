@@ -55,11 +55,15 @@ class Session:
     @cached_property
     def engine(self) -> Engine:
         """The model and kernels."""
+        from repro.kernels.errors import KernelError
         from repro.kernels.select import provider
 
         started = time.perf_counter()
-        model = load(self.subject.folder, self.settings.precision, self.settings.device)
-        engine = Engine(model, provider(self.settings.kernels, self.settings.device))
+        try:
+            kernels = provider(self.settings.kernels, self.settings.device)
+        except KernelError as error:
+            raise ReproError(f"--kernels {self.settings.kernels}: {str(error).removeprefix('kernels: ')}") from None
+        engine = Engine(load(self.subject.folder, self.settings.precision, self.settings.device), kernels)
         self.seconds["start-up"] = time.perf_counter() - started
         return engine
 

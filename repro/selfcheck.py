@@ -12,11 +12,12 @@ from repro.errors import Exit, ReproError
 from repro.folder import Folder
 from repro.forward import Model, logits, trace
 
-# Largest deviation allowed, relative to the largest value of the same quantity: the library computes in another order.
-TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-6}
+# Largest deviation allowed, relative to the largest value of the same quantity: the library computes in another order,
+# and RMS norms, rotary angles and softmax of many models in float32 whatever the type of their weights.
+TOLERANCE = {torch.float32: 2e-4, torch.float64: 2e-5}
 
 
-def check_against_library(folder: Folder, bridge: Any, model: Model, tokens: Tensor, raw_logits: Tensor) -> None:  # noqa: ANN401
+def check_against_library(folder: Folder, bridge: Any, model: Model, tokens: Tensor, raw_logits: Tensor) -> None:
     """Compares our pass over a few tokens with the library's, site by site, and with the unprocessed model's logits.
 
     bridge: the library's processed model. tokens [B, P]. raw_logits [B, P, V]: of the model before processing; centring
@@ -29,10 +30,10 @@ def check_against_library(folder: Folder, bridge: Any, model: Model, tokens: Ten
         _compare(folder, name, ours, theirs.reshape(ours.shape), limit)
     ours = logits(model, trace(model, tokens).final)
     theirs = raw_logits - raw_logits.mean(-1, keepdim=True)
-    _compare(folder, "the original model's logits", ours - ours.mean(-1, keepdim=True), theirs, limit)
+    _compare(folder, "the vector of logits", ours - ours.mean(-1, keepdim=True), theirs, limit)
 
 
-def _pairs(folder: Folder, model: Model, tokens: Tensor, cache: Any) -> Iterator[tuple[str, Tensor, Tensor]]:  # noqa: ANN401
+def _pairs(folder: Folder, model: Model, tokens: Tensor, cache: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
     passed = trace(model, tokens)
 
     def hook(name: str) -> Tensor:

@@ -126,6 +126,10 @@ class World:
 
     def check_writable(self) -> None:
         """Refuses, before anything is computed, a root that cannot be written."""
+        figures = self.figures_folder("any")
+        nearest = next(folder for folder in figures.parents if folder.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+            raise ReproError(f"--out {self.root}: {nearest} is no folder that can be written; choose another")
         try:
             self.store.mkdir(parents=True, exist_ok=True)
             probe = self.store / f".probe-{os.getpid()}"

@@ -13,13 +13,17 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from repro.names import head_index, is_head, layer_of
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
+NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+NAME_WORDS = "1 to 64 letters, digits, '_', '-' and '.', beginning with a letter or digit"
+Name = Annotated[str, Field(pattern=NAME.pattern)]
 
 
 class Strict(BaseModel):
     """Frozen, and refusing keys nobody reads."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Example(Strict):
@@ -87,6 +91,14 @@ class Subject(Strict):
             raise ValueError("a head label such as 'L0H2', or 'auto'")
         return value
 
+    @field_validator("examples")
+    @classmethod
+    def _labels_differ(cls, value: str | tuple[Example, ...]) -> str | tuple[Example, ...]:
+        labels = ["auto"] if isinstance(value, str) else [example.label for example in value]
+        if not labels or not all(labels) or len(set(labels)) < len(labels):
+            raise ValueError("at least one example, each with a label of its own, or 'auto'")
+        return value
+
     @field_validator("erasers")
     @classmethod
     def _erasers_share_a_layer(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
@@ -95,7 +107,7 @@ class Subject(Strict):
         if not value or not all(is_head(label) for label in value):
             raise ValueError("head labels such as ['L2H2', 'L2H3'], or 'auto'")
         if len({layer_of(label) for label in value}) > 1:
-            raise ValueError("erasers of one layer: one V-composition patch concerns one layer")
+            raise ValueError("heads of one layer, since one V-composition patch concerns one layer")
         return value
 
     @model_validator(mode="after")
@@ -123,9 +135,6 @@ class Common(Strict):
     quantiles: tuple[float, float] = (0.25, 0.75)
     """Lower and upper quantile of bands and error bars. The text of both sources says 0.25 and 0.75; the authors'
     plotting code draws 0.125 and 0.875."""
-    positions: tuple[int, int] | None = None
-    """First and last position (inclusive) that enter, the last counted from the end if negative; nothing: all, position
-    0 included."""
     about: str = ""
     """One line for `plan`."""
 
@@ -136,6 +145,14 @@ class Common(Strict):
             raise ValueError("two numbers with 0 <= lower < 0.5 < upper <= 1")
         return value
 
+
+class Windowed(Common):
+    """What experiments that pool over positions may say."""
+
+    positions: tuple[int, int] | None = None
+    """First and last position (inclusive) that enter, the last counted from the end if negative; nothing: all, position
+    0 included."""
+
     @field_validator("positions")
     @classmethod
     def _forward(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
@@ -144,7 +161,7 @@ class Common(Strict):
         return value
 
 
-class Projection(Common):
+class Projection(Windowed):
     """Projection ratios PR(a, b) = <a, b> / <b, b> of components `of` on nodes `onto`."""
 
     measure: Literal["projection"]
@@ -164,7 +181,7 @@ class Projection(Common):
         return self
 
 
-class VPatch(Common):
+class VPatch(Windowed):
     """V-composition patch: the writer's output taken out of the value input of every head of `layer`."""
 
     measure: Literal["v_patch"]
@@ -183,7 +200,7 @@ class ResampledDLA(Common):
     only."""
 
 
-class DLAScatter(Common):
+class DLAScatter(Windowed):
     """DLA of the writer against DLA of the erasers, whole output and V-composition, at every position."""
 
     measure: Literal["dla_scatter"]
@@ -193,13 +210,13 @@ class DLAScatter(Common):
     """Sum over source positions weighted by the clean pattern, or the same position without any pattern."""
 
 
-class FindWriter(Common):
+class FindWriter(Windowed):
     """The writer by rule: the head whose output is best seen after writing and least at the end."""
 
     measure: Literal["find_writer"]
 
 
-class FindErasers(Common):
+class FindErasers(Windowed):
     """The erasers by rule: the later layer whose heads' PR onto the writer sums lowest, its heads at the bar."""
 
     measure: Literal["find_erasers"]
@@ -241,16 +258,16 @@ class Figure(Strict):
     """Title above the chart; `$writer` and `$layer` are replaced."""
     labels: Labels
     """Its numbers in the two sources."""
-    options: dict[str, str | tuple[int, ...] | int | float | bool] = {}
+    options: dict[str, str | tuple[int | str, ...] | int | float | bool] = {}
     """What the chart should show; each chart documents its own."""
 
 
 class Run(Strict):
     """How experiments are executed."""
 
-    default_subjects: tuple[str, ...]
+    default_subjects: tuple[str, ...] = Field(min_length=1)
     """Tried in this order when no subject is named."""
-    groups: tuple[str, ...]
+    groups: tuple[str, ...] = Field(min_length=1)
     """Groups of experiments that `all` runs."""
     prompts_per_unit: int = Field(default=4, gt=0)
     """Prompts computed, written and recorded together."""
@@ -264,19 +281,9 @@ class Spec(Strict):
     """A whole paper."""
 
     run: Run
-    subject: dict[str, Subject]
-    experiment: dict[str, Experiment]
-    figure: dict[str, Figure]
-
-    @model_validator(mode="after")
-    def _names_exist(self) -> Spec:
-        for table in (self.subject, self.experiment, self.figure):
-            for name in table:
-                if not NAME.match(name):
-                    raise ValueError(
-                        f"{name!r}: names are letters, digits, '_', '-' and '.', and start with a letter or digit"
-                    )
-        return self
+    subject: dict[Name, Subject]
+    experiment: dict[Name, Experiment]
+    figure: dict[Name, Figure]
 
 
 class Loaded(Strict):

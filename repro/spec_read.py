@@ -3,161 +3,231 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import tomli
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from repro.errors import Exit, ReproError
+import paper_figures
+from repro.errors import ReproError
+from repro.layout import RESERVED_SUBJECTS
 from repro.names import did_you_mean, listing
-from repro.spec import Experiment, Loaded, Spec
+from repro.spec import NAME_WORDS, Common, Loaded, Spec
+from repro.spec_words import MEASURES, Where, allowed_at, given, models_at, place_of, words_at
 
-_TABLE = re.compile(r"\s*\[\[?\s*([^\]]+?)\s*\]\]?\s*(#.*)?$")
-_KEY = re.compile(r"\s*([A-Za-z0-9_.\"'$-]+)\s*=")
-_MEASURES: dict[str, type[BaseModel]] = {
-    get_args(kind.model_fields["measure"].annotation)[0]: kind for kind in get_args(get_args(Experiment)[0])
-}
+_KEY = re.compile(r"""\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""")
+DEFAULT_GROUP: str = Common.model_fields["group"].default
+_LONGEST_STATEMENT = 500
+"""Lines of one array or text that are looked through for the end of it."""
 
 
 def read_spec(path: Path) -> Loaded:
     """The spec in a TOML file, checked.
 
     path: a TOML file. Returns the typed spec with its path. Raises ReproError (exit 2) naming every problem as
-    `file:line: [table] key: what was given; what is allowed`. Agreement: tests/test_spec.py.
+    `file:line: [table] key: given …; allowed: …`. Agreement: tests/test_spec.py.
     """
+    text = _text(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ReproError(f"{path}: cannot be read as a spec ({_reason(error)}); give a TOML file with --spec") from None
-    try:
-        data = tomli.loads(text)
+        data = _tuples(tomli.loads(text))
+        report = _Report(path, text, data)
+        spec = report.checked()
     except tomli.TOMLDecodeError as error:
-        line = getattr(error, "lineno", None) or _line_in(str(error))
-        raise ReproError(f"{path}:{line}: not TOML: {error}") from None
+        raise ReproError(f"{path}:{error.lineno}: not TOML: {error.msg} (column {error.colno})") from None
     except RecursionError:
         raise ReproError(f"{path}:1: not a spec: nested too deeply") from None
-    lines = _line_numbers(text)
-    try:
-        spec = Spec.model_validate(_lists_to_tuples(data))
-    except ValidationError as error:
-        problems = [_sentence(path, lines, data, detail) for detail in error.errors(include_url=False)]
-        raise ReproError("\n".join(dict.fromkeys(problems)), Exit.USAGE) from None
-    problems = list(_dangling(path, lines, spec))
-    if problems:
-        raise ReproError("\n".join(problems), Exit.USAGE)
     return Loaded(spec=spec, path=path.resolve())
 
 
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or type(error).__name__
+def _text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ReproError(f"{path}: cannot be read as a spec ({error.strerror}); name a TOML file with --spec") from None
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ReproError(
+            f"{path}:{line}: not UTF-8: byte 0x{content[error.start]:02x}; save the file as UTF-8"
+        ) from None
 
 
-def _line_in(message: str) -> int:
-    match = re.search(r"line (\d+)", message)
-    return int(match[1]) if match else 1
-
-
-def _lists_to_tuples(value: Any) -> Any:
+def _tuples(value: Any) -> Any:
+    """Arrays as tuples, which frozen types hold."""
     if isinstance(value, list):
-        return tuple(_lists_to_tuples(item) for item in value)
+        return tuple(_tuples(item) for item in value)
     if isinstance(value, dict):
-        return {key: _lists_to_tuples(item) for key, item in value.items()}
+        return {key: _tuples(item) for key, item in value.items()}
     return value
 
 
-def _line_numbers(text: str) -> dict[tuple[str, ...], int]:
-    """Line of every table header and key that starts a line; keys inside inline tables fall back to their parent."""
-    found: dict[tuple[str, ...], int] = {}
-    table: tuple[str, ...] = ()
-    counts: dict[tuple[str, ...], int] = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        if header := _TABLE.match(line):
-            table = tuple(part.strip().strip("\"'") for part in header[1].split("."))
-            if line.lstrip().startswith("[["):
-                index = counts.get(table, 0)
-                counts[table] = index + 1
-                found.setdefault(table, number)
-                table = (*table, str(index))
-            found.setdefault(table, number)
+class _Report:
+    """All that is wrong with one file."""
+
+    def __init__(self, path: Path, text: str, data: Mapping[str, Any]) -> None:
+        self.path = path
+        self.text = text
+        self.data = data
+
+    def checked(self) -> Spec:
+        """The spec, or one error that names every problem in the order of the file."""
+        spec, found = None, list(self._dangling())
+        try:
+            spec = Spec.model_validate(self.data)
+        except ValidationError as error:
+            found += self._refused(error.errors(include_url=False))
+        if spec is None or found:
+            lines = sorted((self._line(where), self._table(where) + words) for where, words in found)
+            raise ReproError("\n".join(dict.fromkeys(f"{self.path}:{line}: {words}" for line, words in lines)))
+        return spec
+
+    @cached_property
+    def _lines(self) -> dict[Where, int]:
+        return dict(_statements(self.text))
+
+    def _line(self, where: Where) -> int:
+        """The line of a place, or of the nearest thing around it that has one."""
+        return next((self._lines[where[:end]] for end in range(len(where), 0, -1) if where[:end] in self._lines), 1)
+
+    def _table(self, where: Where) -> str:
+        size = 1 if where[0] == "run" or len(where) == 1 else 2
+        key = ".".join(str(part) for part in where[size:])
+        return f"[{'.'.join(str(part) for part in where[:size])}]" + (f" {key}" if key else "")
+
+    def _refused(self, details: Sequence[ErrorDetails]) -> Iterator[tuple[Where, str]]:
+        """What the types refuse; of the members of a union only the one that the file seems to mean."""
+        places = [place_of(detail["loc"], self.data) for detail in details]
+        for detail, where in zip(details, places, strict=True):
+            deeper = any(len(other) > len(where) and other[: len(where)] == where for other in places)
+            if not (deeper and detail["type"].endswith(("_type", "literal_error"))):
+                yield self._sentence(where, detail)
+
+    def _sentence(self, where: Where, detail: ErrorDetails) -> tuple[Where, str]:
+        kind = detail["type"]
+        if kind == "extra_forbidden":
+            keys = sorted({key for model in models_at(where[:-1], self.data) for key in model.model_fields})
+            thing = "table" if len(where) == 1 else "key"
+            return where, f": unknown {thing}.{did_you_mean(str(where[-1]), keys)} Allowed: {listing(keys, 20)}"
+        if kind == "union_tag_not_found":
+            return where, f": 'measure' is missing; allowed: {listing(sorted(MEASURES))}"
+        if kind == "union_tag_invalid":
+            tag = str(detail["input"].get("measure"))
+            words = f"given {given(tag)}; allowed: {listing(sorted(MEASURES))}.{did_you_mean(tag, MEASURES)}"
+            return (*where, "measure"), f": {words}"
+        if kind == "missing" and isinstance(where[-1], str):
+            if len(where) == 1:
+                return where, " is missing"
+            return where[:-1], f": {where[-1]!r} is missing; allowed: {allowed_at(where, self.data)}"
+        if kind == "string_pattern_mismatch":
+            return where, f": a name is {NAME_WORDS}"
+        return self._unfit(where, detail)
+
+    def _unfit(self, where: Where, detail: ErrorDetails) -> tuple[Where, str]:
+        """A value of the wrong type or outside its range, or what a rule of the types says of it."""
+        if isinstance(where[-1], int) and detail["type"] in ("missing", "too_long"):
+            where = where[:-1]
+        value: Any = self.data
+        for part in where:
+            value = value[part]
+        if detail["type"] == "value_error":
+            message = detail["msg"].removeprefix("Value error, ")
+            return where, f": {message}" if isinstance(
+                value, Mapping
+            ) else f": given {given(value)}; allowed: {message}"
+        hint = did_you_mean(value, words_at(where, self.data)) if isinstance(value, str) else ""
+        return where, f": given {given(value)}; allowed: {allowed_at(where, self.data)}{'.' if hint else ''}{hint}"
+
+    def _names(self, table: str) -> dict[str, Any]:
+        """The entries of a table of tables, as far as they are tables."""
+        entries = self.data.get(table)
+        return (
+            {key: value for key, value in entries.items() if isinstance(value, Mapping)}
+            if isinstance(entries, Mapping)
+            else {}
+        )
+
+    def _dangling(self) -> Iterator[tuple[Where, str]]:
+        """Names that point at nothing, and names that would be mistaken for another."""
+        subjects, experiments, figures = (self._names(table) for table in ("subject", "experiment", "figure"))
+        groups = {entry.get("group", DEFAULT_GROUP) for entry in experiments.values()}
+        run = self.data.get("run")
+        run = run if isinstance(run, Mapping) else {}
+        for name, figure in figures.items():
+            yield from self._known(("figure", name, "experiment"), figure.get("experiment"), experiments, "experiment")
+            yield from self._known(("figure", name, "chart"), figure.get("chart"), paper_figures.names(), "chart")
+            for other, kind in ((experiments, "an experiment"), (groups, "a group")):
+                if name in other:
+                    yield ("figure", name), f": {kind} has this name too; --only could not tell them apart"
+        for key in ("default_subjects", "paper_subject"):
+            asked = run.get(key)
+            for name in asked if isinstance(asked, tuple) else (asked,):
+                yield from self._known(("run", key), name, subjects, "subject")
+        known = [*sorted(map(str, groups)), *experiments, *figures]
+        for name in run["groups"] if isinstance(run.get("groups"), tuple) else ():
+            yield from self._known(("run", "groups"), name, known, "group, experiment or figure")
+        for name in RESERVED_SUBJECTS:
+            if name in subjects:
+                yield ("subject", name), ": the store keeps other things under this name; rename the subject"
+
+    def _known(
+        self, where: Where, name: object, names: Sequence[str] | Mapping[str, Any], kind: str
+    ) -> Iterator[tuple[Where, str]]:
+        if isinstance(name, str) and name not in names:
+            yield where, f": no {kind} {given(name)}.{did_you_mean(name, names)} Known: {listing(list(names), 40)}"
+
+
+def _statements(text: str) -> Iterator[tuple[Where, int]]:
+    """The place and line of every table header and every key that starts a statement.
+
+    A statement is the least number of lines that are TOML by themselves, so that nothing inside a text or an array is
+    mistaken for one.
+    """
+    table: Where = ()
+    counts: dict[Where, int] = {}
+    lines = text.split("\n")
+    start = 0
+    while start < len(lines):
+        stop = next(
+            (
+                end
+                for end in range(start + 1, min(start + _LONGEST_STATEMENT, len(lines)) + 1)
+                if _is_toml("\n".join(lines[start:end]))
+            ),
+            None,
+        )
+        if stop is None:
+            return
+        line = lines[start].strip()
+        if line.startswith("["):
+            table = _path(line)
+            if line.startswith("[["):
+                counts[table] = counts.get(table, -1) + 1
+                yield table, start + 1
+                table = (*table, counts[table])
+            yield table, start + 1
         elif key := _KEY.match(line):
-            found.setdefault((*table, *key[1].replace('"', "").replace("'", "").split(".")), number)
-    return found
+            yield (*table, *_path(f"{key[1]} = 0")), start + 1
+        start = stop
 
 
-def _place(path: Path, lines: Mapping[tuple[str, ...], int], where: Iterable[object]) -> str:
-    keys = tuple(str(part) for part in where)
-    for end in range(len(keys), 0, -1):
-        if keys[:end] in lines:
-            line = lines[keys[:end]]
-            break
-    else:
-        line = 1
-    table, key = keys[:2], ".".join(keys[2:])
-    if keys[:1] == ("run",):
-        table, key = keys[:1], ".".join(keys[1:])
-    return f"{path}:{line}: [{'.'.join(table)}]" + (f" {key}" if key else "")
+def _is_toml(text: str) -> bool:
+    try:
+        tomli.loads(text)
+    except tomli.TOMLDecodeError:
+        return False
+    return True
 
 
-def _allowed_keys(data: Mapping[str, Any], where: tuple[object, ...]) -> list[str]:
-    """Keys a table may have, for did-you-mean."""
-    model: type[BaseModel] | None = {"run": Spec.model_fields["run"].annotation}.get(str(where[0])) if where else Spec
-    if len(where) > 2 and where[0] == "experiment":
-        measure = data.get("experiment", {}).get(where[1], {}).get("measure")
-        model = _MEASURES.get(measure)
-    elif len(where) > 2:
-        from repro.spec import Figure, Subject
-
-        model = {"subject": Subject, "figure": Figure}.get(str(where[0]))
-    elif len(where) == 1:
-        model = Spec
-    return list(model.model_fields) if model is not None else []
-
-
-def _sentence(path: Path, lines: Mapping[tuple[str, ...], int], data: Mapping[str, Any], detail: ErrorDetails) -> str:
-    where = tuple(part for part in detail["loc"] if part not in _MEASURES)
-    place = _place(path, lines, where)
-    given = detail.get("input")
-    kind = detail["type"]
-    if kind == "extra_forbidden":
-        allowed = _allowed_keys(data, where)
-        return f"{place}: unknown key.{did_you_mean(str(where[-1]), allowed)} Allowed: {listing(sorted(allowed), 20)}"
-    if kind in ("missing", "union_tag_not_found"):
-        missing = "measure" if kind == "union_tag_not_found" else str(where[-1])
-        return f"{place}: {missing!r} is missing"
-    if kind == "union_tag_invalid":
-        tag = str(given.get("measure")) if isinstance(given, dict) else ""
-        hint = did_you_mean(tag, _MEASURES)
-        return f"{place} measure: unknown measure {tag!r}.{hint} Allowed: {listing(sorted(_MEASURES))}"
-    if kind == "literal_error":
-        allowed_text = detail.get("ctx", {}).get("expected", "")
-        suggestion = did_you_mean(str(given), re.findall(r"'([^']+)'", allowed_text))
-        return f"{place}: given {given!r}, allowed {allowed_text}.{suggestion}"
-    message = detail["msg"].removeprefix("Value error, ")
-    return f"{place}: given {_short(given)}: {message[0].lower()}{message[1:]}"
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "…"
-
-
-def _dangling(path: Path, lines: Mapping[tuple[str, ...], int], spec: Spec) -> Iterable[str]:
-    """Names that point at nothing."""
-    for name, figure in spec.figure.items():
-        if figure.experiment not in spec.experiment:
-            place = _place(path, lines, ("figure", name, "experiment"))
-            hint = did_you_mean(figure.experiment, spec.experiment)
-            yield f"{place}: no experiment {figure.experiment!r}.{hint} Declared: {listing(list(spec.experiment))}"
-    for key, names in (("default_subjects", spec.run.default_subjects), ("paper_subject", (spec.run.paper_subject,))):
-        for name in names:
-            if name not in spec.subject:
-                place = _place(path, lines, ("run", key))
-                hint = did_you_mean(name, spec.subject)
-                yield f"{place}: no subject {name!r}.{hint} Declared: {listing(list(spec.subject))}"
-    clash = set(spec.figure) & set(spec.experiment)
-    for name in sorted(clash):
-        place = _place(path, lines, ("figure", name))
-        yield f"{place}: an experiment has this name too; --only could not tell them apart"
+def _path(line: str) -> Where:
+    """The keys that a header or a key names, quotes and dots resolved by the parser itself."""
+    value: Any = tomli.loads(line)
+    keys: list[str] = []
+    while isinstance(value, dict) and value:
+        (key, value), *_ = value.items()
+        keys.append(key)
+    return tuple(keys)

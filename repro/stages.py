@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from repro import figures as drawing
-from repro.costs import cost_line, plan_flop, remember, total_cost
+from repro.costs import cost_line, item_bytes, item_flop, plan_flop, remember, total_cost
 from repro.errors import Exit, ReproError
-from repro.plan import Plan
+from repro.plan import Item, Plan
+from repro.records import COMMIT
 from repro.session import World, cache_folder, parse_bytes
 from repro.spec import HubPrompts
 from repro.subjects import Chosen
@@ -26,19 +28,28 @@ def announce(world: World, subject: Chosen) -> None:
         world.say(f"NOT THE PAPER'S SUBJECT: {subject.fallback}; showing {subject.name} instead")
 
 
-def show_plan(world: World, plan: Plan) -> None:
-    """What is fresh, stale, partial or waiting, and why; and what the rest will cost."""
+def show_plan(world: World, plan: Plan, about: bool = False) -> None:
+    """What is fresh, stale, partial or waiting, and why; and what the rest will cost. about: what each one is, too."""
     width = max((len(item.name) for item in plan.items), default=0)
     for item in plan.items:
         why = f"  ({item.why})" if item.why else ""
-        world.say(f"  {item.name:<{width}}  {item.state}{why}{cost_line(item)}")
+        what = f"  {item.experiment.about}" if about and item.experiment.about else ""
+        world.say(f"  {item.name:<{width}}  {item.state}{why}{cost_line(item)}{what}")
     world.say(total_cost(plan, cache_folder()))
 
 
 def plan_rows(plan: Plan) -> list[dict[str, Any]]:
     """The plan as data."""
     return [
-        {"experiment": item.name, "state": item.state, "why": item.why, "key": item.path.name or None}
+        {
+            "experiment": item.name,
+            "about": item.experiment.about,
+            "state": item.state,
+            "why": item.why,
+            "key": item.path.name or None,
+            "flop": None if item.waits else item_flop(item),
+            "bytes": None if item.waits else item_bytes(item),
+        }
         for item in plan.items
     ]
 
@@ -48,6 +59,7 @@ def run(world: World, subject: Chosen, names: Sequence[str] | None = None) -> tu
 
     Returns the last plan and the exit codes of what went wrong.
     """
+    memory = parse_bytes(world.request.memory)
     plan = world.plan(subject, names)
     codes: list[Exit] = []
     if plan.todo or world.request.fresh:
@@ -57,15 +69,20 @@ def run(world: World, subject: Chosen, names: Sequence[str] | None = None) -> tu
     failed: set[str] = set()
     flop = 0.0
     for _ in range(MAX_ROUNDS):
+        if plan.todo or world.request.fresh:
+            from repro.run import Session, execute
+
+            session = session or Session(subject, world.settings, memory, world.say)
         if world.request.fresh:
+            # First the model: one that cannot be had must not cost the results that are there.
+            assert session.engine is not None
             plan = _discard(world, plan, discarded)
+        # Where what finds roles has failed, the experiments that do not need those still run.
         items = [item for item in plan.todo if item.name not in failed]
+        items = items or [item for item in plan.ready if item.name not in failed]
         if not items:
             break
         show_plan(world, plan)
-        from repro.run import Session, execute
-
-        session = session or Session(subject, world.settings, parse_bytes(world.request.memory), world.say)
         flop += plan_flop(plan)
         outcomes = execute(plan, items, session)
         failed |= {outcome.name for outcome in outcomes if outcome.error}
@@ -81,14 +98,22 @@ def run(world: World, subject: Chosen, names: Sequence[str] | None = None) -> tu
 
 def _discard(world: World, plan: Plan, done: set[str]) -> Plan:
     """`--fresh`: forgets each result once, so that it is computed again."""
-    import shutil
-
     for item in plan.items:
         if item.name not in done and not item.waits:
             done.add(item.name)
-            if item.path.exists():
-                shutil.rmtree(item.path)
+            _remove(item.path)
     return world.plan(plan.subject, [item.name for item in plan.items])
+
+
+def _remove(path: Path) -> None:
+    """Deletes a result, what says that it is whole first: a half-deleted one must not look damaged."""
+    if not path.exists():
+        return
+    try:
+        (path / COMMIT).unlink(missing_ok=True)
+        shutil.rmtree(path)
+    except OSError as error:
+        raise ReproError(f"{path}: cannot be removed ({error.strerror})") from None
 
 
 def draw(world: World, plan: Plan) -> list[drawing.Drawn]:
@@ -152,29 +177,40 @@ def check(world: World, plan: Plan) -> list[Exit]:
 
 def _result(world: World, plan: Plan, name: str) -> Path | None:
     """Where an experiment's own committed result lies, whether or not it was selected now."""
-    item = next((item for item in plan.items if item.name == name), None)
-    if item is None:
-        try:
-            named = world.plan(plan.subject, [name]).items
-        except ReproError:
-            # Declared for other prompts or another model than this subject's: it has no result here.
-            return None
-        item = next((other for other in named if other.name == name), None)
+    item = _item(world, plan, name)
     return item.path if item is not None and item.state == "fresh" else None
 
 
-def clean(world: World, plan: Plan, remove: bool) -> list[Path]:
-    """Results of the subject that the plan does not use: shown, and with `remove` deleted."""
-    import shutil
+def _item(world: World, plan: Plan, name: str) -> Item | None:
+    """An experiment in the plan, or in one of its own; nothing where it does not fit or its role is named."""
+    item = next((item for item in plan.items if item.name == name), None)
+    if item is not None:
+        return item
+    try:
+        named = world.plan(plan.subject, [name]).items
+    except ReproError:
+        # Declared for other prompts or another model than this subject's: it has no result here.
+        return None
+    return next((other for other in named if other.name == name), None)
 
-    used = {path for name in world.loaded.spec.experiment if (path := _result(world, plan, name)) is not None}
+
+def clean(world: World, plan: Plan, remove: bool) -> list[Path]:
+    """Results of the subject that the spec does not use: shown, and with `remove` deleted.
+
+    Unfinished work of the present keys is used. An experiment that waits for roles keeps all it has: which of it will
+    be used is not known yet.
+    """
+    items = [item for name in world.loaded.spec.experiment if (item := _item(world, plan, name)) is not None]
+    used, waiting = {item.path for item in items}, {item.name for item in items if item.waits}
     found = [
-        path for path in sorted((world.store / plan.subject.name).glob("*/*")) if path.is_dir() and path not in used
+        path
+        for path in sorted((world.store / plan.subject.name).glob("*/*"))
+        if path.is_dir() and path not in used and path.parent.name not in waiting
     ]
     for path in found:
         world.say(f"{'removed' if remove else 'would remove'} {path}")
         if remove:
-            shutil.rmtree(path)
+            _remove(path)
     if not found:
         world.say("nothing to remove")
     elif not remove:

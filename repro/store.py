@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Result", "commit_reduced", "open_result", "pending", "read_raw", "read_summary", "status"]
 
-BLOCK_BYTES = 64 * 2**20
+BLOCK_BYTES = 128 * 2**20
 """Default size of a block of `Result.iter_blocks`, in bytes."""
 
 
@@ -60,9 +60,8 @@ def open_result(path: Path, layout: Layout, unit: int, provenance: Mapping[str, 
         )
     result = Result(path, layout, manifest)
     if manifest["environment"] != environment and not result.committed:
-        raise ReproError(
-            f"{path} was begun in another environment: {manifest['environment']}, now {environment}", Exit.CORRUPT
-        )
+        begun = f"{path} was begun in another environment: {manifest['environment']}, now {environment}"
+        raise ReproError(f"{begun}; go back to that one, or remove the folder to begin anew", Exit.CORRUPT)
     return result
 
 

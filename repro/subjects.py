@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from repro.errors import Exit, ReproError
 from repro.folder import Folder, read_folder, read_prompts, weights_fingerprint
+from repro.layout import RESERVED_SUBJECTS
 from repro.names import did_you_mean, heads, layer_of, listing
 from repro.spec import NAME, HubPrompts, Loaded, Subject
 
@@ -74,7 +76,7 @@ class Tokenizer:
     def decode(self, *ids: int) -> str:
         """The text of token ids; `‹id›` for each where there is no tokenizer."""
         if self._inner is None:
-            return "".join(f"‹{token}›" for token in ids)
+            return "".join(f"‹{token}›" for token in ids)  # noqa: RUF001 - marks that no text has
         return self._inner.decode(list(ids), skip_special_tokens=False)  # type: ignore[attr-defined]
 
     def encode(self, text: str) -> list[int]:
@@ -119,15 +121,20 @@ def _named(loaded: Loaded, name: str, access: Access) -> Chosen:
         return _at_hand(loaded, name, declared[name], access)
     path = Path(name).expanduser()
     if path.is_dir():
-        label = path.resolve().name
-        return _at_hand(loaded, label if NAME.match(label) else "folder", Subject(model=str(path.resolve())), access)
+        return _at_hand(loaded, _label(path.resolve().name, declared), Subject(model=str(path.resolve())), access)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        label = name.split("/")[1]
-        return _at_hand(loaded, label if NAME.match(label) else "hub", Subject(model=name), access)
+        return _at_hand(loaded, _label(name.split("/")[1], declared), Subject(model=name), access)
     raise ReproError(
-        f"--subject {name}: no such subject.{did_you_mean(name, declared)} Declared: {listing(list(declared))}; a model "
-        "folder or a hub name (owner/name) is also allowed"
+        f"--subject {name}: no such subject.{did_you_mean(name, declared)} Declared: {listing(list(declared))}; a "
+        "model folder or a hub name (owner/name) is also allowed"
     )
+
+
+def _label(name: str, declared: Mapping[str, Subject]) -> str:
+    """What an undeclared subject is called: never as a declared one, whose published numbers or copies are not its."""
+    if name in declared or name in RESERVED_SUBJECTS:
+        name = f"other-{name}"
+    return name if NAME.fullmatch(name) else "other"
 
 
 def _at_hand(loaded: Loaded, name: str, subject: Subject, access: Access) -> Chosen:
@@ -138,17 +145,17 @@ def _at_hand(loaded: Loaded, name: str, subject: Subject, access: Access) -> Cho
 
 
 def _local(loaded: Loaded, name: str, subject: Subject, access: Access) -> Folder:
-    here = (loaded.folder / subject.model).expanduser()
+    here = loaded.folder / Path(subject.model).expanduser()
+    prompts = loaded.folder / Path(subject.prompts).expanduser() if isinstance(subject.prompts, str) else None
     if here.is_dir():
-        prompts = loaded.folder / subject.prompts if isinstance(subject.prompts, str) else None
         return read_folder(here, prompts)
     if subject.model.count("/") != 1 or subject.model.startswith((".", "/", "~")):
         raise ReproError(f"[subject.{name}] model: {here}: no such model folder", Exit.UNAVAILABLE)
     from repro.hub_subject import fetch_subject
 
     model = fetch_subject(loaded, name, subject, access)
-    if isinstance(subject.prompts, str):
-        return read_folder(model, loaded.folder / subject.prompts)
+    if prompts is not None:
+        return read_folder(model, prompts)
     if isinstance(subject.prompts, HubPrompts) or (model / "prompts.safetensors").is_file():
         return read_folder(model)
     raise ReproError(f"[subject.{name}] prompts: missing; name a safetensors file with `tokens`")

@@ -23,6 +23,7 @@ from repro.spec import (
     Projection,
     ResampledDLA,
     VPatch,
+    Windowed,
 )
 
 
@@ -76,7 +77,7 @@ def reduced(experiment: Common, context: Context, raw: Raw, once: Mapping[str, A
     raise NotImplementedError(type(experiment).__name__)
 
 
-def _window(experiment: Common) -> slice:
+def _window(experiment: Windowed) -> slice:
     """The positions that enter."""
     if experiment.positions is None:
         return slice(None)
@@ -84,7 +85,7 @@ def _window(experiment: Common) -> slice:
     return slice(first, None if last == -1 else last + 1)
 
 
-def _pooled(experiment: Common, raw: Raw, name: str, nan_name: str = "nan_count") -> dict[str, tuple[Any, Any]]:
+def _pooled(experiment: Windowed, raw: Raw, name: str, nan_name: str = "nan_count") -> dict[str, tuple[Any, Any]]:
     """Median and quantiles of a variable over prompts x positions, one value per remaining label."""
     dims = [dim for dim in raw.layout.variable(name).dims if dim not in ("prompt", "position")]
     sizes = [len(raw.layout.coords[dim]) for dim in dims]

@@ -39,7 +39,7 @@ def create(
     path: Path, layout: Layout, unit: int, provenance: dict[str, Any], write_template: Callable[[Path], None]
 ) -> None:
     """Writes arrays without chunks, labels, provenance and, last, the manifest; repairs what of it is missing."""
-    if not (path / records.PROVENANCE).exists():
+    if records.load(path / records.PROVENANCE) is None:
         records.write_durably(path / records.PROVENANCE, records.sealed(provenance))
     if records.load_manifest(path) is not None:
         return

@@ -251,3 +251,14 @@ def invalidate(finding: Finding) -> None:
             records.remove(path / records.PROVENANCE)
         elif not finding.units and not finding.file.startswith((records.COMMIT, f"{records.SUMMARY}/")):
             records.remove(path / records.MANIFEST)
+
+
+def repair(path: Path) -> list[Finding]:
+    """`verify_result` and `invalidate` in one: the next run computes just what was damaged, and commits again.
+
+    path: `store/<subject>/<experiment>/<key>`. Returns what was found. Agreement: tests/test_verify.py.
+    """
+    findings = verify_result(path)
+    for finding in findings:
+        invalidate(finding)
+    return findings

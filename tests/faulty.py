@@ -1,4 +1,4 @@
-"""A runner that can be killed at any step, and campaigns of kills and bit flips against the store it writes.
+"""A runner that can be killed at any step, fill its disk, or run where it may not write.
 
 The runner is the real unit loop with a measure that imports no torch. Children are forked from a server that has zarr
 loaded, so a kill costs milliseconds.
@@ -6,11 +6,10 @@ loaded, so a kill costs milliseconds.
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
-import random
 import resource
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -21,11 +20,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from repro import records
 from repro.errors import ReproError
 from repro.layout import Layout, Variable
-from repro.records import UNITS, load_manifest, load_record, unit_name
-from repro.store import Result, open_result, pending, read_raw
-from repro.verify import verify_result
+from repro.store import Result, open_result, pending
 
 UNIT = 2
 PROVENANCE = {"environment": {"numpy": "2", "device": "cpu"}, "git": "0000"}
@@ -75,6 +73,11 @@ def run(path: Path, n_prompts: int, log: Path | None = None, n_positions: int = 
             result.finalise(summary(result))
 
 
+def reopened(path: Path, n_prompts: int) -> Result:
+    """The result of `run`, open again."""
+    return open_result(path, layout(n_prompts), UNIT, PROVENANCE)
+
+
 def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(60)
@@ -104,6 +107,18 @@ def run_and_die(path: Path, n_prompts: int, step: int, torn: bool, counted: Path
         counted.write_text(str(calls))
 
 
+def run_carelessly_and_die(path: Path, n_prompts: int, step: int) -> None:
+    """The control: files are written in place, without temporary file and rename; killed inside a write."""
+
+    def in_place(file: Path, content: bytes) -> None:
+        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        os.write(handle, content)
+        os.close(handle)
+
+    setattr(records, "write_durably", in_place)  # noqa: B010 - a type checker refuses the assignment
+    run_and_die(path, n_prompts, step, torn=True)
+
+
 def run_until_killed(path: Path, n_prompts: int, ready: Any, log: Path) -> None:
     """`run`, after saying that the imports are done."""
     ready.send(None)
@@ -122,11 +137,9 @@ def run_on_full_disk(path: Path, n_prompts: int, limit: int, n_positions: int, a
 
 def run_as_nobody(path: Path, n_prompts: int, answer: Any) -> None:
     """`run` by a user who may not write there; answers with the error's code and sentence."""
-    layout(1)
-    import zarr.codecs
-    import zarr.storage
-
-    assert zarr.storage
+    # Loaded before the change of user, who may not be able to read the environment's packages.
+    for module in ("zarr.codecs", "zarr.storage", "xarray.backends.zarr"):
+        importlib.import_module(module)
     if os.getuid() == 0:
         os.setgroups([])
         os.setgid(65534)
@@ -164,156 +177,3 @@ def finish(process: BaseProcess) -> int:
         raise AssertionError("a child process hangs")
     process.close()
     return code
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    """Every file of a result."""
-    return {f.relative_to(path).as_posix(): f.read_bytes() for f in sorted(path.rglob("*")) if f.is_file()}
-
-
-def recorded(path: Path) -> set[int]:
-    """Units that have a valid record; every value of theirs is compared with what the measure gives."""
-    found = load_manifest(path)
-    if found is None:
-        return set()
-    declared, manifest = found
-    result = Result(path, declared, manifest)
-    done = set(range(result.n_units)) - set(result.missing())
-    for i in done:
-        prompts = result.unit_slice(i)
-        for name, expected in measure(declared, prompts).items():
-            got = result.read(name, prompt=prompts)
-            assert got.tobytes() == expected.tobytes(), f"unit {i} of {name} holds wrong values"
-    return done
-
-
-def after_kill(path: Path) -> set[int]:
-    """What a kill left: nothing damaged, no wrong value; returns the units that count."""
-    if not path.exists():
-        return set()
-    assert verify_result(path) == []
-    return recorded(path)
-
-
-def kill_at_steps(root: Path, n_prompts: int) -> dict[str, int]:
-    """Kills a run before every single system call that it makes, and inside every write; resumes each to the end."""
-    reference = root / "s" / "e" / "reference"
-    counts = {"kills": 0, "units kept": 0, "resumed": 0}
-    run(reference, n_prompts)
-    expected = contents(reference)
-    for torn in (False, True):
-        counted = root / f"calls-{torn}"
-        assert finish(start(run_and_die, root / "s" / "e" / f"count-{torn}", n_prompts, 0, torn, counted)) == 0
-        for step in range(1, int(counted.read_text()) + 1):
-            home = root / f"{torn}-{step}" / "s" / "e"
-            path = home / "reference"
-            assert finish(start(run_and_die, path, n_prompts, step, torn)) == -signal.SIGKILL
-            kept = after_kill(path)
-            log = root / "log"
-            log.write_text("")
-            run(path, n_prompts, log)
-            again = {int(line) for line in log.read_text().split()}
-            assert not kept & again, f"step {step}: units {kept & again} were lost"
-            left = contents(path)
-            assert {name: left[name] for name in expected} == expected, f"step {step}: resumed to other bytes"
-            counts["kills"] += 1
-            counts["units kept"] += len(kept)
-            counts["resumed"] += 1
-            shutil.rmtree(root / f"{torn}-{step}")
-    return counts
-
-
-def _span(path: Path, n_prompts: int, log: Path) -> float:
-    """Seconds that an uninterrupted run takes in a child."""
-    here, there = pipe()
-    child = start(run_until_killed, path, n_prompts, there, log)
-    here.recv()
-    begun = time.perf_counter()
-    assert finish(child) == 0
-    return time.perf_counter() - begun
-
-
-def kill_at_random(root: Path, n_prompts: int, kills: int, seed: int) -> dict[str, int]:
-    """Kills runs at random instants, each resuming what the last one left, until enough were killed at work."""
-    rng = random.Random(seed)
-    reference = root / "s" / "e" / "reference"
-    span = _span(reference, n_prompts, root / "log")
-    expected = contents(reference)
-    counts = {"kills": 0, "stores finished": 0, "units recomputed": 0}
-    store = 0
-    while counts["kills"] < kills:
-        path = root / str(store) / "s" / "e" / "reference"
-        log = root / "log"
-        log.write_text("")
-        here, there = pipe()
-        before = after_kill(path)
-        child = start(run_until_killed, path, n_prompts, there, log)
-        here.recv()
-        time.sleep(rng.uniform(0, 0.7 * span))
-        child.kill()
-        killed = finish(child) == -signal.SIGKILL
-        again = {int(line) for line in log.read_text().split()}
-        assert not before & again, f"units {before & again} were lost"
-        counts["kills"] += killed
-        counts["units recomputed"] += len(again - after_kill(path))
-        if not killed:
-            left = contents(path)
-            assert {name: left[name] for name in expected} == expected
-            shutil.rmtree(root / str(store))
-            counts["stores finished"] += 1
-            store += 1
-    return counts
-
-
-def flip_bits(path: Path, flips: int, seed: int) -> dict[str, int]:
-    """Flips one bit at a time, anywhere in the result; `verify` must name the file, and reading must not believe it."""
-    rng = random.Random(seed)
-    kinds: dict[str, list[Path]] = {"arrays": [], "metadata": [], "records": [], "seals": [], "summary": []}
-    for file in sorted(f for f in path.rglob("*") if f.is_file()):
-        name = file.relative_to(path).as_posix()
-        if name.startswith(f"{UNITS}/"):
-            kind = "records"
-        elif "/summary/" in name:
-            kind = "summary"
-        elif "/c." in name and "/node/" not in name:
-            kind = "arrays"
-        else:
-            kind = "metadata" if name.startswith("data.zarr/") else "seals"
-        kinds[kind].append(file)
-    counts = dict.fromkeys(kinds, 0)
-    present = [kind for kind in kinds if kinds[kind]]
-    assert verify_result(path) == []
-    for n in range(flips):
-        kind = present[n % len(present)]
-        file = rng.choice(kinds[kind])
-        original = file.read_bytes()
-        place, bit = rng.randrange(len(original)), rng.randrange(8)
-        changed = bytearray(original)
-        changed[place] ^= 1 << bit
-        file.write_bytes(changed)
-        findings = verify_result(path)
-        assert [finding.path for finding in findings] == [file], f"bit {bit} of byte {place} of {file}: {findings}"
-        if kind == "arrays" and n % 5 == 0 and (path / "COMMIT").exists():
-            assert not _believes(path, file.parent.name)
-        file.write_bytes(original)
-        counts[kind] += 1
-    assert verify_result(path) == []
-    return counts
-
-
-def _believes(path: Path, variable: str) -> bool:
-    """Whether reading a damaged array gives values at all."""
-    try:
-        read_raw(path)[variable].load()
-    except (ReproError, ValueError, RuntimeError, OSError):
-        return False
-    return True
-
-
-def prompts_of(path: Path, i: int) -> tuple[int, int]:
-    """Prompts in the record of a unit."""
-    found = load_manifest(path)
-    assert found is not None
-    record = load_record(path, *found, i)
-    assert record is not None, unit_name(i)
-    return tuple(record["prompts"])

@@ -102,7 +102,8 @@ def parquet(rows: np.ndarray | list[list[int]], rows_per_group: int = 50) -> byt
     """Rows of token ids as a parquet file with the one column `tokens`."""
     table = pa.table({"tokens": pa.array([list(map(int, row)) for row in rows], type=pa.list_(pa.int64()))})
     sink = io.BytesIO()
-    pq.write_table(table, sink, row_group_size=rows_per_group)
+    # Plain values, so that a test can find the place of a token.
+    pq.write_table(table, sink, row_group_size=rows_per_group, compression="none", use_dictionary=False)
     return sink.getvalue()
 
 

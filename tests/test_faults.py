@@ -15,7 +15,7 @@ import pytest
 from repro.errors import Exit
 from repro.store import read_summary, status
 from repro.verify import verify, verify_result
-from tests import faulty
+from tests import campaigns, faulty
 
 pytestmark = pytest.mark.faults
 
@@ -34,14 +34,27 @@ def _say(capsys: pytest.CaptureFixture[str], what: str, counts: dict[str, int]) 
 
 
 def test_a_kill_at_every_step_loses_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    counts = faulty.kill_at_steps(folder, n_prompts=5)
+    counts = campaigns.kill_at_steps(folder, n_prompts=3)
     _say(capsys, "killed at every step, 0 lost, 0 wrong", counts)
     assert counts["kills"] >= 100
     assert counts["resumed"] == counts["kills"]
 
 
+def test_the_campaign_notices_a_careless_writer(folder: Path) -> None:
+    # Half a chunk without a record is work left; half a record, manifest or provenance is damage.
+    noticed = 0
+    for step in range(1, 15):
+        path = folder / str(step) / "e" / "k"
+        faulty.finish(faulty.start(faulty.run_carelessly_and_die, path, 5, step))
+        try:
+            campaigns.after_kill(path)
+        except AssertionError:
+            noticed += 1
+    assert noticed >= 3
+
+
 def test_kills_at_random_instants_lose_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    counts = faulty.kill_at_random(folder, n_prompts=21, kills=100, seed=0)
+    counts = campaigns.kill_at_random(folder, n_prompts=21, kills=100, seed=0)
     _say(capsys, "killed at random instants, 0 lost, 0 wrong", counts)
     assert counts["kills"] >= 100
     assert counts["stores finished"] >= 1
@@ -54,7 +67,7 @@ def test_every_flipped_bit_is_found(tmp_path: Path, capsys: pytest.CaptureFixtur
     if not committed:
         shutil.rmtree(path / "data.zarr" / "summary")
         (path / "COMMIT").unlink()
-    counts = faulty.flip_bits(path, flips=400 if committed else 150, seed=1)
+    counts = campaigns.flip_bits(path, flips=400 if committed else 150, seed=1)
     _say(capsys, f"bits flipped in a {'committed' if committed else 'partial'} result, all found", counts)
     assert sum(counts.values()) >= (400 if committed else 150)
 
@@ -71,9 +84,9 @@ def test_a_full_disk_is_one_sentence_and_resumes(tmp_path: Path, limit: int) -> 
     assert "cannot write" in sentence
     assert "too large" in sentence
     assert not [file for file in path.rglob("*.tmp") if file.is_file()]
-    assert faulty.after_kill(path) == set()
+    assert campaigns.after_kill(path) == set()
     faulty.run(path, n_prompts=5, n_positions=256)
-    assert faulty.contents(path) == faulty.contents(reference)
+    assert campaigns.contents(path) == campaigns.contents(reference)
 
 
 @pytest.fixture
@@ -90,7 +103,7 @@ def open_folder() -> Iterator[Path]:
 def test_a_read_only_folder_is_refused_and_can_be_read(open_folder: Path) -> None:
     fresh, done = open_folder / "s" / "e" / "fresh", open_folder / "s" / "e" / "done"
     faulty.run(done, n_prompts=5)
-    before = faulty.contents(done)
+    before = campaigns.contents(done)
     for folder in (open_folder, *(path for path in open_folder.rglob("*") if path.is_dir())):
         folder.chmod(0o555)
     for path, expected in ((fresh, Exit.FAILED), (done, Exit.OK)):
@@ -101,7 +114,7 @@ def test_a_read_only_folder_is_refused_and_can_be_read(open_folder: Path) -> Non
         assert code == expected, sentence
         assert ("cannot write" in sentence) == (expected != Exit.OK)
     assert not fresh.exists()
-    assert faulty.contents(done) == before
+    assert campaigns.contents(done) == before
 
 
 def test_four_racing_runners_write_each_unit_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,8 +137,8 @@ def test_four_racing_runners_write_each_unit_once(tmp_path: Path, capsys: pytest
         # Only the unit that a killed runner was at is computed again.
         assert sum(written.values()) - 13 <= (turn >= 3)
         counts["units computed twice"] += sum(written.values()) - 13
-        left = faulty.contents(path)
-        assert {name: left[name] for name in faulty.contents(reference)} == faulty.contents(reference)
+        left = campaigns.contents(path)
+        assert {name: left[name] for name in campaigns.contents(reference)} == campaigns.contents(reference)
         assert verify_result(path) == []
         assert status(path) == "committed"
         counts["rounds"] += 1

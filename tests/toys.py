@@ -39,33 +39,63 @@ def native_config(**changes: Any) -> dict[str, Any]:
     return config | changes
 
 
+# RMS norms, rotary in adjacent pairs on some dimensions, one shared key/value head, gated MLP, tied embeddings.
+ROTARY: dict[str, Any] = {
+    "d_model": 24,
+    "n_layers": 2,
+    "d_mlp": 20,
+    "d_head": 8,
+    "n_heads": 3,
+    "n_key_value_heads": 1,
+    "act_fn": "silu",
+    "gated_mlp": True,
+    "normalization": "RMS",
+    "eps": 1e-4,
+    "positional_embedding_type": "rotary",
+    "rotary_adjacent_pairs": True,
+    "rotary_dim": 6,
+    "rotary_base": 100,
+    "tied": True,
+}
+# Heads that do not divide the width, more layers, another activation.
+WIDE: dict[str, Any] = {
+    "d_model": 20,
+    "n_layers": 4,
+    "d_mlp": 12,
+    "d_head": 6,
+    "n_heads": 5,
+    "act_fn": "relu",
+    "eps": 1e-3,
+}
+
+
 def native_weights(config: dict[str, Any], seed: int = 0) -> dict[str, torch.Tensor]:
     """Raw weights under the library's names."""
     generator = torch.Generator().manual_seed(seed)
     D, K, H, M, V = (config[key] for key in ("d_model", "d_head", "n_heads", "d_mlp", "d_vocab"))
+    heads = {"Q": H} | dict.fromkeys("KV", config.get("n_key_value_heads", H))
+    parts = "w" if config["normalization"] == "RMS" else "wb"
 
     def normal(*size: int, scale: float = 0.3, mean: float = 0.0) -> torch.Tensor:
         return torch.randn(*size, generator=generator) * scale + mean
 
-    weights = {
-        "embed.W_E": normal(V, D, scale=1.0),
-        "pos_embed.W_pos": normal(config["n_ctx"], D),
-        "ln_final.w": normal(D, mean=1.0),
-        "ln_final.b": normal(D),
-        "unembed.W_U": normal(D, V),
-        "unembed.b_U": normal(V),
-    }
+    weights = {"embed.W_E": normal(V, D, scale=1.0)}
+    if config.get("positional_embedding_type") != "rotary":
+        weights["pos_embed.W_pos"] = normal(config["n_ctx"], D)
+    weights |= {f"ln_final.{part}": normal(D, mean=part == "w") for part in parts}
+    weights["unembed.W_U"] = weights["embed.W_E"].T.contiguous() if config.get("tied") else normal(D, V)
+    weights["unembed.b_U"] = normal(V)
     for layer in range(config["n_layers"]):
         block = {
-            **{f"attn.W_{x}": normal(H, D, K) for x in "QKV"},
-            **{f"attn.b_{x}": normal(H, K) for x in "QKV"},
+            **{f"attn.W_{x}": normal(n, D, K) for x, n in heads.items()},
+            **{f"attn.b_{x}": normal(n, K) for x, n in heads.items()},
             "attn.W_O": normal(H, K, D),
             "attn.b_O": normal(D),
             "mlp.W_in": normal(D, M),
-            "mlp.b_in": normal(M),
             "mlp.W_out": normal(M, D),
-            "mlp.b_out": normal(D),
-            **{f"{norm}.{part}": normal(D, mean=part == "w") for norm in ("ln1", "ln2") for part in "wb"},
+            **({"mlp.W_gate": normal(D, M)} if config.get("gated_mlp") else {}),
+            **({} if config.get("gated_mlp") else {"mlp.b_in": normal(M), "mlp.b_out": normal(D)}),
+            **{f"{norm}.{part}": normal(D, mean=part == "w") for norm in ("ln1", "ln2") for part in parts},
         }
         weights |= {f"blocks.{layer}.{name}": tensor for name, tensor in block.items()}
     return weights
@@ -81,32 +111,34 @@ def make_native(folder: Path, seed: int = 0, **changes: Any) -> Path:
     return folder
 
 
-def make_gpt2(folder: Path) -> Path:
+def make_gpt2(folder: Path, **changes: Any) -> Path:
     """A GPT-2 in Hugging Face's format."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    config = GPT2Config(n_layer=3, n_head=4, n_embd=32, vocab_size=VOCAB, n_positions=64)
-    return _save(GPT2LMHeadModel(config), folder)
+    sizes: dict[str, Any] = {"n_layer": 3, "n_head": 4, "n_embd": 32, "vocab_size": VOCAB, "n_positions": 64}
+    return save_hugging_face(GPT2LMHeadModel(GPT2Config(**(sizes | changes))), folder)
 
 
-def make_llama(folder: Path) -> Path:
+LLAMA_SIZES: dict[str, Any] = {
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "vocab_size": VOCAB,
+    "max_position_embeddings": 64,
+}
+
+
+def make_llama(folder: Path, **changes: Any) -> Path:
     """A Llama with grouped heads and tied embeddings in Hugging Face's format."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        hidden_size=32,
-        intermediate_size=48,
-        vocab_size=VOCAB,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-    )
-    return _save(LlamaForCausalLM(config), folder)
+    return save_hugging_face(LlamaForCausalLM(LlamaConfig(**LLAMA_SIZES, tie_word_embeddings=True, **changes)), folder)
 
 
-def _save(model: Any, folder: Path) -> Path:
+def save_hugging_face(model: Any, folder: Path) -> Path:
+    """Fills a model with seeded weights, norms and biases far from trivial, and saves it with prompts."""
     from repro.quiet import quiet
 
     generator = torch.Generator().manual_seed(1)

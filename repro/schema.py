@@ -1,0 +1,28 @@
+"""The spec's JSON Schema, made from its types, for editors that complete and check TOML.
+
+`python -m repro.schema` writes it anew; tests/test_spec.py fails while the file lags behind the types.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from repro.spec import Spec
+
+FILE = Path(__file__).with_name("schema.json")
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a spec, each field with its line of documentation."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Spec.model_json_schema()}
+
+
+def text() -> str:
+    """The schema as it is kept in the file."""
+    return json.dumps(schema(), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+if __name__ == "__main__":
+    FILE.write_text(text(), encoding="utf-8")
