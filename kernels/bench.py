@@ -4,8 +4,8 @@ Needs torch, numpy and, for GPUs, triton; from the root of a checkout:
 
     python -m repro.kernels.bench --device cuda --budget 8m --out results.jsonl
 
-Every provider is first compared with float64, then timed in turns with the others; a kernel of which one check fails gets
-no speed at all, and the command ends in 1. Steps that no longer fit the budget are left out and named.
+Every provider is first compared with float64, then timed in turns with the others; a kernel of which one check fails
+gets no speed at all, and the command ends in 1. Steps that no longer fit the budget are left out and named.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from repro.kernels import bench_compile
 from repro.kernels import bench_time as timing
 from repro.kernels.bench_providers import DTYPES
 from repro.kernels.bench_report import Report, describe, environment
@@ -26,6 +27,7 @@ from repro.kernels.bench_run import Bench, check_all, groups, time_all
 from repro.kernels.bench_time import Budget, Clock, parse_budget
 from repro.kernels.bench_whole import end_to_end, profile_slowest
 from repro.kernels.cases import select
+from repro.kernels.compile_table import PREDICTED
 from repro.kernels.errors import KernelError, UnsupportedError
 
 DEFAULT_BUDGET = "5m"
@@ -94,7 +96,7 @@ def resolve(device: str) -> str:
 
 
 def _measure_rates(bench: Bench) -> None:
-    """The copy and matrix-product rates that bound every kernel, measured before and, on a CPU, again beside each case."""
+    """The copy and matrix-product rates that bound every kernel; on a CPU they are measured again beside each case."""
     dtypes = ("fp32",) if bench.device == "cpu" else tuple(DTYPES)
     meters = {name: meter for dtype in dtypes for name, meter in bench.meters(dtype).items()}
     calls = {name: meter.run for name, meter in meters.items()}
@@ -111,12 +113,10 @@ def _measure_rates(bench: Bench) -> None:
 
 
 def _compile_table(bench: Bench, everything: bool) -> None:
-    """Compiles ahead of time in a process of its own, where no kernel is interpreted."""
-    from repro.kernels import compile_table
-
-    bench.report.add({"record": "note", "text": compile_table.PREDICTED}, "", compile_table.PREDICTED)
-    for line in compile_table.in_child(everything, bench.budget):
-        bench.report.add(line, compile_table.line_of(line))
+    """Compiles ahead of time in processes of its own, where no kernel is interpreted."""
+    bench.report.add({"record": "note", "text": PREDICTED}, "", PREDICTED, bench_compile.heading())
+    for record in bench_compile.in_children(everything, bench.budget):
+        bench.report.add(record, bench_compile.line_of(record))
 
 
 def main(arguments: list[str] | None = None) -> int:

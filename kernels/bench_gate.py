@@ -1,4 +1,4 @@
-"""The gate before any speed: every result is compared with the reference computed in float64 from the same arguments."""
+"""The gate before any speed: every result is compared with the reference, in float64, of the same arguments."""
 
 from __future__ import annotations
 
@@ -73,5 +73,7 @@ class Truth:
             return math.inf
         # Equal logits may swap within rounding: so not the ids are compared, but the true logits of the ids.
         _, _, chosen = reference.top2_logits(**{**self.inputs, "chosen": got})
+        values = self.results[0]
         assert chosen is not None
-        return error_ratio(chosen, self.results[0])
+        assert values is not None
+        return error_ratio(chosen, values)

@@ -1,4 +1,4 @@
-"""Peak memory of a call beyond its inputs, by a meter that is named in every row: process size is noise at this scale."""
+"""Peak memory of a call beyond its inputs, by a meter named in every row: process size is noise at this scale."""
 
 from __future__ import annotations
 

@@ -35,6 +35,7 @@ class Provider:
     kernels: tuple[str, ...] | None = None
     """The only kernels that it has; None: all."""
     devices: tuple[str, ...] = ("cpu", "cuda")
+    """Where it is measured."""
     fp32: str = "ieee"
     """How it multiplies float32: an entry of `roofline.PRECISIONS`."""
     only_fp32: bool = False
@@ -51,20 +52,15 @@ def dtypes(device: str) -> tuple[str, ...]:
     return ("fp32",) if device == "cpu" else tuple(DTYPES)
 
 
-def of_kernel(kernel: str, dtype: str) -> list[Provider]:
-    """The providers that have a kernel in a dtype."""
+def of_kernel(kernel: str, dtype: str, device: str) -> list[Provider]:
+    """The providers that have a kernel in a dtype and are meant for a device."""
     return [
         entry
         for entry in PROVIDERS
-        if (entry.kernels is None or kernel in entry.kernels) and (dtype == "fp32" or not entry.only_fp32)
+        if (entry.kernels is None or kernel in entry.kernels)
+        and (dtype == "fp32" or not entry.only_fp32)
+        and device in entry.devices
     ]
-
-
-def function_of(entry: Provider, kernel: str, device: str) -> Function:
-    """The provider's function for a kernel. Raises KernelError with the reason where it cannot run."""
-    if device not in entry.devices:
-        raise UnsupportedError(f"{entry.name} is not measured on {device}")
-    return entry.function(kernel, device)
 
 
 def bind(function: Function, inputs: dict[str, Any]) -> Call:
@@ -83,17 +79,29 @@ def _plain(name: str, kernel: str, device: str) -> Any:
 
 
 def _triton(precision: str, kernel: str, device: str) -> Function:
+    """The Triton kernels in their default configuration; a precision that a GPU lacks is refused by themselves."""
     if device == "cpu":
         raise UnsupportedError("triton needs a GPU: its interpreter checks kernels and cannot time them")
-    if torch.version.hip and precision not in roofline.card("MI300X").rates:
-        raise UnsupportedError(f"there is no {precision} on HIP")
     return partial(_plain("triton", kernel, device), precision=precision)
+
+
+def _tuned(kernel: str, device: str) -> Function:
+    """The Triton kernels in whichever configuration is fastest here, found at the first call."""
+    from repro.kernels.tuning import tuning
+
+    plain = _triton("ieee", kernel, device)
+
+    def call(**inputs: Any) -> Results:
+        with tuning():
+            return plain(**inputs)
+
+    return call
 
 
 def _compiled(kernel: str, device: str) -> Function:
     """torch.compile of the reference; compiling happens at the first call."""
     plain = _plain("reference", kernel, device)
-    # After a few shapes of one function torch.compile quietly stops compiling it: every case gets a function of its own.
+    # After a few shapes of one function torch.compile quietly stops compiling: every case gets a function of its own.
     own = FunctionType(plain.__code__.replace(), plain.__globals__, kernel, plain.__defaults__, plain.__closure__)
     own.__kwdefaults__ = plain.__kwdefaults__
     compiled = torch.compile(own, dynamic=False)
@@ -129,7 +137,7 @@ class _Quiet:
 
 def _first_line(error: BaseException) -> str:
     """The cause in one line: compilers answer in pages."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("backend=")]
     return lines[0][:200] if lines else type(error).__name__
 
 
@@ -152,5 +160,6 @@ PROVIDERS = (
     Provider("matmul+topk", _matmul_topk, kernels=("top2_logits",)),
     Provider("tiled", partial(_plain, "torch"), devices=("cpu",)),
     Provider("triton", partial(_triton, "ieee")),
-    Provider("triton tf32x3", partial(_triton, "tf32x3"), fp32="tf32x3", only_fp32=True),
+    Provider("triton tf32x3", partial(_triton, "tf32x3"), fp32="tf32x3", only_fp32=True, devices=("cuda",)),
+    Provider("triton tuned", _tuned, devices=("cuda",)),
 )

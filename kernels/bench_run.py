@@ -22,7 +22,6 @@ from repro.kernels.bench_providers import (
     Provider,
     bind,
     dtypes,
-    function_of,
     of_kernel,
 )
 from repro.kernels.bench_report import FAILED, SKIPPED, UNAVAILABLE, Report, Row, device_name
@@ -45,6 +44,7 @@ class Group:
 
     case: Case
     dtype: str
+    device: str
     functions: dict[str, Function] = field(default_factory=dict)
     """Provider -> function that passed its check."""
     checks: dict[str, Check] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Group:
     @property
     def providers(self) -> list[Provider]:
         """Everyone who has this kernel in this dtype."""
-        return of_kernel(self.case.kernel.name, self.dtype)
+        return of_kernel(self.case.kernel.name, self.dtype, self.device)
 
 
 @dataclass
@@ -79,8 +79,8 @@ class Bench:
 
     def meters(self, dtype: str) -> dict[str, roofline.Meter]:
         """The meters that bound a dtype's providers: the copy and one matrix product per precision."""
-        names = dict.fromkeys(entry.precision(dtype) for entry in of_kernel("projection", dtype))
-        if self.device == "cpu" or torch.version.hip:
+        names = dict.fromkeys(entry.precision(dtype) for entry in of_kernel("projection", dtype, self.device))
+        if torch.version.hip:
             names.pop("tf32x3", None)
         found = [roofline.copy_meter(self.device), *(roofline.matmul_meter(self.device, name) for name in names)]
         return {meter.name: meter for meter in found}
@@ -89,7 +89,7 @@ class Bench:
 def groups(bench: Bench, cases: list[Case]) -> list[Group]:
     """Every case in every dtype of the device; on a CPU over as many positions as the budget allows."""
     if bench.device != "cpu":
-        return [Group(case, dtype) for case in cases for dtype in dtypes(bench.device)]
+        return [Group(case, dtype, bench.device) for case in cases for dtype in dtypes(bench.device)]
     chosen = list(cases)
     while sum(_estimate(bench, case) for case in chosen) > bench.budget.left * TIME_SHARE:
         longest = max(range(len(chosen)), key=lambda i: _estimate(bench, chosen[i]))
@@ -97,15 +97,20 @@ def groups(bench: Bench, cases: list[Case]) -> list[Group]:
             break
         chosen[longest] = chosen[longest].shortened(chosen[longest].shape.positions // 2)
     return [
-        Group(short, "fp32", note="" if short == case else f"{short.shape.positions} of {case.shape.positions} positions: budget")
+        Group(
+            short,
+            "fp32",
+            bench.device,
+            note="" if short == case else f"{short.shape.positions} of {case.shape.positions} positions: budget",
+        )
         for case, short in zip(cases, chosen, strict=True)
     ]
 
 
 def _estimate(bench: Bench, case: Case) -> float:
-    """Seconds for checking and timing a case on a CPU, from the matrix-product rate and what kernels usually make of it."""
+    """Seconds for checking and timing a case on a CPU, from the matrix-product rate and what is usual beside it."""
     rate = 2.0 * roofline.MATMUL_SIZE["cpu"] ** 3 / bench.rates["matmul ieee"].median
-    runs = [entry for entry in of_kernel(case.kernel.name, "fp32") if "cpu" in entry.devices]
+    runs = of_kernel(case.kernel.name, "fp32", "cpu")
     return case.kernel.flop(case.shape) / rate * CALLS * SLACK * len(runs)
 
 
@@ -137,7 +142,7 @@ def _check(bench: Bench, group: Group, entry: Provider, inputs: dict[str, Any], 
         group.notes[entry.name] = (SKIPPED, "compiling it does not fit the budget")
         return
     try:
-        function = function_of(entry, kernel, bench.device)
+        function = entry.function(kernel, bench.device)
         verdict = truth.check(bind(function, inputs)(), entry.precision(group.dtype))
     except torch.OutOfMemoryError:
         group.notes[entry.name] = (SKIPPED, "out of memory")

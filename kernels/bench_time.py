@@ -96,7 +96,7 @@ class Samples:
 def interleaved(
     calls: Mapping[str, Call], allowance: float, sync: Call, clock: Clock = time.perf_counter
 ) -> dict[str, Samples]:
-    """Times every call once a round, in an order that turns, for at least MIN_ROUNDS rounds and about `allowance` seconds.
+    """Times every call once a round, in an order that turns, for MIN_ROUNDS rounds or about `allowance` seconds.
 
     calls: name -> function, all warmed up; sync: waits for the device. Returns name -> samples of equal number.
     """
@@ -121,7 +121,7 @@ def interleaved(
 def on_device(calls: Mapping[str, Call], timer: str, rounds: int = 3) -> dict[str, Samples]:
     """Times every call by one of Triton's timers, in turns: `do_bench` flushes the cache and includes launches.
 
-    `do_bench_cudagraph` replays a recorded graph: no launches, and no flushes. A call that cannot be recorded is absent.
+    `do_bench_cudagraph` replays a recorded graph: no launches, no flushes. A call that cannot be recorded is absent.
     """
     taken: dict[str, list[list[float]]] = {name: [] for name in calls}
     for _ in range(rounds):

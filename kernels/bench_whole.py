@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from repro.kernels import bench_time as timing
-from repro.kernels.bench_providers import BASELINE, DTYPES, PROVIDERS, Provider, bind, function_of
+from repro.kernels.bench_providers import BASELINE, DTYPES, PROVIDERS, Provider, bind
 from repro.kernels.bench_run import Bench, Group
 from repro.kernels.cases import Case, every
 
@@ -90,8 +90,8 @@ def end_to_end(bench: Bench, shape: str, ours: tuple[str, ...], dtype: str = "fp
         prompts = cases["projection"].shape.prompts
         bench.report.add(
             {
-                "record": "end_to_end", "status": "ok", "provider": name, "shape": shape, "dtype": dtype, "prompts": prompts,
-                "layers": LAYERS, "median_ms": ms, "p20_ms": 1e3 * taken.p20, "p80_ms": 1e3 * taken.p80,
+                "record": "end_to_end", "status": "ok", "provider": name, "shape": shape, "dtype": dtype,
+                "prompts": prompts, "layers": LAYERS, "median_ms": ms, "p20_ms": 1e3 * taken.p20, "p80_ms": 1e3 * taken.p80,
                 "samples": len(taken.seconds), "faster": faster, "timer": timing.WALL_CLOCK,
             },
             f"end to end, {prompts} prompts of {shape} ({LAYERS} projections, V-composition, top-2), {name}, {dtype}: "
@@ -116,7 +116,7 @@ def _rolled(tensor: Tensor, by: int) -> Tensor:
 
 
 def _whole(entry: Provider, inputs: Arguments, device: str) -> Callable[[], None]:
-    functions = {kernel: function_of(entry, kernel, device) for kernel, _ in inputs}
+    functions = {kernel: entry.function(kernel, device) for kernel, _ in inputs}
     calls = [bind(functions[kernel], arguments) for kernel, arguments in inputs]
 
     def whole() -> None:

@@ -189,7 +189,7 @@ def every() -> list[Case]:
 
 
 def select(only: str | None, device: str) -> list[Case]:
-    """The cases that a comma-separated list of kernels, shapes and `kernel/shape` names; by default what suits a device.
+    """The cases that a list of kernels, shapes and `kernel/shape` names; by default what suits the device.
 
     Raises UnsupportedError naming what no case matches. Agreement: tests/test_bench.py.
     """

@@ -1,9 +1,257 @@
-PREDICTED = "stub"
+"""What the compilers make of every kernel, found without a GPU: registers, spills, shared memory, instructions.
+
+Predicted times are rooflines of declared rates, not measurements. Compilation runs in processes of its own, because in
+one that interprets Triton (TRITON_INTERPRET) nothing can be compiled.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from repro.kernels import cases, roofline
+from repro.kernels.bench_providers import DTYPES
+
+PREDICTED = (
+    "compiled ahead of time, not run: the times are PREDICTED from declared rates (the longer of FLOP / matrix-product "
+    "rate and bytes / memory rate), no kernel can be faster and none was measured"
+)
+# Modules that launch Triton kernels. A further one is one more entry, and its launches in LAUNCHES.
+MODULES = ("projection", "v_composition", "top2_logits")
+SHAPE = "paper"
+
+_WIDE = re.compile(r"\b(?:LDG\S*\.128|LDGSTS\S*\.128|UTMALDG\S*|(?:buffer|global)_load_dwordx4)\b")
+_MATRIX = re.compile(r"\b(?:HGMMA|HMMA|v_mfma)\w*")
 
 
-def in_child(e, b):
-    return []
+@dataclass(frozen=True)
+class Entry:
+    """One module in one precision for one card; its specs are compiled together."""
+
+    card: str
+    dtype: str
+    precision: str
+    module: str
 
 
-def line_of(l):
-    return ""
+def entries() -> list[Entry]:
+    """Every pair of module and precision that exists, card by card."""
+    return [
+        Entry(card.name, dtype, precision, module)
+        for card in roofline.CARDS
+        for dtype, precision in (("fp32", "ieee"), ("fp32", "tf32x3"), ("bf16", "bf16"), ("fp16", "fp16"))
+        if roofline.exists(card, precision)
+        for module in MODULES
+    ]
+
+
+@dataclass
+class Compiled:
+    """One launch in one configuration, as compiled for one card."""
+
+    launch: str
+    dtype: str
+    precision: str
+    card: str
+    arch: str
+    configuration: str
+    default: bool
+    registers: int
+    """Per thread, accumulation registers included."""
+    spills: int
+    """Bytes of local memory per thread (NVIDIA) or vector registers spilled (AMD)."""
+    shared: int
+    """Bytes per block."""
+    shared_limit: int
+    matrix: int
+    """Matrix instructions in the code (HMMA, HGMMA, MFMA)."""
+    wide: int
+    """Loads of 128 bits from global memory in the code (LDG.128, LDGSTS.128, TMA, load_dwordx4)."""
+    multiplies: bool
+    """Whether it holds a matrix product at all."""
+    seconds: float
+    flop: float | None = None
+    bytes: float | None = None
+    predicted_us: float | None = None
+    bound: str | None = None
+
+    def problems(self) -> list[str]:
+        """What keeps the default configuration of a kernel out of a release; empty if nothing does."""
+        found = []
+        if self.spills:
+            found.append(f"spills {self.spills}")
+        if self.shared > self.shared_limit:
+            found.append(f"shared memory {self.shared} of {self.shared_limit}")
+        # NVIDIA's matrix units do not multiply whole float32; AMD's do.
+        if self.multiplies and not self.matrix and (self.precision != "ieee" or self.arch.startswith("gfx")):
+            found.append("no matrix instructions")
+        if not self.wide:
+            found.append("no 128-bit loads")
+        return found
+
+
+def _work(launch: str, dtype: str) -> cases.Work | None:
+    """The least FLOP and bytes of a launch at the measured shape; None for a launch that is not declared here."""
+    s = next(shape for shape in cases.SHAPES if shape.name == SHAPE)
+    size, rows = DTYPES[dtype].itemsize, s.prompts * s.positions
+    pattern = s.positions * (s.positions + 1) / 2 * s.prompts * s.heads
+    flop = {kernel.name: kernel.flop(s) for kernel in cases.KERNELS} | {
+        "v_composition.values": 2.0 * s.writers * rows * s.groups * s.d_model * s.d_head,
+        "v_composition.attend": 2.0 * pattern * s.d_head * (1 + s.writers),
+        "v_composition.sum_heads": 2.0 * s.writers * rows * s.heads * s.d_model * s.d_head,
+    }
+    stream, weights = rows * s.d_model, s.heads * s.d_head * s.d_model
+    z, values = rows * s.heads * s.d_head, rows * s.groups * s.d_head
+    moved = {
+        "projection": size * (z + weights + s.sites * stream) + 4 * rows * s.heads * (s.sites + 1),
+        "projection_onto_vectors": size * (s.sites + 1) * stream + 4 * rows * (s.sites + 1),
+        "v_composition.values": size * (s.writers * (stream + values) + s.groups * s.d_head * s.d_model) + 4 * rows,
+        "v_composition.attend": size * (z + values + s.writers * (values + z)),
+        "v_composition.sum_heads": size * (s.writers * z + weights) + 4 * s.writers * stream,
+        "top2_logits": size * (stream + s.d_model * s.vocab + s.vocab) + rows * (4 * 2 + 8 * 2 + 4 + 8),
+    }
+    return cases.Work(flop[launch], moved[launch]) if launch in moved else None
+
+
+def compile_entry(entry: Entry, everything: bool = False) -> Iterator[Compiled]:
+    """Compiles the launches of an entry in their default configuration, or in every one that tuning may choose."""
+    from repro.kernels import tuning
+
+    module = importlib.import_module(f"repro.kernels.{entry.module}")
+    card = roofline.card(entry.card)
+    precision = entry.precision if entry.dtype == "fp32" else "ieee"
+    seen: set[str] = set()
+    chosen = tuning.choose
+    for index in range(100 if everything else 1):
+
+        def choose(key: Any, candidates: Any, build: Callable[[Any], Any], time: Any = None, at: int = index) -> Any:
+            return build(candidates[min(at, len(candidates) - 1)])
+
+        tuning.choose = choose
+        try:
+            specs = module.compile_specs(DTYPES[entry.dtype], _sizes(), card.backend, precision)
+        finally:
+            tuning.choose = chosen
+        new = {name: spec for name, spec in specs.items() if f"{name} {_configuration(spec)}" not in seen}
+        if not new:
+            return
+        for name, spec in new.items():
+            seen.add(f"{name} {_configuration(spec)}")
+            # Without a matrix product one precision of float32 is like another.
+            if "PRECISION" in spec.constexprs or entry.precision != "tf32x3":
+                yield _compiled(entry, card, name, spec, default=index == 0)
+
+
+def _sizes() -> dict[str, int]:
+    s = next(shape for shape in cases.SHAPES if shape.name == SHAPE)
+    return {
+        "B": s.prompts, "P": s.positions, "H": s.heads, "G": s.groups, "K": s.d_head, "D": s.d_model, "S": s.sites,
+        "W": s.writers, "N": s.directions, "V": s.vocab, "T": s.prompts * s.positions, "C": 1,
+    }  # fmt: skip
+
+
+def _configuration(spec: Any) -> str:
+    blocks = {key: value for key, value in spec.constexprs.items() if re.fullmatch("B[A-Z]", key)}
+    return " ".join(f"{k}={v}" for k, v in blocks.items()) + f" warps={spec.num_warps} stages={spec.num_stages}"
+
+
+def _compiled(entry: Entry, card: roofline.Card, name: str, spec: Any, default: bool) -> Compiled:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from repro.kernels.launch import ENABLE_FP_FUSION
+
+    before = time.monotonic()
+    kernel = triton.compile(
+        ASTSource(spec.fn, spec.signature, spec.constexprs, spec.attrs),
+        target=GPUTarget(card.backend, card.arch, card.warp),
+        options={"num_warps": spec.num_warps, "num_stages": spec.num_stages, "enable_fp_fusion": ENABLE_FP_FUSION},
+    )
+    seconds = time.monotonic() - before
+    code, registers, spills = _nvidia(kernel.asm["cubin"]) if card.backend == "cuda" else _amd(kernel.asm["amdgcn"])
+    row = Compiled(
+        launch=name,
+        dtype=entry.dtype,
+        precision=entry.precision,
+        card=card.name,
+        arch=f"sm_{card.arch}" if card.backend == "cuda" else str(card.arch),
+        configuration=_configuration(spec),
+        default=default,
+        registers=registers,
+        spills=spills,
+        shared=kernel.metadata.shared,
+        shared_limit=card.shared,
+        matrix=len(_MATRIX.findall(code)),
+        wide=len(_WIDE.findall(code)),
+        multiplies="PRECISION" in spec.constexprs,
+        seconds=seconds,
+    )
+    work = _work(name, entry.dtype)
+    if work is not None:
+        rate = card.rates[entry.precision] if row.multiplies else card.rates["ieee"]
+        row.flop, row.bytes = work.flop, work.bytes
+        row.predicted_us = 1e6 * roofline.floor_seconds(work, rate, card.memory)
+        row.bound = roofline.bound(work, rate, card.memory)
+    return row
+
+
+def _nvidia(cubin: bytes) -> tuple[str, int, int]:
+    """SASS, registers per thread and bytes of local memory per thread, by the tools that come with Triton."""
+    from triton import knobs
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(cubin)
+        usage = _output(knobs.nvidia.cuobjdump.path, "-res-usage", str(file))
+        code = _output(knobs.nvidia.nvdisasm.path, "-c", str(file))
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+    if found is None:
+        raise RuntimeError(f"cuobjdump -res-usage said nothing of registers: {usage[:200]!r}")
+    registers, stack, local = map(int, found.groups())
+    return code, registers, stack + local
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603 - Triton's own tools
+
+
+def _amd(assembly: str) -> tuple[str, int, int]:
+    """Assembly, vector registers per lane (the total, accumulation registers included) and vector registers spilled.
+
+    Scalar registers are spilled into lanes of vector registers, not into memory, and are not counted.
+    """
+    counts = {name: int(n) for name, n in re.findall(r"\.(vgpr_count|vgpr_spill_count):\s+(\d+)", assembly)}
+    return assembly, counts["vgpr_count"], counts["vgpr_spill_count"]
+
+
+def main(arguments: list[str]) -> int:
+    """`i/n [--all]`: compiles every n-th entry from the i-th on, one JSON object a line on standard output."""
+    first, step = map(int, arguments[0].split("/"))
+    everything = "--all" in arguments[1:]
+    for entry in entries()[first::step]:
+        try:
+            for row in compile_entry(entry, everything):
+                _say({**asdict(row), "problems": row.problems()})
+        except Exception as error:  # one configuration that no compiler takes leaves the others standing
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            _say({**asdict(entry), "launch": entry.module, "error": reason, "problems": ["does not compile"]})
+    return 0
+
+
+def _say(record: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps({"record": "compile", **record}) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 # Root mean square of the difference over that of the float64 result. Sums are float32 everywhere; what is lost is the
-# rounding of arguments between two products of one kernel: 2^-24 (ieee), about 2^-22 (tf32x3), 2^-11 (fp16), 2^-9 (bf16).
+# rounding of what lies between two products of one kernel: 2^-24 (ieee), 2^-22 (tf32x3), 2^-11 (fp16), 2^-9 (bf16).
 TOLERANCES = {
     "ieee": 2e-6,
     "tf32x3": 1e-5,
@@ -19,7 +19,7 @@ def tolerance(precision: str) -> float:
 
 
 def error_ratio(got: Tensor, true: Tensor) -> float:
-    """|got - true| / |true| over all elements, in float64; infinite where got is not finite or true is zero and got not.
+    """|got - true| / |true| over all elements, in float64; infinite where it is no number.
 
     got: any float dtype; true: the same shape, float64. Agreement: tests/test_bench.py.
     """

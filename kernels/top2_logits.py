@@ -41,6 +41,7 @@ def top2_kernel(
     T,
     D,
     V,
+    V_READ,
     C,
     BT: tl.constexpr,
     BV: tl.constexpr,
@@ -62,13 +63,15 @@ def top2_kernel(
     for i_v in range(i_c * TILES * BV, tl.minimum((i_c + 1) * TILES * BV, V), BV):
         o_v = i_v + tl.arange(0, BV)
         m_v = o_v < V
+        # Columns of padding are read, for whole vectors, and masked below.
+        m_read = o_v < V_READ
         p_w = w_ptr + o_v.to(tl.int64)[None, :] * w_v
         b_logit = tl.zeros([BT, BV], tl.float32)
         for i_d in range(0, D, BD):
             o_d = i_d + tl.arange(0, BD)
             m_d = o_d < D
             b_x = tl.load(p_x + o_d[None, :], mask=m_t[:, None] & m_d[None, :], other=0.0)
-            b_w = tl.load(p_w + o_d.to(tl.int64)[:, None] * w_d, mask=m_d[:, None] & m_v[None, :], other=0.0)
+            b_w = tl.load(p_w + o_d.to(tl.int64)[:, None] * w_d, mask=m_d[:, None] & m_read[None, :], other=0.0)
             b_logit = tl.dot(b_x, b_w, b_logit, input_precision=PRECISION)
         if bias_ptr is not None:
             b_logit += tl.load(bias_ptr + o_v * bias_v, mask=m_v, other=0.0).to(tl.float32)[None, :]
@@ -112,6 +115,7 @@ def chosen_kernel(
     bias_v,
     T,
     D,
+    V,
     C,
     BT: tl.constexpr,
     BD: tl.constexpr,
@@ -120,17 +124,19 @@ def chosen_kernel(
     i_c = tl.program_id(1)
     m_t = o_t < T
     b_id = tl.load(chosen_ptr + o_t * C + i_c, mask=m_t, other=0)
+    # Ids on a GPU cannot be checked before the launch without waiting for it: a wrong one gives NaN.
+    m_id = (b_id >= 0) & (b_id < V)
     b_sum = tl.zeros([BT, BD], tl.float32)
     for i_d in range(0, D, BD):
         o_d = i_d + tl.arange(0, BD)
         m_td = m_t[:, None] & (o_d < D)[None, :]
         b_x = tl.load(resid_ptr + o_t[:, None] * resid_t + o_d[None, :], mask=m_td, other=0.0).to(tl.float32)
         p_w = w_ptr + o_d.to(tl.int64)[None, :] * w_d + b_id[:, None] * w_v
-        b_sum += b_x * tl.load(p_w, mask=m_td, other=0.0).to(tl.float32)
+        b_sum += b_x * tl.load(p_w, mask=m_td & m_id[:, None], other=0.0).to(tl.float32)
     b_value = tl.sum(b_sum, 1)
     if bias_ptr is not None:
-        b_value += tl.load(bias_ptr + b_id * bias_v, mask=m_t, other=0.0).to(tl.float32)
-    tl.store(value_ptr + o_t * C + i_c, b_value, mask=m_t)
+        b_value += tl.load(bias_ptr + b_id * bias_v, mask=m_t & m_id, other=0.0).to(tl.float32)
+    tl.store(value_ptr + o_t * C + i_c, tl.where(m_id, b_value, float("nan")), mask=m_t)
 
 
 def top2_logits(
@@ -189,7 +195,7 @@ def top2(resid: Tensor, W_U: Tensor, b_U: Tensor | None, precision: str, vendor:
     resid = rows(resid)
     (T, D), V = resid.shape, W_U.shape[1]
     numbers = named_strides("resid", resid, "t") | named_strides("w", W_U, "d v")
-    numbers |= {"bias_v": 0 if b_U is None else b_U.stride(0), "T": T, "D": D, "V": V}
+    numbers |= {"bias_v": 0 if b_U is None else b_U.stride(0), "T": T, "D": D, "V": V, "V_READ": _readable(W_U)}
 
     def build(blocks: tuning.Blocks) -> Launch:
         C = triton.cdiv(V, blocks["BV"] * blocks["TILES"])
@@ -207,13 +213,20 @@ def top2(resid: Tensor, W_U: Tensor, b_U: Tensor | None, precision: str, vendor:
     return tuning.choose(key, TOP2_BLOCKS[vendor, kind(resid.dtype, precision)], build)
 
 
+def _readable(W_U: Tensor) -> int:
+    """How many columns may be read: a multiple of 16 where memory holds that many, else the vocabulary."""
+    (D, V), padded = W_U.shape, -(-W_U.shape[1] // 16) * 16
+    end = W_U.storage_offset() + (D - 1) * W_U.stride(0) + (padded - 1) * W_U.stride(1)
+    return padded if end < W_U.untyped_storage().nbytes() // W_U.element_size() else V
+
+
 def choose_logits(resid: Tensor, W_U: Tensor, b_U: Tensor | None, chosen: Tensor, picked: Tensor) -> Launch:
     """The launch that writes picked [row, choice], the logits of chosen tokens."""
     resid = rows(resid)
-    (T, D), C = resid.shape, chosen.shape[1]
+    (T, D), V, C = resid.shape, W_U.shape[1], chosen.shape[1]
     arguments = {"resid_ptr": resid, "w_ptr": W_U, "bias_ptr": b_U, "chosen_ptr": chosen, "value_ptr": picked}
     numbers = named_strides("resid", resid, "t") | named_strides("w", W_U, "d v")
-    numbers |= {"bias_v": 0 if b_U is None else b_U.stride(0), "T": T, "D": D, "C": C}
+    numbers |= {"bias_v": 0 if b_U is None else b_U.stride(0), "T": T, "D": D, "V": V, "C": C}
 
     def build(blocks: tuning.Blocks) -> Launch:
         return Launch(chosen_kernel, arguments | numbers, blocks, (triton.cdiv(T, blocks["BT"]), C))

@@ -28,7 +28,10 @@ VALUES_BLOCKS: Mapping[tuple[str, str], tuple[tuning.Blocks, ...]] = {
 # BT queries, BI keys, at most BW writers that share the pattern of a program.
 ATTEND_BLOCKS: Mapping[tuple[str, str], tuple[tuning.Blocks, ...]] = {
     ("cuda", "ieee"): ({"BT": 32, "BI": 32, "BW": 2, "num_warps": 4, "num_stages": 2},),
-    ("cuda", "tf32x3"): ({"BT": 64, "BI": 32, "BW": 2, "num_warps": 4, "num_stages": 2},),
+    ("cuda", "tf32x3"): (
+        {"BT": 128, "BI": 32, "BW": 1, "num_warps": 8, "num_stages": 2},
+        {"BT": 64, "BI": 32, "BW": 2, "num_warps": 4, "num_stages": 2},
+    ),
     ("cuda", "half"): (
         {"BT": 128, "BI": 64, "BW": 1, "num_warps": 8, "num_stages": 2},
         {"BT": 64, "BI": 64, "BW": 2, "num_warps": 4, "num_stages": 2},
@@ -39,7 +42,7 @@ ATTEND_BLOCKS: Mapping[tuple[str, str], tuple[tuning.Blocks, ...]] = {
 # BT rows, BD of D, BK of K.
 SUM_BLOCKS: Mapping[tuple[str, str], tuple[tuning.Blocks, ...]] = {
     ("cuda", "ieee"): ({"BT": 64, "BD": 64, "BK": 32, "num_warps": 8, "num_stages": 2},),
-    ("cuda", "tf32x3"): ({"BT": 64, "BD": 64, "BK": 32, "num_warps": 4, "num_stages": 2},),
+    ("cuda", "tf32x3"): ({"BT": 64, "BD": 64, "BK": 32, "num_warps": 8, "num_stages": 2},),
     ("cuda", "half"): ({"BT": 64, "BD": 128, "BK": 64, "num_warps": 4, "num_stages": 3},),
     ("hip", "ieee"): ({"BT": 64, "BD": 64, "BK": 32, "num_warps": 4, "num_stages": 2},),
     ("hip", "half"): ({"BT": 64, "BD": 64, "BK": 64, "num_warps": 4, "num_stages": 2},),

@@ -110,6 +110,8 @@ def _notes(ds: xr.Dataset) -> list[str]:
         f"Resampled: median (bar) and {quartile_words(ds)} (line) over {int(ds.attrs['n_prompts']):,} unrelated texts. "
         "DLA: logit of the first answer minus the second, at the last position."
     ]
+    if "nan_count" in ds and (most := int(ds["nan_count"].max())):
+        notes.append(f"Up to {most:,} of these texts are left out of a median: an example's own prompt, or undefined.")
     for example in ds["example"].values:
         here = ds.sel(example=example)
         if not _named(here):

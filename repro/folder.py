@@ -97,6 +97,11 @@ def read_folder(path: Path, prompts: Path | None = None) -> Folder:
     )
 
 
+def read_shape(path: Path) -> Shape:
+    """The sizes of the model in a folder, from its `config.json` alone. Raises ReproError like `read_folder`."""
+    return _shape(path / "config.json", _read_config(path / "config.json"))
+
+
 def _read_config(path: Path) -> Mapping[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

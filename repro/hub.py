@@ -73,7 +73,7 @@ def fetch_model(
         if folder is not None:
             return folder
         if offline:
-            raise unavailable(f"model {repo_id} is not in the cache {cache}, and --offline forbids asking the hub")
+            raise unavailable(f"model {repo_id} is not in the cache {cache}, and this run does not ask the hub")
         home.mkdir(parents=True, exist_ok=True)
         with alone(home, repo_id, timeout):
             return _held(home, wish) or _fetch(home, wish, Hub(cache, timeout, force), progress)

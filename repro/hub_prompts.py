@@ -63,9 +63,7 @@ def freeze_prompts(
             return _verified(path, text, d_vocab, lock)
         if offline:
             names = ", ".join(source.dataset for source in recipe.sources)
-            raise unavailable(
-                f"prompts from {names} are not in the cache {cache}, and --offline forbids asking the hub"
-            )
+            raise unavailable(f"prompts from {names} are not in the cache {cache}, and this run does not ask the hub")
         folder.mkdir(parents=True, exist_ok=True)
         with alone(folder, "prompts", timeout):
             if not path.exists():

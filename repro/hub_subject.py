@@ -1,17 +1,46 @@
-"""A subject whose model lies on the hub: fetched once, pinned, and from then on a local folder."""
+"""A subject whose model lies on the hub: fetched once, pinned in the lock, and from then on a local folder."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repro.errors import Exit, ReproError
-from repro.spec import Loaded, Subject
+from repro.folder import Folder, read_folder, read_shape
+from repro.spec import HubPrompts, Loaded, Subject
 
 if TYPE_CHECKING:
     from repro.subjects import Access
 
 
-def fetch_subject(loaded: Loaded, name: str, subject: Subject, access: Access) -> Path:
-    """placeholder"""
-    raise ReproError(f"{subject.model} is not in the cache, and this run is offline", Exit.UNAVAILABLE)
+def fetch_subject(loaded: Loaded, name: str, subject: Subject, access: Access) -> Folder:
+    """The folder of a hub subject and its frozen prompts, pinned in `<spec stem>.lock.json`.
+
+    Raises ReproError: exit 4 in one sentence if model or prompts cannot be had, exit 2 if there are no prompts.
+    Agreement: tests/test_hub_paper.py.
+    """
+    from repro.hub import fetch_model
+    from repro.hub_prompts import freeze_prompts
+    from repro.lock import Lock
+
+    lock = Lock.beside(loaded.path).subject(name)
+    offline = access.offline or not access.ask
+    model = fetch_model(
+        subject.model,
+        tokenizer=subject.tokenizer,
+        cache=access.cache,
+        lock=lock,
+        offline=offline,
+        force=access.insist,
+    )
+    if isinstance(subject.prompts, str):
+        return read_folder(model, loaded.folder / subject.prompts)
+    if not isinstance(subject.prompts, HubPrompts):
+        return read_folder(model)
+    prompts = freeze_prompts(
+        subject.prompts,
+        d_vocab=read_shape(model).d_vocab,
+        cache=access.cache,
+        lock=lock,
+        offline=offline,
+        force=access.insist,
+    )
+    return read_folder(model, prompts)

@@ -113,6 +113,10 @@ class Hub:
         if constants.is_offline_mode():
             raise HubError("HF_HUB_OFFLINE is set, so the hub is not asked", remember=0)
         self.endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+        if not re.match(r"https?://[^/]", self.endpoint):
+            raise HubError(
+                f"HF_ENDPOINT is {shown(self.endpoint)!r}; http:// or https:// and a host are expected", remember=0
+            )
         self.timeout = timeout
         self.token = get_token()
         self.refusals = Refusals(cache / "refusals.json", force)
@@ -146,7 +150,8 @@ class Hub:
             try:
                 return ask(repo, revision=revision, files_metadata=True, timeout=self.timeout)
             except Exception as error:  # `may_pass` decides
-                if pause is None or not may_pass(error, self.timeout):
+                # Without a network, connecting fails at once, and nobody should wait for that twice.
+                if pause is None or "ConnectError" in type(error).__name__ or not may_pass(error, self.timeout):
                     raise
                 time.sleep(max(pause, retry_after(error) or 0))
         raise AssertionError

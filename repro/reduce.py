@@ -59,9 +59,9 @@ def fit_line(x: np.ndarray, y: np.ndarray) -> Line:
         return Line(np.nan, np.nan, np.nan, int(a.size))
     da, db = a - a.mean(), b - b.mean()
     covariance, variance = float(da @ db), float(da @ da)
-    spread = float(db @ db)
     slope = covariance / variance
-    r = covariance / np.sqrt(variance * spread) if spread > 0 else np.nan
+    # Equal values need not equal their rounded mean, so that nothing varies shows in their range and not in a sum.
+    r = covariance / np.sqrt(variance * float(db @ db)) if np.ptp(b) > 0 else np.nan
     return Line(float(r), slope, float(b.mean() - slope * a.mean()), int(a.size))
 
 
@@ -69,25 +69,23 @@ def variance_shares(values: np.ndarray) -> np.ndarray:
     """Shares of the variance of values [prompt, position] that lie between prompts, between positions, and in neither.
 
     Two-way split without replication: with row means r_i, column means c_j and grand mean m,
-    sum (v_ij - m)² = P sum (r_i - m)² + N sum (c_j - m)² + sum (v_ij - r_i - c_j + m)². Positions at which any prompt is
-    undefined are left out. Returns [3], dimensionless, adding up to 1; NaN if nothing varies or is left.
+    sum (v_ij - m)² = P sum (r_i - m)² + N sum (c_j - m)² + sum (v_ij - r_i - c_j + m)². Positions at which any prompt
+    is undefined are left out. Returns [3], dimensionless, adding up to 1; NaN if nothing varies or is left.
     Agreement: tests/test_reduce.py.
     """
     kept = values[:, ~np.isnan(values).any(0)].astype(np.float64)
-    if kept.size == 0:
+    if kept.size == 0 or np.ptp(kept) == 0:
         return np.full(3, np.nan)
     centred = kept - kept.mean()
     rows, columns = centred.mean(1), centred.mean(0)
     total = float((centred**2).sum())
-    if total == 0:
-        return np.full(3, np.nan)
     prompt = kept.shape[1] * float(rows @ rows) / total
     position = kept.shape[0] * float(columns @ columns) / total
     return np.array((prompt, position, 1 - prompt - position))
 
 
 def density(x: np.ndarray, y: np.ndarray, bins: int = 80) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Counts of points on a grid of square bins that covers all finite points: (counts [y, x], x edges, y edges)."""
+    """Counts of points in bins x bins cells that cover all finite points: (counts [y, x], x edges, y edges)."""
     good = np.isfinite(x) & np.isfinite(y)
     a, b = x[good], y[good]
     edges = []

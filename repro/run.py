@@ -28,6 +28,7 @@ from repro.store import Result, open_result
 from repro.stream import Batch, Engine
 from repro.subjects import Chosen
 from repro.summaries import summarise
+from repro.verify import repair
 
 Say = Callable[[str], None]
 POLL_S = 0.5
@@ -141,6 +142,9 @@ class _Pass:
 
     def _open(self, item: Item) -> None:
         assert item.layout is not None
+        if item.state == "corrupt":
+            findings = repair(item.path)
+            self.session.say(f"{item.name}: {len(findings)} damaged files; what they held is computed again")
         provenance = _provenance(self.plan, item, self.session, self.length)
         self.results[item.name] = open_result(item.path, item.layout, self.plan.settings.unit, provenance)
         self.bound[item.name] = bind(item.experiment, item.context, self.engine)

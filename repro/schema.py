@@ -9,14 +9,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic.json_schema import GenerateJsonSchema
+
 from repro.spec import Spec
 
 FILE = Path(__file__).with_name("schema.json")
 
 
+class _Untitled(GenerateJsonSchema):
+    """Without titles, which would only repeat the names of fields."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
 def schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a spec, each field with its line of documentation."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Spec.model_json_schema()}
+    made = Spec.model_json_schema(schema_generator=_Untitled)
+    return {"$schema": GenerateJsonSchema.schema_dialect, **made}
 
 
 def text() -> str:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from repro.names import head_index, is_head, layer_of
+from repro.names import is_head, layer_of
 
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
 NAME_WORDS = "1 to 64 letters, digits, '_', '-' and '.', beginning with a letter or digit"
@@ -114,13 +114,9 @@ class Subject(Strict):
     def _erasers_come_later(self) -> Subject:
         if self.writer == "auto" and self.erasers != "auto":
             raise ValueError("named erasers need a named writer")
-        if (
-            self.writer != "auto"
-            and not isinstance(self.erasers, str)
-            and layer_of(self.erasers[0]) <= head_index(self.writer)[0]
-        ):
+        if not isinstance(self.erasers, str) and layer_of(self.erasers[0]) <= layer_of(self.writer):
             raise ValueError(
-                f"erasers of a layer after the writer's: {self.writer} is in layer {layer_of(self.writer)}"
+                f"erasers are heads of a layer after the writer's; {self.writer} is in layer {layer_of(self.writer)}"
             )
         return self
 
@@ -132,11 +128,16 @@ class Common(Strict):
     """Experiments run by `all` are those of `[run] groups`; any group can be named with `--only`."""
     prompts: int | None = Field(default=None, gt=0)
     """Only the first so many prompts; nothing: all of the subject's."""
+    about: str = ""
+    """One line for `plan`."""
+
+
+class Banded(Common):
+    """What experiments with quantile bands may say."""
+
     quantiles: tuple[float, float] = (0.25, 0.75)
     """Lower and upper quantile of bands and error bars. The text of both sources says 0.25 and 0.75; the authors'
     plotting code draws 0.125 and 0.875."""
-    about: str = ""
-    """One line for `plan`."""
 
     @field_validator("quantiles")
     @classmethod
@@ -161,7 +162,11 @@ class Windowed(Common):
         return value
 
 
-class Projection(Windowed):
+class Pooled(Banded, Windowed):
+    """What experiments say that reduce prompts and positions together to bands."""
+
+
+class Projection(Pooled):
     """Projection ratios PR(a, b) = <a, b> / <b, b> of components `of` on nodes `onto`."""
 
     measure: Literal["projection"]
@@ -181,7 +186,7 @@ class Projection(Windowed):
         return self
 
 
-class VPatch(Windowed):
+class VPatch(Pooled):
     """V-composition patch: the writer's output taken out of the value input of every head of `layer`."""
 
     measure: Literal["v_patch"]
@@ -191,7 +196,7 @@ class VPatch(Windowed):
     """Layer-norm scale of the patched value input: the clean run's (exact algebra), or its own."""
 
 
-class ResampledDLA(Common):
+class ResampledDLA(Banded):
     """DLA of every head at the last position of each adversarial prompt, clean and with resampled input."""
 
     measure: Literal["resampled_dla"]
@@ -210,13 +215,13 @@ class DLAScatter(Windowed):
     """Sum over source positions weighted by the clean pattern, or the same position without any pattern."""
 
 
-class FindWriter(Windowed):
+class FindWriter(Pooled):
     """The writer by rule: the head whose output is best seen after writing and least at the end."""
 
     measure: Literal["find_writer"]
 
 
-class FindErasers(Windowed):
+class FindErasers(Pooled):
     """The erasers by rule: the later layer whose heads' PR onto the writer sums lowest, its heads at the bar."""
 
     measure: Literal["find_erasers"]
@@ -224,7 +229,7 @@ class FindErasers(Windowed):
     """Median PR onto the writer at or below which a head counts as an eraser."""
 
 
-class MineExamples(Common):
+class MineExamples(Banded):
     """Adversarial prompts from the subject's own: confident, right, and by DLA the writer's doing."""
 
     measure: Literal["mine_examples"]

@@ -91,7 +91,10 @@ class _Report:
         return dict(_statements(self.text))
 
     def _line(self, where: Where) -> int:
-        """The line of a place, or of the nearest thing around it that has one."""
+        """The line of a place, of the first thing in it, or of the nearest thing around it that has one."""
+        inside = [line for place, line in self._lines.items() if place[: len(where)] == where]
+        if inside:
+            return self._lines.get(where, min(inside))
         return next((self._lines[where[:end]] for end in range(len(where), 0, -1) if where[:end] in self._lines), 1)
 
     def _table(self, where: Where) -> str:
@@ -154,7 +157,7 @@ class _Report:
     def _dangling(self) -> Iterator[tuple[Where, str]]:
         """Names that point at nothing, and names that would be mistaken for another."""
         subjects, experiments, figures = (self._names(table) for table in ("subject", "experiment", "figure"))
-        groups = {entry.get("group", DEFAULT_GROUP) for entry in experiments.values()}
+        groups = {str(entry.get("group", DEFAULT_GROUP)) for entry in experiments.values()}
         run = self.data.get("run")
         run = run if isinstance(run, Mapping) else {}
         for name, figure in figures.items():
@@ -167,7 +170,7 @@ class _Report:
             asked = run.get(key)
             for name in asked if isinstance(asked, tuple) else (asked,):
                 yield from self._known(("run", key), name, subjects, "subject")
-        known = [*sorted(map(str, groups)), *experiments, *figures]
+        known = [*sorted(groups), *experiments, *figures]
         for name in run["groups"] if isinstance(run.get("groups"), tuple) else ():
             yield from self._known(("run", "groups"), name, known, "group, experiment or figure")
         for name in RESERVED_SUBJECTS:
@@ -189,7 +192,7 @@ def _statements(text: str) -> Iterator[tuple[Where, int]]:
     """
     table: Where = ()
     counts: dict[Where, int] = {}
-    lines = text.split("\n")
+    lines = text.replace("\r\n", "\n").split("\n")
     start = 0
     while start < len(lines):
         stop = next(

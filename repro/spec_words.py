@@ -116,7 +116,10 @@ def _inside(kind: Any, part: str | int) -> Any:
 def describe(annotation: Any, constraints: Sequence[Any] = ()) -> str:
     """A type in the words of TOML."""
     bounds = "".join(f" above {least}" for item in constraints if (least := getattr(item, "gt", None)) is not None)
-    words = [_one(kind) + (bounds if kind in (int, float) else "") for kind in _members(annotation)]
+    kinds = list(_members(annotation))
+    # Every whole number is a number.
+    kinds = [kind for kind in kinds if not (kind is int and float in kinds)]
+    words = [_one(kind) + (bounds if kind in (int, float) else "") for kind in kinds]
     filled = any(getattr(item, "min_length", 0) for item in constraints)
     return " or ".join(dict.fromkeys(words)).replace("an array", "a non-empty array" if filled else "an array", 1)
 

@@ -14,7 +14,7 @@ from repro.errors import Exit, ReproError
 from repro.folder import Folder, read_folder, read_prompts, weights_fingerprint
 from repro.layout import RESERVED_SUBJECTS
 from repro.names import did_you_mean, heads, layer_of, listing
-from repro.spec import NAME, HubPrompts, Loaded, Subject
+from repro.spec import NAME, Loaded, Subject
 
 
 @dataclass(frozen=True)
@@ -153,12 +153,7 @@ def _local(loaded: Loaded, name: str, subject: Subject, access: Access) -> Folde
         raise ReproError(f"[subject.{name}] model: {here}: no such model folder", Exit.UNAVAILABLE)
     from repro.hub_subject import fetch_subject
 
-    model = fetch_subject(loaded, name, subject, access)
-    if prompts is not None:
-        return read_folder(model, prompts)
-    if isinstance(subject.prompts, HubPrompts) or (model / "prompts.safetensors").is_file():
-        return read_folder(model)
-    raise ReproError(f"[subject.{name}] prompts: missing; name a safetensors file with `tokens`")
+    return fetch_subject(loaded, name, subject, access)
 
 
 def _check_roles(chosen: Chosen) -> None:

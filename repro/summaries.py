@@ -20,6 +20,7 @@ from repro.spec import (
     FindErasers,
     FindWriter,
     MineExamples,
+    Pooled,
     Projection,
     ResampledDLA,
     VPatch,
@@ -37,7 +38,7 @@ class Raw(Protocol):
     def read(self, variable: str, **isel: int | slice) -> np.ndarray:
         """Part of a raw variable."""
 
-    def iter_blocks(self, variable: str) -> Any:  # noqa: ANN401
+    def iter_blocks(self, variable: str) -> Any:
         """Blocks of a raw variable, each with all prompts."""
 
 
@@ -54,7 +55,6 @@ def summarise(experiment: Common, context: Context, raw: Raw, once: Mapping[str,
     dataset = reduced(experiment, context, raw, once, decode)
     dataset.attrs.update(
         measure=experiment.measure,  # type: ignore[attr-defined] # every subclass declares its own
-        quantiles=list(experiment.quantiles),
         n_prompts=context.n_prompts,
         n_positions=context.n_positions,
         **_variant(experiment),
@@ -67,7 +67,9 @@ def summarise(experiment: Common, context: Context, raw: Raw, once: Mapping[str,
 
 def _variant(experiment: Common) -> dict[str, object]:
     """The fields in which texts and research code differ, so that `check` can tell which variant a result is."""
-    given = experiment.model_dump(mode="json", include={"scale", "resample", "target", "v_composition", "positions"})
+    given = experiment.model_dump(
+        mode="json", include={"quantiles", "scale", "resample", "target", "v_composition", "positions"}
+    )
     return {key: value for key, value in given.items() if value is not None}
 
 
@@ -85,7 +87,7 @@ def _window(experiment: Windowed) -> slice:
     return slice(first, None if last == -1 else last + 1)
 
 
-def _pooled(experiment: Windowed, raw: Raw, name: str, nan_name: str = "nan_count") -> dict[str, tuple[Any, Any]]:
+def _pooled(experiment: Pooled, raw: Raw, name: str, nan_name: str = "nan_count") -> dict[str, tuple[Any, Any]]:
     """Median and quantiles of a variable over prompts x positions, one value per remaining label."""
     dims = [dim for dim in raw.layout.variable(name).dims if dim not in ("prompt", "position")]
     sizes = [len(raw.layout.coords[dim]) for dim in dims]

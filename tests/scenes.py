@@ -55,8 +55,8 @@ def model(kind: str) -> Model:
 def lopsided(given: Model) -> Model:
     """A LayerNorm model whose weights have large means over d_model.
 
-    Processing centres every writing and reading weight, after which subtracting a mean changes nothing: whether the mean
-    is subtracted where it must be shows only on a model like this one.
+    Processing centres every writing and reading weight, after which subtracting a mean changes nothing: whether it is
+    subtracted where it must be shows only on a model like this one.
     """
     value_columns = slice(-given.shape.n_kv_heads * given.shape.d_head, None)
     blocks = []

@@ -98,7 +98,7 @@ def test_the_token_opens_and_is_neither_told_nor_stored(
 
 
 def test_offline_never_asks(hub: HubServer, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    place.refused("not in the cache", "--offline", offline=True)
+    place.refused("not in the cache", "does not ask the hub", offline=True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     place.refused("HF_HUB_OFFLINE")
     assert hub.requests == []

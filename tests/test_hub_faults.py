@@ -211,6 +211,11 @@ def test_a_closed_port_is_unreachable(place: Place, monkeypatch: pytest.MonkeyPa
     assert "pass" not in (place.cache / "refusals.json").read_text()
 
 
+def test_an_endpoint_that_is_no_address_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "nonsense")
+    place.refused("HF_ENDPOINT is 'nonsense'")
+
+
 @pytest.mark.parametrize("answer", [b"<html>", b"[]", b"{}", b'{"id": "x", "sha": "../..", "siblings": []}'])
 def test_an_answer_that_is_no_hubs_is_told(hub: HubServer, place: Place, answer: bytes) -> None:
     hub.misbehave(API, Answer(status=200, headers={"Content-Type": "application/json"}, body=answer))

@@ -13,10 +13,9 @@ from repro.declare import components, layout, patched_layer
 from repro.errors import ReproError
 from repro.measures.projection import ratio
 from repro.names import head_index
-from repro.roles import Roles
 from repro.spec import Common, DLAScatter, FindErasers, FindWriter, MineExamples, Projection, VPatch
 from tests import oracle
-from tests.scenes import KINDS, Scene, assert_close, is_close, prompts, scaled_head, scene, single_precision
+from tests.scenes import KINDS, Scene, assert_close, is_close, scaled_head, scene, single_precision
 
 SITES_ON_NODES = Projection(measure="projection", of="sites", onto="nodes")
 SITES = Projection(measure="projection", of="sites", onto="$writer")
@@ -120,12 +119,10 @@ def test_the_writer_alone_raises_its_ratio_by_one(kind: str) -> None:
             alone = scaled_head(alone, f"L{layer}H{other}", 0)
     blocks = list(alone.blocks)
     blocks[layer] = replace(blocks[layer], b_O=torch.zeros_like(blocks[layer].b_O))
-    before, after = shown.with_model(replace(alone, blocks=tuple(blocks))).compute(SITES)["pr"][
-        [2 * layer, 2 * layer + 1]
-    ]
-    assert_close(after - before, np.ones_like(after))
-    before, after = computed(kind, SITES)["pr"][[2 * layer, 2 * layer + 1]]
-    assert np.abs(after - before - 1).min() > 1e-6
+    ours = shown.with_model(replace(alone, blocks=tuple(blocks))).compute(SITES)["pr"]
+    assert_close(ours[2 * layer + 1] - ours[2 * layer], np.ones(shown.tokens.shape))
+    in_company = computed(kind, SITES)["pr"]
+    assert np.abs(in_company[2 * layer + 1] - in_company[2 * layer] - 1).min() > 1e-6
 
 
 @pytest.mark.parametrize("factor", [-1.0, 3.0])
@@ -138,9 +135,8 @@ def test_ratios_are_linear_in_the_first_argument_and_inverse_in_the_second(kind:
     row = components(shown.context).index(last)
     assert_close(scaled.compute(NODES)["pr"][row], factor * computed(kind, NODES)["pr"][row])
     row, before = shown.context.nodes.index(last), slice(0, 2 * shown.model.shape.n_layers - 1)
-    assert_close(
-        scaled.compute(SITES_ON_NODES)["pr"][row, before], computed(kind, SITES_ON_NODES)["pr"][row, before] / factor
-    )
+    ours, unscaled = scaled.compute(SITES_ON_NODES)["pr"], computed(kind, SITES_ON_NODES)["pr"]
+    assert_close(ours[row, before], unscaled[row, before] / factor)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -233,7 +229,7 @@ def test_patched_minus_clean_is_minus_v_composition_for_the_clean_scale_only(kin
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_patch_leaves_earlier_sites_alone_and_reruns_later_layers(kind: str) -> None:
-    shown, layer = scene(kind), scene(kind).roles.layer
+    layer = scene(kind).roles.layer
     clean, patched = computed(kind, PATCH)["site_pr"]
     assert np.array_equal(clean[: 2 * layer + 1], patched[: 2 * layer + 1])
     shift = patched[2 * layer + 1] - clean[2 * layer + 1]
@@ -247,9 +243,7 @@ def test_only_layers_that_read_the_writer_can_be_patched() -> None:
     assert patched_layer(VPatch(measure="v_patch", layer=3), context) == 3
     assert patched_layer(PATCH, context) == 2
     for layer in (0, 1, 4):
-        with pytest.raises(
-            ReproError, match=f"layer {layer} cannot be patched: the writer L1H4 is read by layers 2 to 3"
-        ):
+        with pytest.raises(ReproError, match=f"layer {layer} cannot be patched: .* L1H4 is read by layers 2 to 3"):
             patched_layer(VPatch(measure="v_patch", layer=layer), context)
 
 
@@ -264,8 +258,3 @@ def test_grouped_heads_take_the_value_head_they_share() -> None:
     swapped = replace(model.blocks[layer], W_QKV=torch.cat((packed[:, : (H + G) * K], values), 1))
     other = replace(model, blocks=(*model.blocks[:layer], swapped, *model.blocks[layer + 1 :]))
     assert not is_close(oracle.v_composition(other, shown.clean, layer, 1, shown.writer), right, 1e-3)
-
-
-def test_roles_know_their_layer() -> None:
-    assert Roles("L0H2", ("L2H3", "L2H4")).layer == 2
-    assert prompts(2, 5)[:, 0].tolist() == [0, 0]

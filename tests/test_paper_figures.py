@@ -437,9 +437,11 @@ def test_text_from_a_prompt_cannot_act() -> None:
 def test_mined_examples_and_pairs_that_are_not_the_top_two_are_marked() -> None:
     ds = dataset("LW 4a", examples="mined")
     ds["top2_named"][1] = False
+    ds["nan_count"] = (("example", "head"), np.eye(4, 5, dtype="int64"))
     ds = ds.assign_coords(first=("example", [" a", " University", " b", " c"]))
     told = words(svg(draw("LW 4a", ds)))
     assert any("MINED" in line for line in told)
+    assert any(line.startswith("Up to 1 of these texts") for line in told)
     assert "State / University *" in told
     assert any("University / University instead" in line for line in told)
     assert not any("MINED" in line for line in words(drawn("LW 4a", "gelu-4l")[2]))

@@ -1,0 +1,114 @@
+"""The compile-time table as a benchmark step: processes of its own, rows as they come, an end when the budget ends."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import repro
+from repro.kernels.bench_time import Budget
+
+Record = dict[str, Any]
+_WIDTHS = (24, 6, 7, 16, 38, 6, 7, 15, 7, 5, 10, 9, 22)
+
+
+def in_children(everything: bool, budget: Budget, processes: int | None = None) -> Iterator[Record]:
+    """Records of all entries, compiled in processes in which Triton is not interpreted; ends when the budget does.
+
+    everything: every configuration instead of the default ones. Yields one record per launch and configuration, then,
+    if something is missing, one with `status` and the reason. Agreement: tests/test_compile_table.py.
+    """
+    if importlib.util.find_spec("triton") is None:
+        yield {"record": "compile", "status": "unavailable: the package triton is not installed"}
+        return
+    count = processes or min(os.cpu_count() or 1, 8)
+    children = [_start(f"{i}/{count}", everything) for i in range(count)]
+    lines: queue.Queue[str | None] = queue.Queue()
+    readers = [threading.Thread(target=_read, args=(child, lines), daemon=True) for child in children]
+    for reader in readers:
+        reader.start()
+    running = count
+    try:
+        while running:
+            line = lines.get(timeout=max(budget.left, 0.01))
+            if line is None:
+                running -= 1
+            else:
+                yield json.loads(line)
+    except queue.Empty:
+        yield {"record": "compile", "status": "skipped: the budget ended before the rest was compiled"}
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+        for reader in readers:
+            reader.join()
+    for child in children:
+        if running == 0 and child.returncode:
+            yield {"record": "compile", "status": f"failed: a compiling process ended in {child.returncode}"}
+
+
+def _start(part: str, everything: bool) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    root = str(Path(repro.__file__).parents[1])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
+    # One thread each: the compilers use no more, and the processes share the machine.
+    environment["OMP_NUM_THREADS"] = "1"
+    command = [sys.executable, "-m", "repro.kernels.compile_table", part, *(["--all"] if everything else [])]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)  # noqa: S603 - this module
+
+
+def _read(child: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
+    assert child.stdout is not None
+    with child.stdout as stream:
+        for line in stream:
+            lines.put(line)
+    # The end of the output comes a moment before the end of the process, whose exit code is wanted.
+    child.wait()
+    lines.put(None)
+
+
+def heading() -> str:
+    """The head of the table."""
+    names = ("launch", "card", "dtype", "precision", "configuration", "regs", "spills", "shared (limit)", "matrix",
+             "wide", "MFLOP", "MB", "predicted")  # fmt: skip
+    return _joined(names)
+
+
+def line_of(record: Record) -> str:
+    """One record as a line of the table."""
+    if "status" in record:
+        return f"compile table {record['status']}"
+    if "error" in record:
+        return (
+            _joined((record["launch"], record["card"], record["dtype"], record["precision"])) + "  " + record["error"]
+        )
+    predicted = f"{record['predicted_us']:.1f} us ({record['bound']})" if record["predicted_us"] is not None else ""
+    cells = (
+        record["launch"],
+        record["card"],
+        record["dtype"],
+        record["precision"],
+        record["configuration"],
+        str(record["registers"]),
+        str(record["spills"]),
+        f"{record['shared'] / 1024:.1f} ({record['shared_limit'] // 1024}) KiB",
+        str(record["matrix"]),
+        str(record["wide"]),
+        f"{(record['flop'] or 0) / 1e6:.0f}",
+        f"{(record['bytes'] or 0) / 1e6:.1f}",
+        predicted,
+    )
+    return _joined(cells) + ("  !! " + ", ".join(record["problems"]) if record["problems"] else "")
+
+
+def _joined(cells: tuple[str, ...]) -> str:
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, _WIDTHS, strict=False)).rstrip()

@@ -1,0 +1,131 @@
+"""Commands run in process, finished runs to copy from, and small specs, for tests of the whole pipeline."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from repro.__main__ import main
+
+ROOT = Path(__file__).parents[1]
+PAPER = ROOT / "experiments.toml"
+SPECS = Path(__file__).parent / "specs"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def text(self) -> str:
+        """Everything it wrote."""
+        return self.out + self.err
+
+
+def cli(*arguments: str | Path) -> Answer:
+    """One command of `python -m repro`, in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([str(argument) for argument in arguments])
+    return Answer(code, out.getvalue(), err.getvalue())
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished `all` of the default spec on one subject."""
+
+    model: Path
+    out: Path
+    answer: Answer
+
+    @property
+    def subject(self) -> str:
+        """The subject's name."""
+        return self.model.name
+
+    @property
+    def store(self) -> Path:
+        """Its results."""
+        return self.out / "store" / self.subject
+
+    @property
+    def figures(self) -> Path:
+        """Its figures."""
+        return self.out / "paper_figures" / "out" / self.subject
+
+    def copy(self, to: Path) -> Run:
+        """The same run elsewhere, to be changed; modification times are kept."""
+        shutil.copytree(self.out, to, dirs_exist_ok=True)
+        return Run(self.model, to, self.answer)
+
+    def cli(self, command: str, *arguments: str | Path, spec: Path = PAPER) -> Answer:
+        """A command on this run."""
+        return cli(command, *arguments, "--spec", spec, "--subject", self.model, "--out", self.out)
+
+    def result(self, experiment: str) -> Path:
+        """The one result of an experiment."""
+        (found,) = (self.store / experiment).iterdir()
+        return found
+
+
+def run_all(model: Path, out: Path) -> Run:
+    """The default spec, automatic roles, on a model folder."""
+    return Run(model, out, cli("all", "--spec", PAPER, "--subject", model, "--out", out))
+
+
+def tree(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Every file below a folder with what a rewrite would change: modification time, inode, size."""
+    return {
+        file.relative_to(folder).as_posix(): (stat.st_mtime_ns, stat.st_ino, stat.st_size)
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and (stat := file.stat())
+    }
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder with its bytes."""
+    return {
+        file.relative_to(folder).as_posix(): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()
+    }
+
+
+@contextlib.contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Environment variables for a while."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
+    """Tables of plain values as TOML; a list of tables becomes inline tables."""
+
+    def written(value: object) -> str:
+        if isinstance(value, Mapping):
+            return "{ " + ", ".join(f"{key} = {written(item)}" for key, item in value.items()) + " }"
+        if isinstance(value, list | tuple):
+            return "[" + ", ".join(written(item) for item in value) + "]"
+        return json.dumps(value)
+
+    return "\n".join(
+        f"[{name}]\n" + "".join(f"{key} = {written(value)}\n" for key, value in entries.items())
+        for name, entries in tables.items()
+    )
