@@ -1,3 +1,6 @@
+# Kernels are typed by the comments beside their pointers, which a type checker cannot read.
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, check-untyped-defs=False
+# mypy: disable-error-code=assignment
 """The Triton kernels of V-composition: values of normed writers, causal attention on them, and the sum over heads."""
 
 import triton
@@ -125,7 +128,8 @@ def attend_kernel(
             b_sums = ()
             for w in tl.static_range(BW):
                 p_vw = p_v + (i_w0 + w).to(tl.int64) * B * P * G * K + o_key[:, None] * G * K + o_k[None, :]
-                b_v = tl.load(p_vw, mask=m_i[:, None] & m_k[None, :] & (i_w0 + w < W), other=0.0)
+                m_iw = o_i < tl.where(i_w0 + w < W, P, 0)
+                b_v = tl.load(p_vw, mask=m_iw[:, None] & m_k[None, :], other=0.0)
                 b_z = tl.dot(b_p.to(b_v.dtype), b_v, b_zs[w] * b_shrink[:, None], input_precision=PRECISION)
                 b_sums = b_sums + (b_z,)  # noqa: RUF005
             b_zs = b_sums
@@ -133,7 +137,8 @@ def attend_kernel(
     for w in tl.static_range(BW):
         b_z = b_zs[w] / b_sum[:, None]
         p_z = z_ptr + ((((i_w0 + w).to(tl.int64) * B + i_b) * P + o_row[:, None]) * H + i_h) * K + o_k[None, :]
-        tl.store(p_z, b_z.to(z_ptr.dtype.element_ty), mask=m_t[:, None] & m_k[None, :] & (i_w0 + w < W))
+        m_tw = o_t < tl.where(i_w0 + w < W, P, 0)
+        tl.store(p_z, b_z.to(z_ptr.dtype.element_ty), mask=m_tw[:, None] & m_k[None, :])
 
 
 @triton.jit
@@ -158,13 +163,14 @@ def sum_heads_kernel(
     b_total = tl.zeros([BT, BD], tl.float32)
     p_z = z_ptr + o_r[:, None] * H * K
     p_w = w_ptr + o_d[None, :]
-    for _ in range(H):
-        for i_k in tl.static_range(0, K, BK):
-            o_k = i_k + tl.arange(0, BK)
-            m_k = o_k < K
-            b_z = tl.load(p_z + o_k[None, :], mask=m_r[:, None] & m_k[None, :], other=0.0)
-            b_w = tl.load(p_w + o_k[:, None].to(tl.int64) * w_k, mask=m_k[:, None] & m_d[None, :], other=0.0)
-            b_total = tl.dot(b_z, b_w, b_total, input_precision=PRECISION)
-        p_z += K
-        p_w += w_h
+    # Heads and their dimensions in one loop, so that loads run ahead of products however small a head is.
+    n_k = tl.cdiv(K, BK)
+    for i_hk in range(H * n_k):
+        i_h, i_k = i_hk // n_k, i_hk % n_k * BK
+        o_k = i_k + tl.arange(0, BK)
+        m_k = o_k < K
+        b_z = tl.load(p_z + i_h * K + o_k[None, :], mask=m_r[:, None] & m_k[None, :], other=0.0)
+        p_hw = p_w + (tl.zeros([BK, 1], tl.int64) + i_h) * w_h + o_k[:, None] * w_k
+        b_w = tl.load(p_hw, mask=m_k[:, None] & m_d[None, :], other=0.0)
+        b_total = tl.dot(b_z, b_w, b_total, input_precision=PRECISION)
     tl.store(total_ptr + o_r[:, None] * D + o_d[None, :], b_total, mask=m_r[:, None] & m_d[None, :])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import queue
@@ -10,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ def in_children(everything: bool, budget: Budget, processes: int | None = None) 
     everything: every configuration instead of the default ones. Yields one record per launch and configuration, then,
     if something is missing, one with `status` and the reason. Agreement: tests/test_compile_table.py.
     """
-    if importlib.util.find_spec("triton") is None:
+    if find_spec("triton") is None:
         yield {"record": "compile", "status": "unavailable: the package triton is not installed"}
         return
     count = processes or min(os.cpu_count() or 1, 8)

@@ -82,7 +82,7 @@ def _triton(precision: str, kernel: str, device: str) -> Function:
     """The Triton kernels in their default configuration; a precision that a GPU lacks is refused by themselves."""
     if device == "cpu":
         raise UnsupportedError("triton needs a GPU: its interpreter checks kernels and cannot time them")
-    return partial(_plain("triton", kernel, device), precision=precision)
+    return getattr(kernels_of("triton", device, precision), kernel)
 
 
 def _tuned(kernel: str, device: str) -> Function:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -75,11 +76,11 @@ def environment(device: str, seconds: float) -> dict[str, Any]:
         "record": "environment",
         "device": device_name(device),
         "kind": device,
-        "arch": getattr(properties, "gcnArchName", None) or f"sm_{properties.major}{properties.minor}"
-        if properties
-        else None,
+        "arch": _arch(properties),
         "device_bytes": properties.total_memory if properties else None,
         "threads": torch.get_num_threads(),
+        # Waiting threads that spin lose to other programs on a shared machine, where passive ones do not.
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "torch": torch.__version__,
         "triton": _version("triton"),
         "numpy": _version("numpy"),
@@ -104,6 +105,14 @@ def device_name(device: str) -> str:
     return named[0] if named else platform.processor() or platform.machine()
 
 
+def _arch(properties: Any) -> str | None:
+    """The compiler's name for a GPU: sm_90, gfx942."""
+    if properties is None:
+        return None
+    # NVIDIA's builds have the attribute of AMD's too, with another meaning.
+    return str(properties.gcnArchName) if torch.version.hip else f"sm_{properties.major}{properties.minor}"
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -121,6 +130,8 @@ class Report:
     records: list[dict[str, Any]] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     """Kernels of which a check failed."""
+    broken: list[str] = field(default_factory=list)
+    """Steps and cases that ended in an error of their own."""
 
     def add(self, record: dict[str, Any], *lines: str) -> None:
         """Keeps a record and says it: as its own JSON line, or in the given words."""

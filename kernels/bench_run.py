@@ -115,24 +115,27 @@ def _estimate(bench: Bench, case: Case) -> float:
 
 
 def check_all(bench: Bench, todo: list[Group]) -> None:
-    """Compares every provider at every case with float64, before anything is timed."""
-    for group in todo:
-        if bench.budget.spent > CHECK_SHARE * bench.budget.seconds:
-            _note_all(group, SKIPPED, "the budget ended before it was checked")
-            continue
-        try:
-            inputs = group.case.inputs(DTYPES[group.dtype], bench.device)
-            truth = Truth(group.case.kernel.name, inputs)
-        except torch.OutOfMemoryError:
-            _note_all(group, SKIPPED, "the float64 reference does not fit this device's memory")
-            continue
-        for entry in group.providers:
-            _check(bench, group, entry, inputs, truth)
+    """Compares every provider at every case with float64, before anything is timed; those that compile come last."""
+    for compiles in (False, True):
+        for group in todo:
+            entries = [entry for entry in group.providers if entry.compiles == compiles]
+            reason = _check_group(bench, group, entries) if entries else ""
+            if reason:
+                group.notes.update({entry.name: (SKIPPED, reason) for entry in entries})
 
 
-def _note_all(group: Group, status: str, reason: str) -> None:
-    for entry in group.providers:
-        group.notes.setdefault(entry.name, (status, reason))
+def _check_group(bench: Bench, group: Group, entries: list[Provider]) -> str:
+    """Checks some providers of a group; returns why none could be checked, or nothing."""
+    if bench.budget.spent > CHECK_SHARE * bench.budget.seconds:
+        return "the budget ended before it was checked"
+    try:
+        inputs = group.case.inputs(DTYPES[group.dtype], bench.device)
+        truth = Truth(group.case.kernel.name, inputs)
+    except torch.OutOfMemoryError:
+        return "the float64 reference does not fit this device's memory"
+    for entry in entries:
+        _check(bench, group, entry, inputs, truth)
+    return ""
 
 
 def _check(bench: Bench, group: Group, entry: Provider, inputs: dict[str, Any], truth: Truth) -> None:
@@ -178,9 +181,12 @@ def time_all(bench: Bench, todo: list[Group]) -> None:
             bench.report.rows(_withheld(bench, group, SKIPPED, "the budget ended before it was timed"))
         else:
             try:
-                bench.report.rows(_timed(bench, group, allowance))
+                bench.report.rows(list(_timed(bench, group, allowance)))
             except torch.OutOfMemoryError:
                 bench.report.rows(_withheld(bench, group, SKIPPED, "out of memory"))
+            except RuntimeError as error:  # a device that fails in one case may still serve the next
+                bench.report.broken.append(group.case.name)
+                bench.report.rows(_withheld(bench, group, FAILED, f"while it was timed: {error}".splitlines()[0][:200]))
 
 
 def _withheld(bench: Bench, group: Group, status: str, reason: str) -> Iterator[Row]:

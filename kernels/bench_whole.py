@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from repro.kernels import bench_time as timing
-from repro.kernels.bench_providers import BASELINE, DTYPES, PROVIDERS, Provider, bind
+from repro.kernels.bench_providers import BASELINE, DTYPES, PROVIDERS, Call, bind
 from repro.kernels.bench_run import Bench, Group
-from repro.kernels.cases import Case, every
 
+PARTS = ("projection", "v_composition", "top2_logits")
 LAYERS = 4
 PROFILE_CALLS = 5
 # What the steps take at least, in seconds: they are skipped when less is left.
@@ -64,61 +63,57 @@ def profiled(call: Callable[[], Any], device: str) -> str:
     )
 
 
-def end_to_end(bench: Bench, shape: str, ours: tuple[str, ...], dtype: str = "fp32") -> None:
+def end_to_end(bench: Bench, todo: Iterable[Group], shape: str, dtype: str = "fp32") -> None:
     """Times the kernels' part of the paper: sites on the heads of four layers, one V-composition, top-2 of every row.
 
-    shape: the name of a declared shape; ours: the providers to run beside the reference. Adds one record per provider.
+    todo: the groups that were checked; shape: the name of a declared shape. Adds one record per provider that has
+    passed its check in all three.
     """
-    cases = {case.kernel.name: case for case in every() if case.shape.name == shape}
-    needed = ("projection", "v_composition", "top2_logits")
-    failed = sorted(bench.failed & set(needed))
-    if failed or not bench.budget.fits(WHOLE_SECONDS):
-        reason = f"a check of {', '.join(failed)} failed" if failed else "the budget ended"
+    groups = {g.case.kernel.name: g for g in todo if (g.case.shape.name, g.dtype) == (shape, dtype)}
+    passed = [
+        entry.name
+        for entry in PROVIDERS
+        if all(kernel in groups and entry.name in groups[kernel].functions for kernel in PARTS)
+    ]
+    failed = sorted(bench.failed & set(PARTS))
+    reason = f"a check of {', '.join(failed)} failed" if failed else "" if passed else "its parts were not all checked"
+    if not bench.budget.fits(WHOLE_SECONDS):
+        reason = reason or "the budget ended"
+    if reason:
         bench.report.add({"record": "end_to_end", "status": f"skipped: {reason}"}, f"end to end: skipped, {reason}")
         return
-    calls: dict[str, Callable[[], None]] = {}
-    inputs = _inputs(cases, needed, bench.device, dtype)
-    for entry in PROVIDERS:
-        if entry.name not in (BASELINE, *ours) or bench.device not in entry.devices:
-            continue
-        whole = _whole(entry, inputs, bench.device)
-        whole()
-        calls[entry.name] = whole
+    arguments = _arguments(groups, bench.device)
+    calls = {name: _whole([bind(groups[k].functions[name], given) for k, given in arguments]) for name in passed}
+    for call in calls.values():
+        call()
     samples = timing.interleaved(calls, bench.budget.left / 4, bench.sync)
+    where = groups[PARTS[0]].case.shape
     for name, taken in samples.items():
-        ms, faster = 1e3 * taken.median, taken.against(samples[BASELINE]).median
-        prompts = cases["projection"].shape.prompts
+        low, ms, high = (1e3 * seconds for seconds in (taken.p20, taken.median, taken.p80))
+        faster = taken.against(samples[BASELINE]).median if BASELINE in samples else None
+        record = {
+            "record": "end_to_end", "status": "ok", "provider": name, "shape": shape, "dims": where.label(),
+            "dtype": dtype, "prompts": where.prompts, "layers": LAYERS, "timer": timing.WALL_CLOCK,
+            "samples": len(taken.seconds), "median_ms": ms, "p20_ms": low, "p80_ms": high, "faster": faster,
+        }  # fmt: skip
         bench.report.add(
-            {
-                "record": "end_to_end", "status": "ok", "provider": name, "shape": shape, "dtype": dtype,
-                "prompts": prompts, "layers": LAYERS, "median_ms": ms, "p20_ms": 1e3 * taken.p20, "p80_ms": 1e3 * taken.p80,
-                "samples": len(taken.seconds), "faster": faster, "timer": timing.WALL_CLOCK,
-            },
-            f"end to end, {prompts} prompts of {shape} ({LAYERS} projections, V-composition, top-2), {name}, {dtype}: "
-            f"{ms:.2f} ms ({1e3 * taken.p20:.2f}, {1e3 * taken.p80:.2f}), {faster:.2f}x the einsum reference",
-        )  # fmt: skip
+            record,
+            f"end to end ({LAYERS} projections, V-composition, top-2), {where.prompts} x {where.positions} tokens of "
+            f"{shape}, {dtype}, {name}: {ms:.2f} ms ({low:.2f}, {high:.2f})"
+            + (f", {faster:.2f}x the einsum reference" if faster is not None else ""),
+        )
 
 
-Arguments = list[tuple[str, dict[str, Any]]]
-
-
-def _inputs(cases: dict[str, Case], needed: tuple[str, ...], device: str, dtype: str) -> Arguments:
+def _arguments(groups: dict[str, Group], device: str) -> list[tuple[str, dict[str, Any]]]:
     """(kernel, arguments) of every call, layer after layer: the sites are the same, the heads are not."""
-    made = {kernel: cases[kernel].inputs(DTYPES[dtype], device) for kernel in needed}
+    made = {kernel: groups[kernel].case.inputs(DTYPES[groups[kernel].dtype], device) for kernel in PARTS}
     first = made["projection"]
-    layers = [{**first, "z": _rolled(first["z"], i), "W_O": _rolled(first["W_O"], i)} for i in range(LAYERS)]
-    return [*(("projection", layer) for layer in layers), *((kernel, made[kernel]) for kernel in needed[1:])]
+    # The same numbers in other places, so that no layer finds its data in a cache.
+    layers = [{**first, **{name: first[name].roll(i, dims=-1) for name in ("z", "W_O")}} for i in range(LAYERS)]
+    return [*(("projection", layer) for layer in layers), *((kernel, made[kernel]) for kernel in PARTS[1:])]
 
 
-def _rolled(tensor: Tensor, by: int) -> Tensor:
-    """Another tensor with the same numbers in other places, so that no layer finds its data in a cache."""
-    return tensor.roll(by, dims=-1)
-
-
-def _whole(entry: Provider, inputs: Arguments, device: str) -> Callable[[], None]:
-    functions = {kernel: entry.function(kernel, device) for kernel, _ in inputs}
-    calls = [bind(functions[kernel], arguments) for kernel, arguments in inputs]
-
+def _whole(calls: list[Call]) -> Callable[[], None]:
     def whole() -> None:
         for call in calls:
             call()

@@ -59,6 +59,7 @@ class Compiled:
     """One launch in one configuration, as compiled for one card."""
 
     launch: str
+    module: str
     dtype: str
     precision: str
     card: str
@@ -181,6 +182,7 @@ def _compiled(entry: Entry, card: roofline.Card, name: str, spec: Any, default: 
     code, registers, spills = _nvidia(kernel.asm["cubin"]) if card.backend == "cuda" else _amd(kernel.asm["amdgcn"])
     row = Compiled(
         launch=name,
+        module=entry.module,
         dtype=entry.dtype,
         precision=entry.precision,
         card=card.name,
@@ -191,8 +193,8 @@ def _compiled(entry: Entry, card: roofline.Card, name: str, spec: Any, default: 
         spills=spills,
         shared=kernel.metadata.shared,
         shared_limit=card.shared,
-        matrix=len(_MATRIX.findall(code)),
-        wide=len(_WIDE.findall(code)),
+        matrix=matrix_instructions(code),
+        wide=wide_loads(code),
         multiplies="PRECISION" in spec.constexprs,
         seconds=seconds,
     )
@@ -203,6 +205,16 @@ def _compiled(entry: Entry, card: roofline.Card, name: str, spec: Any, default: 
         row.predicted_us = 1e6 * roofline.floor_seconds(work, rate, card.memory)
         row.bound = roofline.bound(work, rate, card.memory)
     return row
+
+
+def wide_loads(code: str) -> int:
+    """How many loads of 128 bits from global memory a program holds."""
+    return len(_WIDE.findall(code))
+
+
+def matrix_instructions(code: str) -> int:
+    """How many instructions of a program are matrix products."""
+    return len(_MATRIX.findall(code))
 
 
 def _nvidia(cubin: bytes) -> tuple[str, int, int]:

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor
@@ -32,11 +33,12 @@ def automatic(device: str) -> str:
     return "triton" if device.split(":")[0] == "cuda" else "torch"
 
 
-def provider(name: str, device: str) -> Kernels:
+def provider(name: str, device: str, precision: str = "ieee") -> Kernels:
     """The four functions of the provider `name` on `device` ("cpu", "cuda", "cuda:0", ...).
 
-    Raises UnsupportedError by name: an unknown provider, Triton where it is not installed, any provider on mps.
-    Agreement: tests/test_projection.py, test_providers_are_refused_by_name.
+    precision: how float32 is multiplied: "ieee", or with Triton on an NVIDIA GPU "tf32x3".
+    Raises UnsupportedError by name: an unknown provider, Triton where it is not installed, any provider on mps, a
+    precision that the provider does not have. Agreement: tests/test_projection.py, test_providers_are_refused_by_name.
     """
     if name not in PROVIDERS:
         raise UnsupportedError(f"kernels: no provider {name!r}; there are {', '.join(PROVIDERS)}")
@@ -44,8 +46,13 @@ def provider(name: str, device: str) -> Kernels:
         raise UnsupportedError(f"kernels: provider {name!r} is not supported on mps for now; use cpu")
     if name == "triton":
         _require_triton(device)
+    if precision != "ieee" and name != "triton":
+        raise UnsupportedError(f"kernels: provider {name!r} has no precision {precision!r}; it has 'ieee'")
     module = importlib.import_module(PROVIDERS[name])
-    return Kernels(name, *(getattr(module, function) for function in Kernels._fields[1:]))
+    functions = [getattr(module, function) for function in Kernels._fields[1:]]
+    if precision != "ieee":
+        functions = [partial(function, precision=precision) for function in functions]
+    return Kernels(name, *functions)
 
 
 def _require_triton(device: str) -> None:

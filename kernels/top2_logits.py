@@ -1,3 +1,6 @@
+# Kernels are typed by the comments beside their pointers, which a type checker cannot read.
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, check-untyped-defs=False
+# mypy: disable-error-code=assignment
 """Unembedding fused with a running top 2 on Triton: logits live only in registers."""
 
 from collections.abc import Mapping
@@ -9,7 +12,7 @@ from torch import Tensor
 
 from repro.kernels import outputs, shapes, tuning
 from repro.kernels import precision as precisions
-from repro.kernels.launch import CompileSpec, Launch, kind, named_strides, rows
+from repro.kernels.launch import Argument, CompileSpec, Launch, kind, named_strides, rows
 
 # (vendor, kind of input) -> block sizes, the default first, the rest tried within `tuning()`: BT rows, BV tokens, BD of
 # D, and TILES tiles of BV tokens a program.
@@ -168,7 +171,7 @@ def top2_logits(
 
 
 def aligned(W_U: Tensor) -> Tensor:
-    """W_U [d_model, vocab] as a view of memory whose rows start at multiples of 16 elements: a copy, unless it is so."""
+    """W_U [d_model, vocab] in memory whose rows start at multiples of 16 elements: a copy, unless it lies so."""
     if 1 in W_U.stride() and max(W_U.stride()) % 16 == 0:
         return W_U
     D, V = W_U.shape
@@ -180,7 +183,7 @@ def aligned(W_U: Tensor) -> Tensor:
 def _best_of_shares(
     resid: Tensor, W_U: Tensor, b_U: Tensor | None, precision: str, vendor: str
 ) -> tuple[Tensor, Tensor]:
-    """Launches the kernel and merges the best two of every share: shares are in the order of ids, so ties stay right."""
+    """Launches the kernel and merges the best two of every share; shares are in the order of ids: ties stay right."""
     launch = top2(resid, W_U, b_U, precision, vendor)
     launch.run()
     shares, share_ids = launch.arguments["value_ptr"], launch.arguments["id_ptr"]
@@ -199,7 +202,7 @@ def top2(resid: Tensor, W_U: Tensor, b_U: Tensor | None, precision: str, vendor:
 
     def build(blocks: tuning.Blocks) -> Launch:
         C = triton.cdiv(V, blocks["BV"] * blocks["TILES"])
-        arguments = {
+        arguments: dict[str, Argument] = {
             "resid_ptr": resid,
             "w_ptr": W_U,
             "bias_ptr": b_U,
@@ -224,7 +227,13 @@ def choose_logits(resid: Tensor, W_U: Tensor, b_U: Tensor | None, chosen: Tensor
     """The launch that writes picked [row, choice], the logits of chosen tokens."""
     resid = rows(resid)
     (T, D), V, C = resid.shape, W_U.shape[1], chosen.shape[1]
-    arguments = {"resid_ptr": resid, "w_ptr": W_U, "bias_ptr": b_U, "chosen_ptr": chosen, "value_ptr": picked}
+    arguments: dict[str, Argument] = {
+        "resid_ptr": resid,
+        "w_ptr": W_U,
+        "bias_ptr": b_U,
+        "chosen_ptr": chosen,
+        "value_ptr": picked,
+    }
     numbers = named_strides("resid", resid, "t") | named_strides("w", W_U, "d v")
     numbers |= {"bias_v": 0 if b_U is None else b_U.stride(0), "T": T, "D": D, "V": V, "C": C}
 
@@ -243,7 +252,7 @@ def compile_specs(
     resid = torch.empty((T, D), dtype=dtype, device="meta")
     W_U = aligned(torch.empty((D, V), dtype=dtype, device="meta"))
     bias = torch.empty(V, dtype=dtype, device="meta")
-    chosen, picked = (torch.empty((T, C), dtype=kind, device="meta") for kind in (torch.int64, torch.float32))
+    chosen, picked = (torch.empty((T, C), dtype=of, device="meta") for of in (torch.int64, torch.float32))
     launches = {
         "top2_logits": top2(resid, W_U, bias, precision, vendor),
         "top2_logits.chosen": choose_logits(resid, W_U, bias, chosen, picked),

@@ -14,7 +14,7 @@ from torch import Tensor
 from repro.kernels import outputs, shapes, tuning
 from repro.kernels import precision as precisions
 from repro.kernels.attention import attend_kernel, sum_heads_kernel, values_kernel
-from repro.kernels.launch import CompileSpec, Launch, kind, named_strides, pow2, rows
+from repro.kernels.launch import Argument, CompileSpec, Launch, kind, named_strides, pow2, rows
 from repro.kernels.projection import project
 
 # (vendor, kind of input) -> block sizes, the default first, the rest tried within `tuning()`: BT positions, BD of D.
@@ -29,8 +29,8 @@ VALUES_BLOCKS: Mapping[tuple[str, str], tuple[tuning.Blocks, ...]] = {
 ATTEND_BLOCKS: Mapping[tuple[str, str], tuple[tuning.Blocks, ...]] = {
     ("cuda", "ieee"): ({"BT": 32, "BI": 32, "BW": 2, "num_warps": 4, "num_stages": 2},),
     ("cuda", "tf32x3"): (
-        {"BT": 128, "BI": 32, "BW": 1, "num_warps": 8, "num_stages": 2},
-        {"BT": 64, "BI": 32, "BW": 2, "num_warps": 4, "num_stages": 2},
+        {"BT": 64, "BI": 16, "BW": 1, "num_warps": 4, "num_stages": 2},
+        {"BT": 128, "BI": 16, "BW": 1, "num_warps": 8, "num_stages": 2},
     ),
     ("cuda", "half"): (
         {"BT": 128, "BI": 64, "BW": 1, "num_warps": 8, "num_stages": 2},
@@ -107,13 +107,13 @@ def form_values(
     """The launch that writes values [writer, prompt, pos, group, d_head] of the normed writers, in their dtype."""
     writer, W_V = rows(writer), rows(W_V)
     (W, B, P, D), (G, _, K) = writer.shape, W_V.shape
-    arguments = {"writer_ptr": writer, "scale_ptr": scale, "wv_ptr": W_V, "v_ptr": values}
+    arguments: dict[str, Argument] = {"writer_ptr": writer, "scale_ptr": scale, "wv_ptr": W_V, "v_ptr": values}
     numbers = named_strides("writer", writer, "w b p") | named_strides("scale", scale, "b p")
     numbers |= named_strides("wv", W_V, "g d") | {"B": B, "P": P, "G": G, "D": D}
 
     def build(blocks: tuning.Blocks) -> Launch:
-        constants = {**blocks, "K": K, "BK": pow2(K), "CENTER": center, "PRECISION": precision}
-        return Launch(values_kernel, arguments | numbers, constants, (triton.cdiv(P, blocks["BT"]), W * B, G))
+        constants = {**_narrower(blocks, pow2(K)), "K": K, "BK": pow2(K), "CENTER": center, "PRECISION": precision}
+        return Launch(values_kernel, arguments | numbers, constants, (triton.cdiv(P, constants["BT"]), W * B, G))
 
     key = ("values", writer.shape, W_V.shape, W_V.dtype, precision, str(W_V.device))
     return tuning.choose(key, VALUES_BLOCKS[vendor, kind(W_V.dtype, precision)], build)
@@ -123,13 +123,15 @@ def attend(q: Tensor, k: Tensor, values: Tensor, z: Tensor, alpha: float, precis
     """The launch that writes z [writer, prompt, pos, head, d_head], causal attention on every writer's values."""
     q, k = rows(q), rows(k)
     (B, P, H, K), (W, _, _, G, _) = q.shape, values.shape
-    arguments = {"q_ptr": q, "k_ptr": k, "v_ptr": values, "z_ptr": z}
+    arguments: dict[str, Argument] = {"q_ptr": q, "k_ptr": k, "v_ptr": values, "z_ptr": z}
     numbers = named_strides("q", q, "b p h") | named_strides("k", k, "b p g")
     numbers |= {"W": W, "B": B, "P": P, "H": H, "G": G}
 
     def build(blocks: tuning.Blocks) -> Launch:
-        constants = {**blocks, "K": K, "BK": pow2(K), "BW": min(blocks["BW"], W), "PRECISION": precision}
-        grid = (triton.cdiv(P, blocks["BT"]), B * H, triton.cdiv(W, blocks["BW"]))
+        blocks = _narrower(blocks, pow2(K))
+        BW = min(blocks["BW"], W)
+        constants = {**blocks, "K": K, "BK": pow2(K), "BW": BW, "PRECISION": precision}
+        grid = (triton.cdiv(P, blocks["BT"]), B * H, triton.cdiv(W, BW))
         return Launch(attend_kernel, arguments | numbers | {"softmax_scale": float(alpha)}, constants, grid)
 
     key = ("attend", q.shape, values.shape, q.dtype, precision, str(q.device))
@@ -140,7 +142,7 @@ def sum_heads(z: Tensor, W_O: Tensor, total: Tensor, precision: str, vendor: str
     """The launch that writes total [row, d_model], the sum of the head outputs of z [row, head, d_head]."""
     W_O = rows(W_O)
     (R, H, K), D = z.shape, W_O.shape[2]
-    arguments = {"z_ptr": z, "w_ptr": W_O, "total_ptr": total}
+    arguments: dict[str, Argument] = {"z_ptr": z, "w_ptr": W_O, "total_ptr": total}
     numbers = named_strides("w", W_O, "h k") | {"R": R, "H": H, "D": D}
 
     def build(blocks: tuning.Blocks) -> Launch:
@@ -150,6 +152,13 @@ def sum_heads(z: Tensor, W_O: Tensor, total: Tensor, precision: str, vendor: str
 
     key = ("sum_heads", z.shape, D, z.dtype, precision, str(z.device))
     return tuning.choose(key, SUM_BLOCKS[vendor, kind(z.dtype, precision)], build)
+
+
+def _narrower(blocks: tuning.Blocks, BK: int) -> dict[str, int]:
+    """Blocks for heads of BK dimensions: the tables suit 64, and what a wider head adds is taken from the rest."""
+    times = max(BK // 64, 1)
+    shrunk = {name: max(16, size // times) if name in ("BT", "BI") else size for name, size in blocks.items()}
+    return shrunk | ({"BW": 1} if "BW" in blocks and times > 1 else {})
 
 
 def compile_specs(

@@ -196,16 +196,16 @@ def main(arguments: list[str] | None = None) -> int:
         for line in error.message.splitlines():
             _to_stderr(f"error: {line}")
         return int(error.code)
-    except typer.Exit as done:
-        return int(done.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        _to_stderr("interrupted; what was committed is kept, run the same command again to go on")
-        return int(Exit.INTERRUPTED)
+        result = int(Exit.INTERRUPTED)
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # click's own usage errors
             error.show()
             return int(Exit.USAGE)
         raise
+    # typer answers an interruption itself, with this code and without a word.
+    if result == Exit.INTERRUPTED:
+        _to_stderr("interrupted; what was committed is kept, run the same command again to go on")
     return int(result) if isinstance(result, int) else int(Exit.OK)
 
 

@@ -40,10 +40,15 @@ class Drawn:
 
 
 def source_of(plan: Plan, experiment: str, committed: Path) -> Source | None:
-    """The data of an experiment: its own result, else the copy kept in git, stamped so."""
+    """The data of an experiment: its own result, else the copy kept in git, stamped so.
+
+    Raises ReproError (exit 5) for an own result that is damaged: another one must not take its place.
+    """
     item = next((item for item in plan.items if item.name == experiment), None)
     if item is not None and item.state == "fresh":
         return Source(item.path)
+    if item is not None:
+        item.refuse_damage()
     copy = committed / plan.subject.name / experiment
     if (copy / "COMMIT").is_file():
         return Source(copy, "COMMITTED")

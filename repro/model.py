@@ -178,8 +178,9 @@ def _native(folder: Folder, dtype: torch.dtype) -> tuple[Any, Rotary | None]:
         architecture="TransformerLensNative",
         init_weights=False,
     )
-    state = {name: tensor.to(dtype) for name, tensor in _read_weights(folder).items()}
-    _refuse_not_finite(folder, state)
+    raw = _read_weights(folder)
+    _refuse_not_finite(folder, raw)
+    state = {name: tensor.to(dtype) for name, tensor in raw.items()}
     bridge = boot(cfg, dtype=dtype)
     converted = convert_tl_checkpoint(state, cfg)
     converted.setdefault("unembed.bias", torch.zeros(s.d_vocab, dtype=dtype))

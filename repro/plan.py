@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from repro.declare import MINED_POSITIONS, Context, layout, needs
-from repro.errors import ReproError
+from repro.errors import Exit, ReproError
 from repro.keys import key_parts, what_changed
 from repro.layout import Layout, key12, result_path
 from repro.names import did_you_mean, listing
@@ -50,6 +50,11 @@ class Item:
     def waits(self) -> bool:
         """Whether roles it needs are not known yet."""
         return self.state == WAITS
+
+    def refuse_damage(self) -> None:
+        """Raises ReproError (exit 5) if what is there is damaged; `run` mends it."""
+        if self.state == "corrupt":
+            raise ReproError(f"{self.path} is damaged: {self.why}; `python -m repro run` mends it", Exit.CORRUPT)
 
     @property
     def length(self) -> int:
@@ -131,7 +136,7 @@ def make_plan(loaded: Loaded, subject: Chosen, names: Iterable[str], settings: S
     missing = {need for name in chosen for need in needs(spec.experiment[name]) if not _known(need, roles, examples)}
     if missing & {"erasers", "examples"}:
         missing.add("writer")
-    # A role experiment that would only repeat what the spec names is left out, unless it was asked for alone.
+    # A role experiment that would only repeat what the spec names is left out.
     pulled = [name for name in builder.role_experiments if builder.role_experiments[name] in missing]
     wanted = [*pulled, *(name for name in chosen if name not in pulled)]
     context = replace(base, roles=roles.complete, examples=examples or ())

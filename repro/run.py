@@ -24,6 +24,7 @@ from repro.folder import Shape
 from repro.measures import Bound, bind
 from repro.model import load
 from repro.plan import Item, Plan, Settings
+from repro.progress import Advance, progress
 from repro.store import Result, open_result
 from repro.stream import Batch, Engine
 from repro.subjects import Chosen
@@ -152,47 +153,48 @@ class _Pass:
     def _stream(self) -> None:
         """Unit after unit until none is missing; what another living runner holds is waited for, not done twice."""
         tried: set[tuple[str, int]] = set()
-        told = False
-        while True:
-            missing = {
-                name: {unit for unit in result.missing() if (name, unit) not in tried}
-                for name, result in self.results.items()
-                if name not in self.errors
-            }
-            units = sorted(set().union(*missing.values())) if missing else []
-            if not units:
-                return
-            if not told:
-                size = f"{len(units)} units of {self.plan.settings.unit} prompts x {self.length} tokens"
-                self.session.say(f"pass over {size}: {', '.join(missing)}")
-            told = True
-            before = len(tried)
-            self._over(units, missing, tried)
-            if len(tried) == before:
-                time.sleep(POLL_S)
+        units, missing = self._missing(tried)
+        if not units:
+            return
+        size = f"{len(units)} units of {self.plan.settings.unit} prompts x {self.length} tokens"
+        self.session.say(f"pass over {size}: {', '.join(missing)}")
+        with progress(len(units), "units", self.session.say) as advance:
+            while units:
+                before = len(tried)
+                self._over(units, missing, tried, advance)
+                if len(tried) == before:
+                    time.sleep(POLL_S)
+                units, missing = self._missing(tried)
 
-    def _over(self, units: Sequence[int], missing: Mapping[str, set[int]], tried: set[tuple[str, int]]) -> None:
+    def _missing(self, tried: set[tuple[str, int]]) -> tuple[list[int], dict[str, set[int]]]:
+        """The units still to be tried, and which of them each experiment lacks."""
+        missing = {
+            name: {unit for unit in result.missing() if (name, unit) not in tried}
+            for name, result in self.results.items()
+            if name not in self.errors
+        }
+        return sorted(set().union(*missing.values())), missing
+
+    def _over(
+        self, units: Sequence[int], missing: Mapping[str, set[int]], tried: set[tuple[str, int]], advance: Advance
+    ) -> None:
         """Computes the units that nobody else holds, while a thread commits the ones before."""
         with ThreadPoolExecutor(1, "commit") as writer:
             pending: list[Future[None]] = []
-            for done, unit in enumerate(units, 1):
+            for unit in units:
                 lacking = [name for name in missing if unit in missing[name] and name not in self.errors]
                 active = [name for name in lacking if self.results[name].claim(unit)]
                 tried.update((name, unit) for name in active)
-                if active:
-                    arrays = self._unit(unit, active)
-                    # At most two units wait to be written, so that memory stays flat on a slow disk.
-                    while len(pending) >= 2:
-                        pending.pop(0).result()
-                    pending.append(writer.submit(self._write, unit, arrays))
-                self._progress(done, len(units))
+                if not active:
+                    continue
+                arrays = self._unit(unit, active)
+                # At most two units wait to be written, so that memory stays flat on a slow disk.
+                while len(pending) >= 2:
+                    pending.pop(0).result()
+                pending.append(writer.submit(self._write, unit, arrays))
+                advance()
             for future in pending:
                 future.result()
-
-    def _progress(self, done: int, total: int) -> None:
-        step = max(total // 10, 1)
-        if done % step == 0 or done == total:
-            self.session.say(f"  {done}/{total} units")
 
     def _unit(self, unit: int, active: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
         """All arrays of one unit, computed micro-batch by micro-batch."""

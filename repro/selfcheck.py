@@ -13,8 +13,9 @@ from repro.folder import Folder
 from repro.forward import Model, logits, trace
 
 # Largest deviation allowed, relative to the largest value of the same quantity: the library computes in another order,
-# and RMS norms, rotary angles and softmax of many models in float32 whatever the type of their weights.
-TOLERANCE = {torch.float32: 2e-4, torch.float64: 2e-5}
+# and processes weights, and computes RMS norms and softmax of many models, in float32 whatever the type of the weights.
+# Rightly computed models stay below 1e-5; GELU by its tanh approximation instead of erf is off by 1e-4.
+TOLERANCE = {torch.float32: 5e-5, torch.float64: 2e-5}
 
 
 def check_against_library(folder: Folder, bridge: Any, model: Model, tokens: Tensor, raw_logits: Tensor) -> None:

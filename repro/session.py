@@ -129,7 +129,7 @@ class World:
         figures = self.figures_folder("any")
         nearest = next(folder for folder in figures.parents if folder.exists())
         if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-            raise ReproError(f"--out {self.root}: {nearest} is no folder that can be written; choose another")
+            raise ReproError(f"--out {self.root}: {nearest} is no folder that can be written; choose another folder")
         try:
             self.store.mkdir(parents=True, exist_ok=True)
             probe = self.store / f".probe-{os.getpid()}"

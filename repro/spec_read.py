@@ -170,7 +170,7 @@ class _Report:
             asked = run.get(key)
             for name in asked if isinstance(asked, tuple) else (asked,):
                 yield from self._known(("run", key), name, subjects, "subject")
-        known = [*sorted(groups), *experiments, *figures]
+        known = list(dict.fromkeys((*sorted(groups), *experiments, *figures)))
         for name in run["groups"] if isinstance(run.get("groups"), tuple) else ():
             yield from self._known(("run", "groups"), name, known, "group, experiment or figure")
         for name in RESERVED_SUBJECTS:

@@ -178,6 +178,8 @@ def check(world: World, plan: Plan) -> list[Exit]:
 def _result(world: World, plan: Plan, name: str) -> Path | None:
     """Where an experiment's own committed result lies, whether or not it was selected now."""
     item = _item(world, plan, name)
+    if item is not None:
+        item.refuse_damage()
     return item.path if item is not None and item.state == "fresh" else None
 
 

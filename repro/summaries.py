@@ -163,7 +163,7 @@ def _(experiment: DLAScatter, context: Context, raw: Raw, once: Mapping[str, Any
     lines = [fit_line(x, answer[:, window]) for answer in answers]
     grid_x = np.concatenate([x.ravel()] * len(answers))
     _, x_edges, y_edges = density(grid_x, answers[..., window].ravel())
-    counts = [np.histogram2d(*_finite(answer[:, window], x), bins=(y_edges, x_edges))[0] for answer in answers]
+    counts = [_counts(x, answer[:, window], x_edges, y_edges) for answer in answers]
     against = "against"
     dataset = _dataset(
         raw,
@@ -181,9 +181,10 @@ def _(experiment: DLAScatter, context: Context, raw: Raw, once: Mapping[str, Any
     return dataset.assign_coords(x=("x_bin", _centres(x_edges)), y=("y_bin", _centres(y_edges)))
 
 
-def _finite(*arrays: np.ndarray) -> list[np.ndarray]:
-    good = np.logical_and.reduce([np.isfinite(array) for array in arrays])
-    return [array[good] for array in arrays]
+def _counts(x: np.ndarray, y: np.ndarray, x_edges: np.ndarray, y_edges: np.ndarray) -> np.ndarray:
+    """How many points that are finite in both lie in each cell: [y, x]."""
+    good = np.isfinite(x) & np.isfinite(y)
+    return np.histogram2d(y[good], x[good], bins=(y_edges, x_edges))[0]
 
 
 def _centres(edges: np.ndarray) -> np.ndarray:
@@ -215,7 +216,9 @@ def _(experiment: FindErasers, context: Context, raw: Raw, once: Mapping[str, An
 @reduced.register
 def _(experiment: MineExamples, context: Context, raw: Raw, once: Mapping[str, Any], decode: Decode) -> xr.Dataset:
     values = {name: raw.read(name) for name in ("writer_dla", "first", "second", "actual")}
-    chosen = choose_examples(*values.values(), count=experiment.count)
+    chosen = choose_examples(
+        values["writer_dla"], values["first"], values["second"], values["actual"], experiment.count
+    )
     start = mined_positions(context).start
     median, counts = quantiles(values["writer_dla"], experiment.quantiles)
     dataset = xr.Dataset({"writer_dla": ("quantile", median)}, {"quantile": list(QUANTILE_LABELS)})

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.runs import Run
 
 # Before anything imports Triton: without a GPU its kernels run under the interpreter.
 if not any(Path("/dev").glob("nvidia[0-9]*")):
@@ -14,9 +20,21 @@ if not any(Path("/dev").glob("nvidia[0-9]*")):
 KINDS = ("native", "gpt2", "llama")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The user's own cache of models is neither read nor written."""
+    before = os.environ.get("REPRO_CACHE")
+    os.environ["REPRO_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["REPRO_CACHE"]
+    else:
+        os.environ["REPRO_CACHE"] = before
+
+
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One tiny random model folder of each kind: native LayerNorm, GPT-2 and Llama with grouped heads and tied embeddings."""
+    """One tiny random model folder of each kind: LayerNorm, GPT-2, and Llama with grouped heads and tied embeddings."""
     from tests.toys import make_gpt2, make_llama, make_native
 
     root = tmp_path_factory.mktemp("models")
@@ -25,3 +43,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "gpt2": make_gpt2(root / "gpt2"),
         "llama": make_llama(root / "llama"),
     }
+
+
+@pytest.fixture(scope="session")
+def finished(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
+    """kind -> the finished `all` of the default spec on that toy model, run once; copy it before changing it."""
+    from tests.runs import run_all
+
+    return cache(lambda kind: run_all(folders[kind], tmp_path_factory.mktemp(f"finished-{kind}")))

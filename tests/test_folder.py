@@ -168,7 +168,7 @@ def prompts(tmp_path: Path, tokens: np.ndarray) -> Folder:
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint16])
 def test_prompts_of_any_whole_type_become_int32(tmp_path: Path, dtype: type) -> None:
-    tokens = np.tile(np.arange(16, dtype=dtype), (3, 1))
+    tokens: np.ndarray = np.tile(np.arange(16, dtype=dtype), (3, 1))
     found = read_prompts(prompts(tmp_path, tokens))
     assert found.dtype == np.int32
     np.testing.assert_array_equal(found, tokens)

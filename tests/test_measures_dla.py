@@ -170,6 +170,16 @@ def test_resampled_dla_equals_explicit_passes(kind: str) -> None:
                     assert_close(got[variant], centred @ u / scale, 1e-8)
 
 
+@pytest.mark.parametrize("experiment", [RESAMPLED, LAST_ONLY], ids=["all", "last"])
+def test_a_mined_example_knows_its_prompt_in_any_micro_batch(experiment: ResampledDLA) -> None:
+    shown = with_examples("native")
+    together = shown.compute(experiment)["resampled"]
+    assert np.isnan(together).any((0, 1)).tolist() == [True, True, True]  # the text that is too long
+    assert np.isnan(together[:3]).any((0, 1)).tolist() == [False, True, False]
+    for size in (1, 2):
+        assert_close(shown.compute(experiment, micro_batch=size)["resampled"], together)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_two_ways_to_resample_differ(kind: str) -> None:
     shown = with_examples(kind)

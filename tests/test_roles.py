@@ -1,4 +1,4 @@
-"""Automatic roles on the published numbers of gelu-4l, where they must give the authors' choice, and on made-up ones."""
+"""Automatic roles: on the published numbers of gelu-4l they must be the authors', on made-up ones follow the rule."""
 
 from __future__ import annotations
 
@@ -56,10 +56,11 @@ def test_the_writer_on_the_reference_table_is_the_papers() -> None:
 def test_the_largest_drop_would_be_another_rule() -> None:
     medians, labels, places = reference_medians()
     drops = {
-        head: row[places.index(f"resid_mid{layer_of(head)}") :].max() - row[-1]
+        head: row[places.index(f"resid_mid{layer_of(head)}")] - row[-1]
         for head, row in zip(labels, medians, strict=True)
+        if layer_of(head) < 3
     }
-    assert max(drops, key=lambda head: drops[head]) != "L0H2"
+    assert sorted(drops, key=lambda head: -drops[head]).index("L0H2") == 9  # tenth
 
 
 @pytest.mark.parametrize("others", [-0.006, 0.0, 0.006])  # the tolerance of the read-off

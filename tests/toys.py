@@ -116,6 +116,7 @@ def make_gpt2(folder: Path, **changes: Any) -> Path:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     sizes: dict[str, Any] = {"n_layer": 3, "n_head": 4, "n_embd": 32, "vocab_size": VOCAB, "n_positions": 64}
+    sizes |= {"bos_token_id": 0, "eos_token_id": 0}
     return save_hugging_face(GPT2LMHeadModel(GPT2Config(**(sizes | changes))), folder)
 
 

@@ -1,0 +1,269 @@
+"""Projection: every provider against float64, an independent Gram form, and what a projection must obey."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from repro.kernels import outputs, precision, reference, select, tiled, tuning
+from repro.kernels.errors import KernelError, ShapeError, UnsupportedError
+from repro.kernels.launch import Launch
+from tests.kernel_helpers import (
+    PRECISION,
+    PROVIDERS,
+    SHAPES,
+    WHOLE_CONTEXT,
+    Shape,
+    agree,
+    apart,
+    as_accurate,
+    kernels,
+    poisoned,
+    projection_arguments,
+    randn,
+    wide,
+)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("name", "dtype"), PROVIDERS)
+def test_agrees_with_float64(name: str, dtype: torch.dtype, shape: Shape) -> None:
+    arguments = projection_arguments(shape, dtype)
+    vectors = {"v": arguments["of"][0], "of": arguments["of"]}
+    with poisoned():
+        got = kernels(name).projection(**arguments)
+        onto = kernels(name).projection_onto_vectors(**vectors)
+    agree(got, reference.projection(**wide(arguments)), PRECISION[dtype])
+    agree(onto, reference.projection_onto_vectors(**wide(vectors)), PRECISION[dtype])
+    if dtype == torch.float32:
+        as_accurate(got, reference.projection(**arguments), reference.projection(**wide(arguments)))
+
+
+@pytest.mark.parametrize(("name", "dtype"), PROVIDERS)
+def test_agrees_over_a_whole_context(name: str, dtype: torch.dtype) -> None:
+    arguments = projection_arguments(WHOLE_CONTEXT, dtype)
+    with poisoned():
+        got = kernels(name).projection(**arguments)
+    agree(got, reference.projection(**wide(arguments)), PRECISION[dtype])
+
+
+def test_reference_equals_the_gram_form() -> None:
+    """<a, z W_O> = <a W_O^T, z> and |z W_O|^2 = z (W_O W_O^T) z^T: an oracle that never forms head outputs."""
+    arguments = projection_arguments(Shape(B=2, P=5, H=3, K=7, D=11, S=4), torch.float64)
+    z, W_O, of = arguments.values()
+    gram = W_O @ W_O.transpose(1, 2)
+    read = torch.stack([of @ W_O[h].T for h in range(len(W_O))], dim=1)
+    num = (read * z.permute(2, 0, 1, 3)).sum(-1)
+    norm2 = torch.stack([((z[:, :, h] @ gram[h]) * z[:, :, h]).sum(-1) for h in range(len(W_O))])
+    agree(reference.projection(z, W_O, of), (num, norm2), "ieee")
+
+
+@pytest.mark.parametrize(("name", "dtype"), PROVIDERS)
+def test_a_head_that_wrote_nothing_has_no_ratio(name: str, dtype: torch.dtype) -> None:
+    arguments = projection_arguments(SHAPES[1], dtype)
+    arguments["z"][:, 3] = 0
+    with poisoned():
+        num, norm2 = kernels(name).projection(**arguments)
+    assert num[..., 3].eq(0).all()
+    assert norm2[..., 3].eq(0).all()
+    assert (num / norm2)[..., 3].isnan().all()
+    assert (num / norm2)[..., :3].isfinite().all()
+
+
+@pytest.mark.parametrize(("name", "dtype"), PROVIDERS)
+def test_ratio_of_a_vector_on_itself_is_one_and_changes_sign_with_it(name: str, dtype: torch.dtype) -> None:
+    v = randn(2, 17, 96, dtype=dtype)
+    num, norm2 = kernels(name).projection_onto_vectors(v=v, of=torch.stack([v, -v]))
+    agree((num[0] / norm2, num[1] / norm2), (torch.ones(2, 17).double(), -torch.ones(2, 17).double()), "ieee")
+
+
+@pytest.mark.parametrize(("name", "dtype"), PROVIDERS)
+def test_linear_in_the_component(name: str, dtype: torch.dtype) -> None:
+    arguments = projection_arguments(SHAPES[1], torch.float32) | {
+        "of": randn(2, 2, 63, 96, dtype=torch.float32).round()
+    }
+    a, b = arguments["of"]
+    stacked = {**arguments, "of": torch.stack([a, b, 2 * a - b])}
+    num, _ = kernels(name).projection(**{key: tensor.to(dtype) for key, tensor in stacked.items()})
+    agree((num[2],), (2 * num[0].double() - num[1].double(),), "tf32x3")
+
+
+@pytest.mark.parametrize(("name", "dtype"), PROVIDERS)
+def test_strides_do_not_matter(name: str, dtype: torch.dtype) -> None:
+    arguments = projection_arguments(SHAPES[1], dtype)
+    moved = {key: apart(tensor) for key, tensor in arguments.items()}
+    turned = {key: tensor.transpose(-1, -2).contiguous().transpose(-1, -2) for key, tensor in arguments.items()}
+    true = kernels(name).projection(**arguments)
+    for other in (moved, turned):
+        agree(kernels(name).projection(**other), tuple(tensor.double() for tensor in true), "ieee")
+
+
+@given(
+    st.builds(
+        Shape,
+        B=st.integers(1, 3),
+        P=st.integers(1, 140),
+        H=st.integers(1, 9),
+        K=st.integers(1, 40),
+        D=st.integers(1, 70),
+        S=st.integers(1, 11),
+    )
+)
+def test_tiles_of_any_shape_are_the_reference(shape: Shape) -> None:
+    arguments = projection_arguments(shape, torch.float64)
+    with poisoned():
+        agree(tiled.projection(**arguments), reference.projection(**arguments), "ieee")
+
+
+def test_heads_that_exceed_a_tile_are_taken_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = projection_arguments(SHAPES[2], torch.float32)
+    monkeypatch.setattr(tiled, "TILE_BYTES", 1)
+    with poisoned():
+        agree(tiled.projection(**arguments), reference.projection(**wide(arguments)), "ieee")
+
+
+@pytest.mark.parametrize("corrupted", ["z", "W_O", "of"])
+@pytest.mark.parametrize(("name", "dtype"), PROVIDERS)
+def test_a_corrupted_call_is_noticed(name: str, dtype: torch.dtype, corrupted: str) -> None:
+    """Negative control: one flipped sign, in one place of one argument, fails the comparison."""
+    arguments = projection_arguments(SHAPES[1], dtype)
+    true = reference.projection(**wide(arguments))
+    spoilt = arguments[corrupted].clone()
+    spoilt.view(-1, spoilt.shape[-1])[5] *= -1
+    with pytest.raises(AssertionError):
+        agree(kernels(name).projection(**{**arguments, corrupted: spoilt}), true, PRECISION[dtype])
+
+
+def test_an_unwritten_lane_is_noticed() -> None:
+    """Negative control of the poison: a result that nobody writes is not accepted."""
+    with poisoned():
+        unwritten = outputs.empty((3,), torch.float32, torch.device("cpu"))
+    with pytest.raises(AssertionError):
+        agree((unwritten,), (torch.zeros(3).double(),), "bf16")
+
+
+@pytest.mark.parametrize("name", ["reference", "torch", pytest.param("triton", marks=pytest.mark.kernels)])
+def test_shapes_that_do_not_fit_name_both(name: str) -> None:
+    z, W_O, of = projection_arguments(Shape(P=7, H=2, K=32, D=64), torch.float32).values()
+    with pytest.raises(
+        ShapeError, match=r"W_O\[H, K, D\] is \[2, 16, 64\], but z\[B, P, H, K\] is \[1, 7, 2, 32\]: K is 16"
+    ):
+        kernels(name).projection(z, W_O[:, :16], of)
+    with pytest.raises(ShapeError, match="z needs 4 dimensions"):
+        kernels(name).projection(z[0], W_O, of)
+    with pytest.raises(ShapeError, match="P must be at least 1"):
+        kernels(name).projection(z[:, :0], W_O, of)
+    with pytest.raises(ShapeError, match=r"of\[S, B, P, D\] is \[1, 1, 6, 64\], but v\[B, P, D\] is \[1, 7, 64\]"):
+        kernels(name).projection_onto_vectors(of[0], of[:, :, :6])
+    with pytest.raises(KernelError, match="on one device"):
+        kernels(name).projection(z, W_O, of.to("meta"))
+
+
+def test_providers_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnsupportedError, match="no provider 'cuda'; there are reference, torch, triton"):
+        select.provider("cuda", "cpu")
+    with pytest.raises(UnsupportedError, match="not supported on mps"):
+        select.provider("torch", "mps:0")
+    with pytest.raises(UnsupportedError, match="'torch' has no precision 'tf32x3'"):
+        select.provider("torch", "cpu", "tf32x3")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UnsupportedError, match="'triton' was asked for, but the package triton is not installed"):
+        select.provider("triton", "cuda")
+
+
+@pytest.mark.kernels
+def test_triton_on_a_cpu_needs_its_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    knobs = pytest.importorskip("triton.knobs")
+    monkeypatch.setattr(knobs.runtime, "interpret", False)
+    with pytest.raises(UnsupportedError, match="needs a GPU, or Triton's interpreter"):
+        select.provider("triton", "cpu")
+
+
+def test_automatic_choice() -> None:
+    assert [select.automatic(device) for device in ("cpu", "cuda", "cuda:1", "mps")] == [
+        "torch",
+        "triton",
+        "triton",
+        "torch",
+    ]
+
+
+def _refusal(device: str = "cpu", asked: str = "ieee", **tensors: Tensor) -> str:
+    with pytest.raises(UnsupportedError) as refused:
+        precision.check("projection", torch.device(device), asked, **tensors)
+    return str(refused.value)
+
+
+def test_precisions_that_do_not_exist_are_refused_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    single, half, brain = (torch.ones(1, dtype=dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16))
+    assert "take float32, float16, bfloat16, but z is float64" in _refusal(z=torch.ones(1).double())
+    assert "share a dtype on Triton, but z is float32, W_O is float16" in _refusal(z=single, W_O=half)
+    assert "no precision 'tf32x3' for float16; there is 'ieee'" in _refusal(asked="tf32x3", z=half)
+    assert "no bfloat16 on interpreter" in _refusal(z=brain)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert "no tf32x3 on hip: AMD's tensor cores have no such mode" in _refusal("cuda", "tf32x3", z=single)
+    assert precision.check("projection", torch.device("cuda"), "ieee", z=brain) == "hip"
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert "no bfloat16 on cuda<80" in _refusal("cuda", z=brain)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert precision.check("projection", torch.device("cuda"), "tf32x3", z=single) == "cuda"
+
+
+@pytest.mark.kernels
+def test_declared_precision_reaches_the_kernel() -> None:
+    arguments = projection_arguments(SHAPES[0], torch.float32)
+    split = kernels("triton", "tf32x3")
+    agree(split.projection(**arguments), reference.projection(**wide(arguments)), "tf32x3")
+    agree(
+        split.projection_onto_vectors(arguments["of"][0], arguments["of"]),
+        reference.projection_onto_vectors(arguments["of"][0].double(), arguments["of"].double()),
+        "tf32x3",
+    )
+    with pytest.raises(UnsupportedError, match="no precision 'tf32'"):
+        kernels("triton", "tf32").projection(**arguments)
+
+
+def test_tuning_is_lazy_and_remembered() -> None:
+    """Nothing is timed unless asked for; then every candidate once per key, and the fastest is kept."""
+    timed: list[Any] = []
+
+    def build(blocks: tuning.Blocks) -> Launch:
+        return Launch(fn=None, arguments={}, constexprs=blocks, grid=(1,))
+
+    def time(launch: Launch) -> float:
+        timed.append(launch.constexprs["BT"])
+        return abs(launch.constexprs["BT"] - 32)
+
+    candidates = ({"BT": 64}, {"BT": 32}, {"BT": 16})
+    assert tuning.choose(("k", 1), candidates, build, time).constexprs == {"BT": 64}
+    assert timed == []
+    with tuning.tuning():
+        assert tuning.choose(("k", 1), candidates, build, time).constexprs == {"BT": 32}
+        assert tuning.choose(("k", 1), candidates, build, time).constexprs == {"BT": 32}
+        assert timed == [64, 32, 16]
+        assert tuning.choose(("k", 2), candidates, build).constexprs == {"BT": 64}, "launches on a CPU are never timed"
+    assert tuning.choose(("k", 1), candidates, build, time).constexprs == {"BT": 64}
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize(("vendor", "asked"), [("cuda", "ieee"), ("cuda", "tf32x3"), ("hip", "ieee")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_compiler_is_given_every_argument(vendor: str, asked: str, dtype: torch.dtype) -> None:
+    from repro.kernels import triton_path
+
+    shape = dict(zip("BPHGKDSWTVC", (1, 100, 3, 1, 80, 64, 9, 2, 100, 1001, 2), strict=True))
+    specs = triton_path.compile_specs(dtype, shape, vendor, asked)
+    assert len(specs) == 7
+    for spec in specs.values():
+        assert list(spec.signature) == list(spec.fn.arg_names)
+        constants = {name for name, kind in spec.signature.items() if kind == "constexpr"}
+        assert constants == set(spec.constexprs)
+        assert spec.num_warps in (4, 8)
+        assert (0,) in spec.attrs, "pointers are aligned"
