@@ -76,7 +76,7 @@ def run(options: Options, say: Callable[[str], None] = print, clock: Clock = tim
         _step(report, "profile", lambda: profile_slowest(bench, todo, OURS))
     if options.only is None:
         _step(report, "end_to_end", lambda: end_to_end(bench, todo, WHOLE_SHAPE[device]))
-    if device == "cpu" or options.compile_all:
+    if (device == "cpu" and options.only is None) or options.compile_all:
         _step(report, "compile", lambda: _compile_table(bench, options.compile_all))
     report.failed = sorted(bench.failed)
     for kernel in report.failed:

@@ -13,7 +13,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import repro
 from repro.kernels.bench_time import Budget
 
 Record = dict[str, Any]
@@ -58,7 +57,8 @@ def in_children(everything: bool, budget: Budget, processes: int | None = None) 
 
 def _start(part: str, everything: bool) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    root = str(Path(repro.__file__).parents[1])
+    # Not resolved: in a checkout repro/kernels is a link, and the folder above repro/ is what makes repro importable.
+    root = str(Path(__file__).absolute().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
     # One thread each: the compilers use no more, and the processes share the machine.
     environment["OMP_NUM_THREADS"] = "1"

@@ -34,10 +34,13 @@ PROJECT_BLOCKS: Mapping[tuple[str, str], tuple[tuning.Blocks, ...]] = {
     ("hip", "half"): ({"BT": 16, "BD": 64, "BK": 64, "BS": 10, "BH": 8, "num_warps": 4, "num_stages": 2},),
 }
 # The same for vectors: nothing is formed, the sums of BS components stay in registers.
-VECTOR_BLOCKS: tuple[tuning.Blocks, ...] = (
-    {"BT": 8, "BD": 128, "BS": 5, "num_warps": 4, "num_stages": 2},
-    {"BT": 8, "BD": 128, "BS": 3, "num_warps": 4, "num_stages": 3},
-)
+VECTOR_BLOCKS: Mapping[str, tuple[tuning.Blocks, ...]] = {
+    "cuda": (
+        {"BT": 8, "BD": 128, "BS": 5, "num_warps": 4, "num_stages": 2},
+        {"BT": 8, "BD": 128, "BS": 3, "num_warps": 4, "num_stages": 3},
+    ),
+    "hip": ({"BT": 16, "BD": 128, "BS": 5, "num_warps": 4, "num_stages": 2},),
+}
 
 
 @triton.jit
@@ -215,12 +218,12 @@ def projection_onto_vectors(v: Tensor, of: Tensor, *, precision: str = "ieee") -
     exist on the device. Agreement: tests/test_projection.py.
     """
     dims = shapes.projection_onto_vectors(v, of)
-    precisions.check("projection_onto_vectors", v.device, precision, v=v)
+    vendor = precisions.check("projection_onto_vectors", v.device, precision, v=v)
     precisions.check("projection_onto_vectors", v.device, "ieee", of=of)
     B, P, S = (dims[name] for name in "BPS")
     num = outputs.empty((S, B, P), torch.float32, v.device)
     norm2 = outputs.empty((B, P), torch.float32, v.device)
-    project_onto_vectors(v, of, num, norm2).run()
+    project_onto_vectors(v, of, num, norm2, vendor).run()
     return num, norm2
 
 
@@ -252,7 +255,7 @@ def project(
     return tuning.choose(key, PROJECT_BLOCKS[vendor, kind(z.dtype, precision)], build)
 
 
-def project_onto_vectors(v: Tensor, of: Tensor, num: Tensor, norm2: Tensor) -> Launch:
+def project_onto_vectors(v: Tensor, of: Tensor, num: Tensor, norm2: Tensor, vendor: str) -> Launch:
     """The launch that writes num [component, prompt, pos] and norm2 [prompt, pos] of `projection_onto_vectors`."""
     v, of = rows(v), rows(of)
     (B, P, D), S = v.shape, len(of)
@@ -265,7 +268,7 @@ def project_onto_vectors(v: Tensor, of: Tensor, num: Tensor, norm2: Tensor) -> L
         return Launch(onto_vectors_kernel, arguments | numbers, constants, (triton.cdiv(P, blocks["BT"]), B, chunks))
 
     key = ("project_onto_vectors", v.shape, of.shape, v.dtype, of.dtype, str(v.device))
-    return tuning.choose(key, VECTOR_BLOCKS, build)
+    return tuning.choose(key, VECTOR_BLOCKS[vendor], build)
 
 
 def compile_specs(
@@ -281,6 +284,6 @@ def compile_specs(
     num, norm2 = tensor(1, H, S, B, P, of=torch.float32), tensor(H, B, P, of=torch.float32)
     launches = {
         "projection": project(z, W_O, of, num, norm2, precision, vendor),
-        "projection_onto_vectors": project_onto_vectors(tensor(B, P, D), of, num[0, 0], norm2[0]),
+        "projection_onto_vectors": project_onto_vectors(tensor(B, P, D), of, num[0, 0], norm2[0], vendor),
     }
     return {name: launch.compile_spec() for name, launch in launches.items()}

@@ -8,10 +8,13 @@ from torch import Tensor
 
 from repro.kernels import outputs, shapes
 
-# The size of one tile of head outputs, of scores or of logits: it stays in a core's second-level cache.
-TILE_BYTES = 2 << 20
-# Positions per tile: enough rows for a matrix product at full rate, few enough that a tile holds all heads of a model.
+# The size of the largest temporary: one tile of head outputs, of scores or of logits. Beyond the second-level cache of
+# two cores of today, and not by much: smaller tiles spend more in starting products than they save in memory.
+TILE_BYTES = 4 << 20
+# Positions whose head outputs are formed together, few enough that one tile holds all heads of a small model.
 TILE_POSITIONS = 64
+# Queries that attend together: more, because their scores are a wider tile and their keys are read again for each.
+TILE_QUERIES = 128
 
 
 @torch.no_grad()
@@ -92,8 +95,8 @@ def v_composition(
     W_V:    [group, d_model, d_head]        W_O: [head, d_head, d_model]
     onto:   [direction, prompt, pos, d_model] or None      softmax_scale: d_head ** -0.5 if None
     Returns dots [writer, head, direction, prompt, pos] (None without onto) and total [writer, prompt, pos, d_model]
-    (None unless asked), float32 or wider, in the writer's units (dots: times those of onto). Memory beyond that: keys
-    and values of one prompt, one tile of scores, one of head outputs.
+    (None unless asked), float32 or wider, in the writer's units (dots: times those of onto). Memory beyond that: the
+    values of one prompt and one tile.
     Raises ShapeError naming both shapes if they do not fit. Agreement: tests/test_v_composition.py.
     """
     dims = shapes.v_composition(q, k, writer, scale, W_V, W_O, onto, total=total)
@@ -107,17 +110,17 @@ def v_composition(
     form = total or W * D * (K + N) <= N * K * (D + W)
 
     group = H // G
-    future = torch.full((TILE_POSITIONS, TILE_POSITIONS), -math.inf, dtype=dtype, device=q.device).triu_(1)
-    for g in _tiles(G, _fit(TILE_POSITIONS * group * max(P, D), dtype)):
+    future = torch.full((TILE_QUERIES, TILE_QUERIES), -math.inf, dtype=dtype, device=q.device).triu_(1)
+    for g in _tiles(G, _fit(TILE_QUERIES * group * max(P, D), dtype)):
         heads = slice(g.start * group, g.stop * group)
         weight = W_O[heads].to(dtype)
         # Scores are done with before head outputs are formed, and normed writers before either: one tile serves all.
-        tile = weight.new_empty(len(weight) * TILE_POSITIONS * max(P, D))
+        tile = weight.new_empty(len(weight) * TILE_QUERIES * max(P, D))
         for b in range(B):
             keys = k[b, :, g].permute(1, 2, 0).to(dtype)
             values = _values(writer[:, b], scale[b], W_V[g], center, tile)
-            for t in _tiles(P, TILE_POSITIONS):
-                z = _attend(q[b, t, heads].to(dtype), keys[:, :, : t.stop], values[:, : t.stop], future, alpha, tile)
+            for t in _tiles(P, TILE_QUERIES):
+                z = _attend(q[b, t, heads].to(dtype), keys[:, :, : t.stop], values[:, :, : t.stop], future, alpha, tile)
                 directions = None if onto is None else onto[:, b, t].to(dtype)
                 if dots is not None and directions is not None and not form:
                     dots[:, heads, :, b, t] = _dots_unformed(z, weight, directions)
@@ -197,17 +200,17 @@ def _dots_unformed(z: Tensor, weight: Tensor, directions: Tensor) -> Tensor:
 
 
 def _values(writer: Tensor, scale: Tensor, W_V: Tensor, center: bool, tile: Tensor) -> Tensor:
-    """Values [writer, pos, group * d_head] of every writer's normed output [writer, pos, d_model]."""
+    """Values [writer, group, pos, d_head] of every writer's normed output [writer, pos, d_model]."""
     (W, P, D), (G, _, K) = writer.shape, W_V.shape
-    weight = W_V.to(tile.dtype).transpose(0, 1).reshape(D, G * K)
-    values = tile.new_empty((W, P, G * K))
+    weight = W_V.to(tile.dtype)
+    values = tile.new_empty((W, G, P, K))
     for w in range(W):
         for i in _tiles(P, len(tile) // D):
             x = writer[w, i].to(tile.dtype)
             normed = torch.div(x, scale[i, None].to(tile.dtype), out=tile[: x.numel()].view(x.shape))
             if center:
                 normed -= normed.mean(-1, keepdim=True)
-            torch.mm(normed, weight, out=values[w, i])
+            torch.bmm(normed.expand(G, -1, -1), weight, out=values[w, :, i])
     return values
 
 
@@ -219,11 +222,10 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, future: Tensor, alpha: floa
     torch.baddbmm(scores, rows, keys, beta=0, alpha=alpha, out=scores)
     scores.view(H, T, P)[:, :, P - T :] += future[:T, :T]
     torch.softmax(scores, -1, out=scores)
-    z = tile.new_empty((W, G, K, H // G * T))
+    z = tile.new_empty((W, G, H // G * T, K))
     for w in range(W):
-        # Transposed, the product's inner loop runs over queries rather than over the few numbers of one value.
-        torch.bmm(values[w].view(P, G, K).permute(1, 2, 0), scores.transpose(1, 2), out=z[w])
-    return z.view(W, G, K, H // G, T).permute(1, 3, 0, 4, 2).flatten(0, 1)
+        torch.bmm(scores, values[w], out=z[w])
+    return z.view(W, G, H // G, T, K).permute(1, 2, 0, 3, 4).flatten(0, 1)
 
 
 def _merge_top2(best: Tensor, best_ids: Tensor, logits: Tensor, start: int) -> None:

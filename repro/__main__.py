@@ -188,6 +188,31 @@ def clean(
     stages.clean(world, world.plan(world.choose(ask=False)), yes)
 
 
+@app.command()
+def bench(
+    spec: Spec = DEFAULT_SPEC, out: Out = None, device: Device = "auto",
+    budget: Annotated[str, typer.Option("--budget", help="How long it may take, such as 8m.")] = "5m",
+    only: Annotated[str | None, typer.Option("--only", help="Kernels, shapes or kernel/shape, separated by commas.")] = None,
+    compile_all: Annotated[bool, typer.Option("--compile-all", help="Compile every configuration ahead of time.")] = False,
+    whole: Annotated[bool, typer.Option("--end-to-end", help="The whole paper beside the bare forward pass.")] = False,
+    prompts: Annotated[str, typer.Option("--prompts", help="Sizes for --end-to-end.")] = "10,30,100,300",
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Processes per size for --end-to-end.")] = 1,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Kernels against their reference: checked in float64, then timed. Or, with --end-to-end, the whole paper."""
+    world = _world(_say, spec=spec, out=out)
+    if whole:
+        from repro.endtoend import end_to_end, parse_sizes
+
+        end_to_end(spec, world.store, parse_sizes(prompts), repeats, _say)
+        return
+    from repro.bench import BenchOptions
+    from repro.bench import bench as measure
+
+    figures = world.figures_folder("bench")
+    _end([measure(BenchOptions(world.store, figures, device, budget, only, compile_all, as_json), _say)])
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code; every expected failure is a sentence, not a traceback."""
     try:

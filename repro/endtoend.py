@@ -1,6 +1,6 @@
 """`bench --end-to-end`: what the whole paper costs beside the bare forward pass, measured in one process each.
 
-A seeded random model of gelu-4l's shape stands in for the paper's: time and memory do not depend on the weights' values.
+A seeded random model of gelu-4l's shape stands in for the paper's: time and memory do not depend on the weights.
 """
 
 from __future__ import annotations
@@ -35,6 +35,14 @@ examples = [
   { label = "four", text = "the church is the", answer = "church", other = "top", head = "L2H2" },
 ]
 """
+
+
+def parse_sizes(text: str) -> list[int]:
+    """Numbers of prompts such as `10,30,100`. Raises ReproError (exit 2)."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ReproError(f"--prompts {text}: give numbers of prompts separated by commas, such as 10,30,100,300")
+    return [int(part) for part in parts]
 
 
 def make_subject(root: Path, spec: Path, prompts: int, seed: int = 0) -> Path:

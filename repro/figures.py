@@ -171,7 +171,8 @@ def subtitle(attrs: Mapping[str, Any], stamp: str, labels: str = "") -> str:
     if not attrs.get("found", True):
         parts.append("no erasure found; strongest candidate shown")
     if attrs.get("examples") == "mined" and attrs.get("measure") == "resampled_dla":
-        parts.append("examples MINED from its prompts")
+        wrong = attrs.get("wrong_predictions")
+        parts.append("examples MINED from its prompts" + (f", {wrong} of them wrong predictions" if wrong else ""))
     if stamp:
         parts.append(stamp)
     return " · ".join(parts)

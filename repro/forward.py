@@ -101,11 +101,10 @@ def embed(model: Model, tokens: Tensor) -> Tensor:
     return x if model.W_pos is None else x + model.W_pos[: tokens.shape[1]]
 
 
-def rotate(rotary: Rotary, x: Tensor, first: int = 0) -> Tensor:
-    """x [B, P, heads, K] with its leading dimensions rotated by position, counted from `first`."""
+def rotate(rotary: Rotary, x: Tensor) -> Tensor:
+    """x [B, P, heads, K] with its leading dimensions rotated by position."""
     half = rotary.cos.shape[1]
-    cos = rotary.cos[first : first + x.shape[1], None, :]
-    sin = rotary.sin[first : first + x.shape[1], None, :]
+    cos, sin = rotary.cos[: x.shape[1], None, :], rotary.sin[: x.shape[1], None, :]
     turned, rest = x[..., : 2 * half], x[..., 2 * half :]
     if rotary.adjacent:
         a, b = turned[..., 0::2], turned[..., 1::2]

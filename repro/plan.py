@@ -244,6 +244,7 @@ class _Builder:
             answer_text=answer,
             other_text=decode(item["second"]),
             prompt=item["prompt"],
+            right=item["right"],
         )
 
     def _evidence(self, role: str, context: Context) -> dict[str, Any] | None:

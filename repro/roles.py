@@ -27,6 +27,8 @@ class ExampleTokens:
     """The head shown beside the writer; nothing: the one with the largest DLA."""
     prompt: int | None = None
     """The row it was mined from; such an example never resamples from its own prompt."""
+    right: bool = True
+    """Whether a mined example's first prediction is the token that follows."""
 
 
 @dataclass(frozen=True)

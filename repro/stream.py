@@ -12,7 +12,7 @@ from torch import Tensor
 from repro.declare import Wanted
 from repro.forward import Model, Trace, normed, tail, trace
 from repro.kernels.select import Kernels
-from repro.names import head_index, layer_of
+from repro.names import head_index
 from repro.roles import Roles
 
 
@@ -58,19 +58,12 @@ class Batch:
         """The 2L+1 sites: [S, B, P, D]."""
         return self.trace.sites[: 2 * self.engine.model.shape.n_layers + 1]
 
-    def written(self, label: str) -> Tensor:
-        """What a node wrote: [B, P, D]."""
-        layer = layer_of(label)
-        if label.startswith("MLP"):
-            return self.trace.mlp_out[layer]
-        head = head_index(label)[1]
-        return self.trace.attention[layer].z[:, :, head] @ self.engine.model.blocks[layer].W_O[head]
-
     @cached_property
     def writer(self) -> Tensor:
         """h_w, what the writer wrote: [B, P, D]."""
         assert self.roles is not None
-        return self.written(self.roles.writer)
+        layer, head = head_index(self.roles.writer)
+        return self.trace.attention[layer].z[:, :, head] @ self.engine.model.blocks[layer].W_O[head]
 
     @cached_property
     def writer_norm2(self) -> Tensor:

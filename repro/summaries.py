@@ -151,6 +151,7 @@ def _(experiment: ResampledDLA, context: Context, raw: Raw, once: Mapping[str, A
         "second": [decode(token) for token in once["second"]],
         "head_shown": distinct_other_heads(clean, heads, context.known.writer, [example.head for example in examples]),
     }
+    dataset.attrs["wrong_predictions"] = sum(not example.right for example in examples)
     dataset.attrs["examples"] = "named" if all(example.prompt is None for example in examples) else "mined"
     return dataset.assign_coords({name: ("example", values) for name, values in texts.items()})
 

@@ -7,10 +7,13 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from repro.__main__ import main
 
@@ -39,6 +42,14 @@ def cli(*arguments: str | Path) -> Answer:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main([str(argument) for argument in arguments])
     return Answer(code, out.getvalue(), err.getvalue())
+
+
+def only_error(answer: Answer) -> str:
+    """The one sentence of a command that refused: on the error stream, without a traceback."""
+    (line,) = answer.err.splitlines()
+    assert line.startswith("error: ")
+    assert "Traceback" not in answer.text
+    return line.removeprefix("error: ")
 
 
 @dataclass(frozen=True)
@@ -129,3 +140,30 @@ def toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
         f"[{name}]\n" + "".join(f"{key} = {written(value)}\n" for key, value in entries.items())
         for name, entries in tables.items()
     )
+
+
+def lasting(store: Path) -> dict[str, bytes]:
+    """The bytes of everything but provenance, which tells of threads and micro-batches, and what hashes it."""
+    return {
+        name: content
+        for name, content in contents(store).items()
+        if not name.endswith(("provenance.json", "COMMIT", "manifest.json"))
+    }
+
+
+def spoil(model: Path) -> None:
+    """One value of the weights that is not a number."""
+    weights = load_file(model / "model.safetensors")
+    weights["blocks.1.attn.W_O"][0, 0, 0] = np.nan
+    save_file(weights, model / "model.safetensors")
+
+
+def with_spec(folder: Path, change: Callable[[str], str]) -> Path:
+    """The paper's spec changed, in a folder of its own."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "experiments.toml"
+    text = PAPER.read_text()
+    changed = change(text)
+    assert changed != text
+    path.write_text(changed)
+    return path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import shutil
 import subprocess
@@ -11,24 +10,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from repro.errors import Exit
-from tests.runs import PAPER, ROOT, SPECS, Answer, Run, cli, contents, environment
-from tests.toys import make_native
+from tests.runs import PAPER, ROOT, SPECS, Run, cli, only_error
 
 Finished = Callable[[str], Run]
 COMMANDS = ("all", "plan", "run", "figures", "check", "verify", "subjects", "clean")
-
-
-def only_error(answer: Answer) -> str:
-    """The one sentence of a command that refused: on the error stream, without a traceback."""
-    (line,) = answer.err.splitlines()
-    assert line.startswith("error: ")
-    assert "Traceback" not in answer.text
-    return line.removeprefix("error: ")
 
 
 # ---------------------------------------------------------------------------------------------------------------- help
@@ -163,127 +151,6 @@ def test_triton_on_a_cpu_is_refused_and_never_replaced(
     assert "use" in answer.err or "choose" in answer.err
 
 
-# ------------------------------------------------------------------------------------------------------------ bad input
-
-
-def _unknown_head(model: Path) -> list[str]:
-    return ["writer = 'L7H2'", "erasers = ['L8H1']"]
-
-
-def _too_long(model: Path) -> list[str]:
-    tokens = np.zeros((3, 65), np.int32)
-    save_file({"tokens": tokens}, model / "prompts.safetensors")
-    return []
-
-
-def _outside(model: Path) -> list[str]:
-    tokens = load_file(model / "prompts.safetensors")["tokens"]
-    tokens[2, 9] = 61
-    save_file({"tokens": tokens}, model / "prompts.safetensors")
-    return []
-
-
-def _unreadable(model: Path) -> list[str]:
-    (model / "model.safetensors").write_bytes(b"\xff" * 100)
-    return []
-
-
-def _no_configuration(model: Path) -> list[str]:
-    (model / "config.json").unlink()
-    return []
-
-
-def _no_prompts(model: Path) -> list[str]:
-    (model / "prompts.safetensors").unlink()
-    return []
-
-
-def _gone(model: Path) -> list[str]:
-    shutil.rmtree(model)
-    return []
-
-
-def _not_finite(model: Path) -> list[str]:
-    weights = load_file(model / "model.safetensors")
-    weights["blocks.2.mlp.W_in"][3, 4] = np.inf
-    save_file(weights, model / "model.safetensors")
-    return []
-
-
-@pytest.mark.parametrize(
-    ("spoil", "code", "sentence"),
-    [
-        (
-            _unknown_head,
-            Exit.USAGE,
-            "[subject.native] writer: unknown head 'L7H2'; native has layers 0 to 2 with 4 heads each (L0H0 to L2H3)",
-        ),
-        (
-            _too_long,
-            Exit.USAGE,
-            "{model}/prompts.safetensors: prompts of 65 tokens are longer than the model's context of 64",
-        ),
-        (
-            _outside,
-            Exit.UNAVAILABLE,
-            "{model}/prompts.safetensors: token id 61 at row 2, position 9 is outside the vocabulary of 61",
-        ),
-        (_unreadable, Exit.UNAVAILABLE, "{model}: the model cannot be loaded (SafetensorError: "),
-        (_no_configuration, Exit.UNAVAILABLE, "{model}/config.json: unreadable model configuration ("),
-        (
-            _no_prompts,
-            Exit.USAGE,
-            "{model}/prompts.safetensors: no prompts; a safetensors file with `tokens`, int32 [prompts, positions], "
-            "BOS first, is needed",
-        ),
-        (_gone, Exit.UNAVAILABLE, "[subject.native] model: {model}: no such model folder"),
-        (
-            _not_finite,
-            Exit.UNAVAILABLE,
-            "{model}: weights of blocks.2.mlp.W_in are not finite (NaN or infinite)",
-        ),
-    ],
-    ids=lambda value: value.__name__.strip("_") if callable(value) else "",
-)
-def test_bad_input_is_one_sentence_and_costs_nothing_that_is_there(
-    finished: Finished, tmp_path: Path, spoil: Callable[[Path], list[str]], code: Exit, sentence: str
-) -> None:
-    run = finished("native").copy(tmp_path / "out")
-    model = tmp_path / "native"
-    shutil.copytree(run.model, model)
-    roles = spoil(model)
-    spec = tmp_path / "spec.toml"
-    lines = "\n".join([f"[subject.native]\nmodel = '{model}'", *roles])
-    spec.write_text(PAPER.read_text() + "\n" + lines + "\n")
-    before = contents(tmp_path / "out")
-    answer = cli("all", "--spec", spec, "--subject", "native", "--out", tmp_path / "out")
-    assert answer.code == code
-    assert only_error(answer).startswith(sentence.format(model=model))
-    assert contents(tmp_path / "out") == before
-
-
-def test_a_one_layer_model_is_refused(tmp_path: Path) -> None:
-    model = make_native(tmp_path / "flat", n_layers=1)
-    answer = cli("all", "--spec", PAPER, "--subject", model, "--out", tmp_path / "out")
-    assert answer.code == Exit.USAGE
-    assert only_error(answer) == (
-        f"{model}/config.json: the model has one layer; erasure needs a writer and a later layer that could erase it"
-    )
-
-
-def test_two_layers_are_enough(tmp_path: Path) -> None:
-    model = make_native(tmp_path / "two", n_layers=2)
-    answer = cli("run", "--spec", PAPER, "--subject", model, "--out", tmp_path / "out")
-    assert answer.code == Exit.OK, answer.text
-
-
-def test_the_papers_subject_that_is_not_here_is_one_sentence(tmp_path: Path) -> None:
-    answer = cli("all", "--spec", PAPER, "--subject", "gelu-4l", "--offline", "--out", tmp_path)
-    assert answer.code == Exit.UNAVAILABLE
-    assert "NeelNanda/GELU_4L512W_C4_Code" in only_error(answer)
-    assert not list(tmp_path.iterdir())
-
-
 # ---------------------------------------------------------------------------------------------------------------- clean
 
 
@@ -309,65 +176,3 @@ def test_clean_keeps_what_may_be_used_once_roles_are_known(finished: Finished, t
     shutil.rmtree(run.store / "writer")
     assert run.cli("clean", "--yes").out == "nothing to remove\n"
     assert (run.store / "v_patch").is_dir()
-
-
-# ------------------------------------------------------------------------------------------ the other package `kernels`
-
-WHOSE = """
-import importlib.util, json
-import repro.kernels.reference as ours
-theirs = importlib.util.find_spec("kernels")
-from transformers.utils import is_kernels_available
-print(json.dumps([ours.__name__, ours.__file__, theirs and theirs.origin, is_kernels_available()]))
-"""
-
-
-def whose(folder: Path, *path: Path) -> tuple[str, str, str | None, bool]:
-    """Name and file of our kernels, file of the other package, and whether transformers believes it is there."""
-    variables = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (*path, ROOT)))}
-    found = subprocess.run(
-        [sys.executable, "-c", WHOSE], cwd=folder, env=variables, capture_output=True, text=True, check=False
-    )
-    assert found.returncode == 0, found.stderr
-    name, file, theirs, believed = json.loads(found.stdout)
-    return name, file, theirs, believed
-
-
-@pytest.mark.parametrize("installed", [False, True], ids=["without the wheel", "with the wheel"])
-def test_the_other_package_of_that_name_is_never_mistaken_for_ours(tmp_path: Path, installed: bool) -> None:
-    wheel = tmp_path / "site"
-    (wheel / "kernels").mkdir(parents=True)
-    (wheel / "kernels" / "__init__.py").write_text("")
-    information = wheel / "kernels-0.10.0.dist-info"
-    information.mkdir()
-    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: kernels\nVersion: 0.10.0\n")
-    name, file, theirs, believed = whose(ROOT, *([wheel] if installed else []))
-    assert name == "repro.kernels.reference"
-    assert Path(file).resolve() == (ROOT / "kernels" / "reference.py").resolve()
-    if installed:
-        assert theirs == str(wheel / "kernels" / "__init__.py")
-    else:
-        assert theirs is None, "from the checkout's root our folder is no regular package of that name"
-        assert not believed
-
-
-def test_a_model_runs_from_the_checkouts_root_with_the_other_package_there(
-    folders: dict[str, Path], tmp_path: Path
-) -> None:
-    wheel = tmp_path / "site"
-    (wheel / "kernels").mkdir(parents=True)
-    (wheel / "kernels" / "__init__.py").write_text("")
-    variables = os.environ | {"PYTHONPATH": str(wheel), "REPRO_CACHE": str(tmp_path / "cache")}
-    command = [sys.executable, "-m", "repro", "run", "writer", "--subject", str(folders["llama"])]
-    found = subprocess.run(
-        [*command, "--out", str(tmp_path / "out")], cwd=ROOT, env=variables, capture_output=True, text=True, check=False
-    )
-    assert found.returncode == 0, found.stderr
-    assert (tmp_path / "out" / "store" / "llama" / "writer").is_dir()
-
-
-def test_the_environment_of_a_test_is_put_back() -> None:
-    before = dict(os.environ)
-    with environment(REPRO_TEST_VARIABLE="1", HOME="/nowhere"):
-        assert os.environ["REPRO_TEST_VARIABLE"] == "1"
-    assert dict(os.environ) == before

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,11 +19,12 @@ from safetensors.numpy import save_file
 from repro import figures as drawing
 from repro import hub_prompts
 from repro.figures import Source
+from repro.hub_subject import fetch_subject
 from repro.plan import Plan, make_plan, select
 from repro.session import Request, World
 from repro.spec import Figure, Spec
 from repro.store import read_summary
-from repro.subjects import listed
+from repro.subjects import Access, listed
 from tests.runs import cli, toml
 from tests.test_folder import make
 from tests.test_spec import spec_types
@@ -160,7 +162,7 @@ def spec_of(folder: Path, **changes: Entries) -> World:
         "run": RUN | changes.get("run", {}),
         "subject.toy": SUBJECT | changes.get("subject", {}),
         "subject.other": SUBJECT | {"model": "twin"},
-        "subject.far": {"model": "owner/name", "prompts": RECIPE | changes.get("recipe", {})},
+        "subject.far": {"model": "owner/name", "prompts": RECIPE | changes.get("recipe", {}), **changes.get("far", {})},
         "experiment.nodes": NODES | changes.get("nodes", {}),
         "experiment.also": {"measure": "v_patch"},
         "experiment.further": {"measure": "v_patch", "group": "beyond"},
@@ -194,6 +196,20 @@ def recipe_of(world: World) -> object:
     return hub_prompts._canonical(recipe)
 
 
+def fetched_of(world: World) -> object:
+    """What is asked of the hub for a model that lies there."""
+    asked: list[object] = []
+
+    def fetch(name: str, **wish: object) -> Path:
+        asked.append((name, wish["tokenizer"]))
+        return world.loaded.folder / "toy"
+
+    subject = world.loaded.spec.subject["far"].model_copy(update={"prompts": "mine.safetensors"})
+    with mock.patch("repro.hub.fetch_model", fetch):
+        fetch_subject(world.loaded, "far", subject, Access(world.loaded.folder / "cache"))
+    return asked
+
+
 def examples_of(world: World) -> object:
     return plan_of(world).examples
 
@@ -221,6 +237,7 @@ PLANNED: dict[str, tuple[Entries, Callable[[World], object]]] = {
         {"subject": {"prompts": "mine.safetensors"}},
         lambda world: plan_of(world).items[0].key["tokens"],
     ),
+    "Subject.tokenizer": ({"far": {"tokenizer": "owner/words"}}, fetched_of),
     "Subject.writer": ({"subject": {"writer": "L0H3"}}, key_of),
     "Subject.erasers": ({"subject": {"erasers": ["L1H0"]}}, key_of),
     "Subject.examples": (example(text="two two"), key_of),
@@ -302,6 +319,4 @@ def test_a_field_of_a_figure_changes_the_chart(charted: Callable[[Entries], str]
 def test_every_field_has_a_witness() -> None:
     declared = {f"{kind.__name__}.{name}" for kind in spec_types() if kind is not Spec for name in kind.model_fields}
     seen = {f"{kind}.{key}" for kind, _, key, _ in FLIPS} | set(PLANNED) | set(DRAWN)
-    # Read where a model is fetched: tests/test_hub_subject.py.
-    elsewhere = {"Subject.tokenizer"}
-    assert declared == seen | elsewhere
+    assert declared == seen

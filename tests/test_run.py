@@ -10,15 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from safetensors.numpy import load_file, save_file
 
-from repro import run as running
 from repro.errors import Exit
 from repro.spec_read import read_spec
 from repro.store import read_raw, read_summary
 from repro.subjects import Access, choose
 from tests.conftest import KINDS
-from tests.runs import PAPER, Answer, Run, cli, contents, toml, tree
+from tests.runs import PAPER, Answer, Run, cli, contents, lasting, spoil, toml, tree, with_spec
 
 Finished = Callable[[str], Run]
 PAPER_FIGURES = {
@@ -38,17 +36,6 @@ def drawn(answer: Answer) -> tuple[int, int]:
     return int(words[1]), int(words[3])
 
 
-def with_spec(folder: Path, change: Callable[[str], str]) -> Path:
-    """The paper's spec changed, in a folder of its own."""
-    folder.mkdir(exist_ok=True)
-    path = folder / "experiments.toml"
-    text = PAPER.read_text()
-    changed = change(text)
-    assert changed != text
-    path.write_text(changed)
-    return path
-
-
 # ---------------------------------------------------------------------------------------------------- the default spec
 
 
@@ -59,6 +46,8 @@ def test_the_default_spec_runs_on_every_kind_of_model(finished: Finished, kind: 
     assert run.answer.out.startswith(f"subject: {kind} ({run.model})")
     assert drawn(run.answer) == (14, 0)
     assert {path.name for path in run.store.iterdir()} == {*EXPERIMENTS, *ROLES}
+    passes = [line.split(": ")[1] for line in run.answer.out.splitlines() if line.startswith("pass over ")]
+    assert passes == ["writer", "examples", "erasers", ", ".join(EXPERIMENTS)], "one pass serves all experiments"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -233,6 +222,15 @@ def test_fresh_computes_and_draws_anew_and_finds_the_same(finished: Finished, tm
     xr.testing.assert_allclose(read_summary(result), before, rtol=1e-5, atol=1e-5)
 
 
+def test_everything_fresh_is_the_same_bits_again(finished: Finished, tmp_path: Path) -> None:
+    run = finished("native").copy(tmp_path)
+    stamps = tree(run.store)
+    answer = run.cli("run", "--fresh")
+    assert answer.code == Exit.OK, answer.text
+    assert not set(stamps.values()) & set(tree(run.store).values())
+    assert lasting(run.store) == lasting(finished("native").store)
+
+
 def test_fresh_with_a_model_that_cannot_be_had_costs_no_result(finished: Finished, tmp_path: Path) -> None:
     run = finished("native").copy(tmp_path / "out")
     before = contents(tmp_path / "out")
@@ -275,139 +273,6 @@ def test_named_roles_are_taken_as_they_are(finished: Finished, tmp_path: Path) -
     attrs = read_summary(path).attrs
     assert (attrs["writer"], attrs["erasers"], attrs["layer"]) == ("L0H1", ["L2H0", "L2H3"], 2)
     assert (attrs["roles"], attrs["found"]) == ("named", True)
-
-
-# ----------------------------------------------------------------------------------------------------- interruptions
-
-
-def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(
-    folders: dict[str, Path], finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = folders["native"]
-    real, calls = running._Pass._unit, []
-
-    def interrupted(self: running._Pass, unit: int, active: list[str]) -> dict[str, dict[str, np.ndarray]]:
-        calls.append(unit)
-        if len(calls) == 6:
-            raise KeyboardInterrupt
-        return real(self, unit, active)
-
-    monkeypatch.setattr(running._Pass, "_unit", interrupted)
-    out = ("--spec", PAPER, "--subject", model, "--out", tmp_path)
-    first = cli("run", *out)
-    assert first.code == Exit.INTERRUPTED
-    assert "interrupted; what was committed is kept, run the same command again to go on" in first.err
-    monkeypatch.undo()
-    rows = json.loads(cli("plan", *out, "--json").out)["items"]
-    states = {row["experiment"]: row["state"] for row in rows}
-    assert {name: states[name] for name in ROLES} == {"writer": "fresh", "erasers": "partial 1/2", "examples": "fresh"}
-    kept = contents(tmp_path / "store")
-    shown = cli("clean", *out).out
-    assert shown.strip() == "nothing to remove", "unfinished work is not to be cleaned away"
-    second = cli("run", *out)
-    assert second.code == Exit.OK, second.text
-    after = contents(tmp_path / "store")
-    units = [name for name in kept if "/units/" in name and name.endswith(".json")]
-    assert units
-    assert {name: after[name] for name in units} == {name: kept[name] for name in units}
-    assert _lasting(tmp_path / "store" / "native") == _lasting(finished("native").store)
-
-
-def _lasting(store: Path) -> dict[str, bytes]:
-    """The bytes of everything but provenance, which tells of threads and micro-batches, and what hashes it."""
-    return {
-        name: content
-        for name, content in contents(store).items()
-        if not name.endswith(("provenance.json", "COMMIT", "manifest.json"))
-    }
-
-
-def test_one_failing_experiment_does_not_stop_the_others(
-    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = finished("native").copy(tmp_path)
-    before = contents(run.result("writer"))
-    for name in ("v_patch", "nodes_onto_writer"):
-        shutil.rmtree(run.store / name)
-    monkeypatch.setitem(running.bind.__globals__["_COMPUTE"], type(read_spec(PAPER).spec.experiment["v_patch"]), _fails)
-    answer = run.cli("run")
-    assert answer.code == Exit.FAILED
-    assert "v_patch failed: ValueError: no such thing" in answer.out
-    assert read_summary(run.result("nodes_onto_writer")).attrs["measure"] == "projection"
-    assert contents(run.result("writer")) == before
-    monkeypatch.undo()
-    assert run.cli("run").code == Exit.OK
-    assert read_summary(run.result("v_patch")).attrs["measure"] == "v_patch"
-
-
-def _fails(*_: object) -> None:
-    raise ValueError("no such thing")
-
-
-def test_what_needs_no_examples_runs_where_none_can_be_found(
-    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = finished("native").copy(tmp_path)
-    for name in ("examples", "v_patch"):
-        shutil.rmtree(run.store / name)
-    monkeypatch.setitem(
-        running.bind.__globals__["_COMPUTE"], type(read_spec(PAPER).spec.experiment["examples"]), _fails
-    )
-    answer = run.cli("run")
-    assert answer.code == Exit.FAILED
-    assert "examples failed" in answer.out
-    assert "resampled_dla      waits for roles" in answer.out
-    assert read_summary(run.result("v_patch")).attrs["measure"] == "v_patch"
-
-
-# ----------------------------------------------------------------------------------------------------------- bad input
-
-
-def spoil(model: Path) -> None:
-    """One value of the weights that is not a number."""
-    weights = load_file(model / "model.safetensors")
-    weights["blocks.1.attn.W_O"][0, 0, 0] = np.nan
-    save_file(weights, model / "model.safetensors")
-
-
-def test_weights_that_are_not_numbers_are_named(folders: dict[str, Path], tmp_path: Path) -> None:
-    model = tmp_path / "native"
-    shutil.copytree(folders["native"], model)
-    spoil(model)
-    answer = cli("all", "--spec", PAPER, "--subject", model, "--out", tmp_path / "out")
-    assert answer.code == Exit.UNAVAILABLE
-    assert answer.err == f"error: {model}: weights of blocks.1.attn.W_O are not finite (NaN or infinite)\n"
-    assert not contents(tmp_path / "out")
-
-
-def test_a_damaged_result_is_told_and_nothing_else_is_touched(finished: Finished, tmp_path: Path) -> None:
-    run = finished("native").copy(tmp_path)
-    chunk = next(path for path in run.result("v_patch").rglob("c.*") if path.is_file())
-    content = bytearray(chunk.read_bytes())
-    content[len(content) // 2] ^= 1
-    chunk.write_bytes(bytes(content))
-    found = cli("verify", "--spec", PAPER, "--out", run.out)
-    assert found.code == Exit.CORRUPT
-    assert str(chunk) in found.out
-    summary = run.result("dla_scatter") / "data.zarr" / "summary" / "zarr.json"
-    summary.write_bytes(summary.read_bytes()[:-3])
-    rows = {row["experiment"]: row for row in json.loads(run.cli("plan", "--json").out)["items"]}
-    assert rows["dla_scatter"]["state"] == "corrupt"
-    assert rows["dla_scatter"]["why"] == "data.zarr/summary/zarr.json is missing or has another size"
-    before = contents(tmp_path)
-    for command in ("figures", "check"):
-        answer = run.cli(command)
-        assert answer.code == Exit.CORRUPT
-        assert answer.err == (
-            f"error: {run.result('dla_scatter')} is damaged: data.zarr/summary/zarr.json is missing or has another "
-            "size; `python -m repro run` mends it\n"
-        )
-    assert contents(tmp_path) == before
-    mended = run.cli("run")
-    assert mended.code == Exit.OK, mended.text
-    assert run.cli("figures").code == Exit.OK
-    assert run.cli("run", "v_patch", "--fresh").code == Exit.OK
-    assert cli("verify", "--spec", PAPER, "--out", run.out).code == Exit.OK
 
 
 def test_a_subject_of_the_spec_is_found_by_name(finished: Finished, tmp_path: Path) -> None:
