@@ -192,8 +192,8 @@ def clean(
 def bench(
     spec: Spec = DEFAULT_SPEC, out: Out = None, device: Device = "auto",
     budget: Annotated[str, typer.Option("--budget", help="How long it may take, such as 8m.")] = "5m",
-    only: Annotated[str | None, typer.Option("--only", help="Kernels, shapes or kernel/shape, separated by commas.")] = None,
-    compile_all: Annotated[bool, typer.Option("--compile-all", help="Compile every configuration ahead of time.")] = False,
+    only: Annotated[str | None, typer.Option("--only", help="Kernels, shapes or kernel/shape, by commas.")] = None,
+    compile_all: Annotated[bool, typer.Option("--compile-all", help="Compile every configuration, too.")] = False,
     whole: Annotated[bool, typer.Option("--end-to-end", help="The whole paper beside the bare forward pass.")] = False,
     prompts: Annotated[str, typer.Option("--prompts", help="Sizes for --end-to-end.")] = "10,30,100,300",
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Processes per size for --end-to-end.")] = 1,

@@ -76,7 +76,7 @@ class Context:
 def needs(experiment: Common) -> frozenset[str]:
     """Which roles an experiment waits for: of `writer`, `erasers`, `examples`.
 
-    Sites on all nodes depend on no role, but every summary says who writes and who erases, so that figures need not ask.
+    Sites on all nodes depend on no role, but every summary says who writes and who erases: figures need not ask.
     """
     if isinstance(experiment, FindWriter):
         return frozenset()

@@ -212,7 +212,8 @@ def line(row: dict[str, Any]) -> str:
     return (
         f"{row['prompts']:>4} prompts: paper {row['paper_s']:.1f} s (passes {row['passes_s']:.1f}, reductions "
         f"{row['reductions_s']:.1f}), bare forward {row['bare_s']:.1f} s, ratio {row['ratio']:.2f}; forward at "
-        f"{row['bare_flop_per_s'] / 1e9:.0f} GFLOP/s, {share:.0%} of the matrix product's {row['matmul_flop_per_s'] / 1e9:.0f}; "
+        f"{row['bare_flop_per_s'] / 1e9:.0f} GFLOP/s, {share:.0%} of the matrix product's "
+        f"{row['matmul_flop_per_s'] / 1e9:.0f}; "
         f"start-up {row['start_up_s']:.1f} s; peak {row['peak_bytes'] / 2**20:.0f} MiB, "
         f"{row['peak_above_weights_bytes'] / 2**20:.0f} above the loaded model"
     )

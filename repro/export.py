@@ -37,7 +37,7 @@ def export(model: Any, tokens: np.ndarray, folder: Path, tokenizer: Path | None 
     model: a Hugging Face causal language model, or an unprocessed native TransformerLens bridge (before
     `enable_compatibility_mode`). tokens: int [prompts, positions], BOS first. folder: created. tokenizer: a
     tokenizer.json to copy. Returns the folder, which `--subject` takes. Raises ReproError (exit 2) for another kind of
-    model, or where the folder exists. Agreement: tests/test_export.py, the same numbers from memory and from the folder.
+    model, or where the folder exists. Agreement: tests/test_export.py, the same numbers either way.
     """
     if folder.exists():
         raise ReproError(f"{folder}: exists; give a folder that can be created")

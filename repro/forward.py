@@ -1,7 +1,7 @@
 """A decoder's forward pass on processed weights: every site and head of a few prompts, nothing more.
 
-Weights are as TransformerLens leaves them after processing (norms folded, writing weights and unembedding centred, value
-biases folded), so the stream here is the stream that direct logit attribution is defined on.
+Weights are as TransformerLens leaves them after processing (norms folded, writing weights and unembedding centred,
+value biases folded), so the stream here is the stream that direct logit attribution is defined on.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def key_parts(
 
     settings: precision, kernels, device and prompts_per_unit. Returns JSON values. Agreement: tests/test_plan.py.
     """
-    spec = experiment.model_dump(mode="json", exclude={"about", "group", "prompts"})
+    spec = experiment.model_dump(mode="json", exclude={"about", "group", "prompts", "variant_of"})
     key: dict[str, Any] = {
         "experiment": spec,
         "measure_version": MEASURE_VERSIONS[spec["measure"]],

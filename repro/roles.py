@@ -148,7 +148,7 @@ def choose_examples(
 def distinct_other_heads(
     clean: np.ndarray, heads: Sequence[str], writer: str, named: Sequence[str | None]
 ) -> list[str]:
-    """Per example the head shown beside the writer: the named one, else the largest DLA there among heads not yet shown.
+    """Per example the head shown beside the writer: the named one, else the largest DLA among heads not yet shown.
 
     clean: [example, head], logits. Agreement: tests/test_roles.py.
     """

@@ -130,6 +130,8 @@ class Common(Strict):
     """Only the first so many prompts; nothing: all of the subject's."""
     about: str = ""
     """One line for `plan`."""
+    variant_of: str | None = None
+    """The experiment that this one varies; `check` shows the two side by side."""
 
 
 class Banded(Common):

@@ -160,6 +160,10 @@ class _Report:
         groups = {str(entry.get("group", DEFAULT_GROUP)) for entry in experiments.values()}
         run = self.data.get("run")
         run = run if isinstance(run, Mapping) else {}
+        for name, experiment in experiments.items():
+            yield from self._known(
+                ("experiment", name, "variant_of"), experiment.get("variant_of"), experiments, "experiment"
+            )
         for name, figure in figures.items():
             yield from self._known(("figure", name, "experiment"), figure.get("experiment"), experiments, "experiment")
             yield from self._known(("figure", name, "chart"), figure.get("chart"), paper_figures.names(), "chart")

@@ -16,6 +16,7 @@ from repro.records import COMMIT
 from repro.session import World, cache_folder, parse_bytes
 from repro.spec import HubPrompts
 from repro.subjects import Chosen
+from repro.variants import variant_lines, write_variants
 
 MAX_ROUNDS = 4
 
@@ -166,6 +167,8 @@ def check(world: World, plan: Plan) -> list[Exit]:
     except OSError as error:
         raise ReproError(f"{out}: the check cannot be written ({error.strerror})") from None
     world.say(f"check: {summary_line(rows)}; {table}")
+    if lines := variant_lines(world.loaded.spec.experiment, results):
+        world.say(f"variants: {write_variants(lines, out, plan.subject.name)}")
     if not own:
         paper = world.loaded.spec.run.paper_subject
         world.say(

@@ -57,7 +57,7 @@ def summarise(experiment: Common, context: Context, raw: Raw, once: Mapping[str,
         measure=experiment.measure,  # type: ignore[attr-defined] # every subclass declares its own
         n_prompts=context.n_prompts,
         n_positions=context.n_positions,
-        **_variant(experiment),
+        **_variant(experiment, context),
     )
     if context.roles is not None:
         for key, value in context.roles.attrs().items():
@@ -65,11 +65,14 @@ def summarise(experiment: Common, context: Context, raw: Raw, once: Mapping[str,
     return dataset
 
 
-def _variant(experiment: Common) -> dict[str, object]:
+def _variant(experiment: Common, context: Context) -> dict[str, object]:
     """The fields in which texts and research code differ, so that `check` can tell which variant a result is."""
     given = experiment.model_dump(
         mode="json", include={"quantiles", "scale", "resample", "target", "v_composition", "positions"}
     )
+    if given.get("positions") is not None:
+        first, last = given["positions"]
+        given["positions"] = [first, last + context.n_positions if last < 0 else last]
     return {key: value for key, value in given.items() if value is not None}
 
 

@@ -26,6 +26,11 @@ class Line:
     value: float
 
 
+def variant_pairs(experiments: Mapping[str, Common]) -> list[tuple[str, str]]:
+    """Each variant and the experiment it varies, in the spec's order."""
+    return [(name, entry.variant_of) for name, entry in experiments.items() if entry.variant_of is not None]
+
+
 def variant_lines(experiments: Mapping[str, Common], results: Mapping[str, xr.Dataset]) -> list[Line]:
     """Every stored variant's headline quantities beside its base experiment's.
 
@@ -33,12 +38,11 @@ def variant_lines(experiments: Mapping[str, Common], results: Mapping[str, xr.Da
     default is None where the base has no result or lacks the quantity. Agreement: tests/test_variants.py.
     """
     lines = []
-    for name, experiment in experiments.items():
-        base = experiment.variant_of
-        if base is None or name not in results:
+    for name, base in variant_pairs(experiments):
+        if name not in results:
             continue
         before = headlines(results[base]) if base in results else {}
-        changes = _changes(experiments[base], experiment)
+        changes = _changes(experiments[base], experiments[name])
         for quantity, value in headlines(results[name]).items():
             lines.append(Line(name, changes, quantity, before.get(quantity), value))
     return lines
@@ -101,4 +105,4 @@ def write_variants(lines: list[Line], folder: Path, subject: str) -> Path:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
+    return "-" if value is None else f"{value:.4g}"

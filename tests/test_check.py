@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from published_results import agreeing, far_off, put, raw_of, where
 
 from repro.check import Row, check, exit_code
 from repro.errors import Exit
 from repro.published import Claim, Number, Published, read_published
 from repro.report import Heading, as_json, markdown, summary_line, write_report
+from tests.published_results import agreeing, far_off, put, raw_of, where
 
 PUBLISHED = read_published()
 NUMBERS = {number.id: number for number in PUBLISHED.numbers}

@@ -25,6 +25,7 @@ from repro.session import Request, World
 from repro.spec import Figure, Spec
 from repro.store import read_summary
 from repro.subjects import Access, listed
+from repro.variants import variant_pairs
 from tests.runs import cli, toml
 from tests.test_folder import make
 from tests.test_spec import spec_types
@@ -218,6 +219,10 @@ def listing_of(world: World) -> object:
     return cli("plan", "--spec", world.request.spec).out
 
 
+def variants_of(world: World) -> object:
+    return variant_pairs(world.loaded.spec.experiment)
+
+
 def verdict_of(world: World) -> object:
     return cli("check", "--spec", world.request.spec).out
 
@@ -256,6 +261,7 @@ PLANNED: dict[str, tuple[Entries, Callable[[World], object]]] = {
     "HubSource.kind": ({"recipe": {"sources": [SOURCE | {"kind": "code"}]}}, recipe_of),
     **{f"{kind}.group": ({"nodes": {"group": "beyond"}}, selection_of) for kind in EXPERIMENT_TYPES},
     **{f"{kind}.about": ({"nodes": {"about": "something else"}}, listing_of) for kind in EXPERIMENT_TYPES},
+    **{f"{kind}.variant_of": ({"nodes": {"variant_of": "also"}}, variants_of) for kind in EXPERIMENT_TYPES},
     **{f"{kind}.measure": ({"nodes": {"measure": "v_patch"}}, key_of) for kind in EXPERIMENT_TYPES},
 }
 

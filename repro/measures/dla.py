@@ -2,8 +2,8 @@
 
     DLA(v)[t] = <(v[t] - mean(v[t])) / scale_f[t], u[t]>,   u[t] = W_U[:, x[t]] - W_U[:, y[t]]
 
-with the clean run's final norm scale. Linear in v: the DLAs of all summands of the stream add up to the logit difference
-less that of the unembedding's bias.
+with the clean run's final norm scale. Linear in v: the DLAs of all summands of the stream add up to the logit
+difference less that of the unembedding's bias.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def compute_scatter(bound: Bound, batch: Batch) -> dict[str, Tensor]:
-    """DLA of the writer [B, P], and of the sum over the erasers: whole output and V-composition [against, B, P], logits."""
+    """DLA of the writer [B, P], and of the erasers' sum: whole output and V-composition [against, B, P]; logits."""
     experiment: DLAScatter = bound.experiment
     assert batch.roles is not None
     target, erasers = experiment.target, eraser_rows(batch.roles)
@@ -52,7 +52,7 @@ def _same_position(batch: Batch, target: str) -> Tensor:
 
 
 def compute_candidates(bound: Bound, batch: Batch) -> dict[str, Tensor]:
-    """At the mined positions: the writer's DLA on the two first predictions (logits), their ids, and the actual next token."""
+    """At the mined positions: the writer's DLA on the two first predictions (logits), their ids, and the next token."""
     at = mined_positions(bound.context)
     rows = slice(at.start, at.stop)
     model, engine = batch.engine.model, batch.engine

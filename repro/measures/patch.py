@@ -2,8 +2,8 @@
 
     vcomp_{w->c}[t] = sum_i A^c[t, i] LN_n(h_w)[i] W_V^c W_O^c,   LN_n(x)[i] = (x[i] - mean(x[i])) / scale_n[i]
 
-with the clean pattern A^c and the clean scale of layer n. Every head c of the layer loses its vcomp, erasers or not, and
-the stream after the layer's attention loses their sum; later layers then run normally on what is left.
+with the clean pattern A^c and the clean scale of layer n. Every head c of the layer loses its vcomp, erasers or not,
+and the stream after the layer's attention loses their sum; later layers then run normally on what is left.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def compute(bound: Bound, batch: Batch) -> dict[str, Tensor]:
-    """PR(site, writer) [run, site, B, P] and PR(head of the patched layer, writer) [run, head, B, P], clean and patched."""
+    """PR(site, writer) [run, site, B, P] and PR(head, writer) [run, head, B, P] of the patched layer, both runs."""
     experiment: VPatch = bound.experiment
     layer = patched_layer(experiment, bound.context)
     clean_heads = batch.heads_on("writer", layer)

@@ -24,7 +24,7 @@ def ratio(num: Tensor, norm2: Tensor) -> Tensor:
 
 
 def compute(bound: Bound, batch: Batch) -> dict[str, Tensor]:
-    """Sites on all nodes [node, site, B, P], sites on the writer [site, B, P], or nodes on the writer [component, B, P]."""
+    """Sites on nodes [node, site, B, P], sites on the writer [site, B, P], or nodes on the writer [component, B, P]."""
     experiment: Projection = bound.experiment
     if experiment.onto == "nodes":
         return {"pr": sites_on_nodes(batch)}

@@ -51,7 +51,7 @@ def prepare(context: Context, engine: Engine) -> dict[str, Any]:
 
 
 def compute(bound: Bound, batch: Batch) -> dict[str, Tensor]:
-    """DLA of every head under resampled input: [example, head, B], logits; NaN where a prompt is too short or its own."""
+    """DLA of every head under resampled input: [example, head, B], logits; NaN where a prompt is too short, or own."""
     experiment: ResampledDLA = bound.experiment
     rows = []
     for index, example in enumerate(bound.context.examples):
@@ -72,7 +72,7 @@ def compute(bound: Bound, batch: Batch) -> dict[str, Tensor]:
 
 
 def _last_position(batch: Batch, row: int, keys: Tensor, values: Tensor) -> Tensor:
-    """z [L, B, H, K] when only query, key and value at `row` come from the unrelated text, earlier ones from the clean run."""
+    """z [L, B, H, K] when query, key and value at `row` come from the unrelated text, the rest from the clean run."""
     model = batch.engine.model
     share = model.shape.n_heads // model.shape.n_kv_heads
     out = []
