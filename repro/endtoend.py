@@ -6,6 +6,7 @@ A seeded random model of gelu-4l's shape stands in for the paper's: time and mem
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -199,7 +200,8 @@ def end_to_end(
 
 def _in_child(spec: Path, prompts: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "repro.endtoend", str(spec), str(prompts)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own interpreter and module
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603 - our own interpreter and module
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no word"])[-1]
         raise ReproError(f"end-to-end run of {prompts} prompts failed: {last}", Exit.FAILED)

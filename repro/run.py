@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from repro import __version__
-from repro.declare import Wanted, wanted
+from repro.declare import wanted
 from repro.errors import Exit, ReproError
 from repro.folder import Shape
 from repro.measures import Bound, bind
@@ -201,18 +201,15 @@ class _Pass:
         size = self.plan.settings.unit
         stop = max(self.items[name].context.n_prompts for name in active)
         rows = range(unit * size, min((unit + 1) * size, stop))
-        asked = reduce(or_, (wanted(self.items[name].experiment) for name in active))
         parts: dict[str, list[dict[str, torch.Tensor]]] = {name: [] for name in active}
         for first in range(rows.start, rows.stop, self.session.micro_batch(self.length)):
             last = min(first + self.session.micro_batch(self.length), rows.stop)
-            for batch, names in self._batches(first, last, active, asked):
+            for batch, names in self._batches(first, last, active):
                 for name in names:
                     self._guard(name, lambda n=name, b=batch: parts[n].append(self.bound[n].compute(b)))  # type: ignore[misc]
         return {name: self._joined(name, parts[name]) for name in active if name not in self.errors}
 
-    def _batches(
-        self, first: int, last: int, active: Sequence[str], asked: Wanted
-    ) -> Iterator[tuple[Batch, list[str]]]:
+    def _batches(self, first: int, last: int, active: Sequence[str]) -> Iterator[tuple[Batch, list[str]]]:
         """The prompts first to last; cut where an experiment ends inside, so that each sees only its own."""
         ends = sorted({min(self.items[name].context.n_prompts, last) for name in active})
         start = first
@@ -222,6 +219,7 @@ class _Pass:
             names = [name for name in active if self.items[name].context.n_prompts >= end]
             tokens = self.plan.subject.tokens[start:end, : self.length]
             placed = torch.from_numpy(tokens.astype(np.int64)).to(self.plan.settings.device)
+            asked = reduce(or_, (wanted(self.items[name].experiment) for name in names))
             roles = next((c.roles for n in names if (c := self.items[n].context).roles is not None), None)
             yield Batch(self.engine, placed, start, roles, asked), names
             start = end
