@@ -72,13 +72,12 @@ class Model:
 
 @dataclass(frozen=True)
 class Attention:
-    """What the heads of one layer saw and wrote: q [B,P,H,K], k and v [B,P,G,K] (rotated), z [B,P,H,K], scale [B,P]."""
+    """What the heads of one layer saw and wrote: q [B,P,H,K], k and v [B,P,G,K] (q and k rotated), z [B,P,H,K]."""
 
     q: Tensor
     k: Tensor
     v: Tensor
     z: Tensor
-    scale: Tensor
 
 
 def norm_scale(model: Model, x: Tensor) -> Tensor:
@@ -132,7 +131,7 @@ def attend(model: Model, layer: int, resid: Tensor) -> Attention:
         scale=model.softmax_scale,
         enable_gqa=shape.n_kv_heads != shape.n_heads,
     ).transpose(1, 2)
-    return Attention(q, k, v, z, norm_scale(model, resid))
+    return Attention(q, k, v, z)
 
 
 def mlp(model: Model, layer: int, resid: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from repro import forward
 from repro.errors import Exit, ReproError
 from repro.folder import Folder
 from repro.forward import Model, logits, trace
@@ -45,7 +46,8 @@ def _pairs(folder: Folder, model: Model, tokens: Tensor, cache: Any) -> Iterator
     yield "resid_pre0", passed.sites[0], hook("blocks.0.hook_resid_pre")
     written = passed.sites[0]
     for layer, seen in enumerate(passed.attention):
-        yield f"ln1 scale of layer {layer}", seen.scale, hook(f"blocks.{layer}.ln1.hook_scale")
+        scale = forward.norm_scale(model, passed.sites[2 * layer])
+        yield f"ln1 scale of layer {layer}", scale, hook(f"blocks.{layer}.ln1.hook_scale")
         yield f"z of layer {layer}", seen.z, hook(f"blocks.{layer}.attn.hook_z")
         heads = torch.einsum("bphk,hkd->bpd", seen.z, model.blocks[layer].W_O) + model.blocks[layer].b_O
         written = written + heads

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from repro.declare import Wanted
-from repro.forward import Model, Trace, normed, tail, trace
+from repro.forward import Model, Trace, norm_scale, normed, tail, trace
 from repro.kernels.select import Kernels
 from repro.names import head_index
 from repro.roles import Roles
@@ -151,14 +151,17 @@ class Batch:
     def _slot(self, name: str) -> int:
         return (len(self.sites) if self.wanted.sites_on_nodes else 0) + self.wanted.directions.index(name)
 
+    def scale(self, layer: int) -> Tensor:
+        """The clean norm scale at the input of a layer's attention: [B, P]."""
+        return norm_scale(self.engine.model, self.sites[2 * layer])
+
     def composition(self, layer: int) -> tuple[Tensor, Tensor]:
         """The writer's V-composition with every head of a later layer.
 
         Returns <vcomp_h, direction> [H, N, B, P] for the wanted directions and sum_h vcomp_h [B, P, D].
         """
         if layer not in self._composed:
-            scale = self.trace.attention[layer].scale
-            self._composed[layer] = self.compose(layer, self.writer, scale, self.directions)
+            self._composed[layer] = self.compose(layer, self.writer, self.scale(layer), self.directions)
         return self._composed[layer]
 
     def compose(self, layer: int, source: Tensor, scale: Tensor, onto: Tensor) -> tuple[Tensor, Tensor]:

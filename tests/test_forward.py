@@ -21,7 +21,8 @@ def traced(kind: str) -> tuple[torch.Tensor, ...]:
         torch.einsum("bphk,hkd->hbpd", seen.z, block.W_O)
         for seen, block in zip(passed.attention, shown.model.blocks, strict=True)
     ]
-    scales = torch.stack([*(seen.scale for seen in passed.attention), passed.scale_final])
+    inputs = [norm_scale(shown.model, passed.sites[2 * layer]) for layer in range(len(passed.attention))]
+    scales = torch.stack([*inputs, passed.scale_final])
     return passed.sites, torch.stack(heads), torch.stack(passed.mlp_out), scales
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from repro.errors import Exit, ReproError
 from repro.folder import read_folder
-from repro.forward import attn_out, logits, trace
+from repro.forward import attn_out, logits, norm_scale, trace
 from repro.model import cast, load
 from repro.quiet import quiet
 from tests import toys
@@ -91,7 +91,7 @@ def test_weights_and_activations_are_the_librarys(kind: str, folders: dict[str, 
             (seen.z, cache[f"{name}.attn.hook_z"].reshape(seen.z.shape)),
             (attn_out(ours, layer, seen.z), cache[f"{name}.hook_attn_out"]),
             (passed.mlp_out[layer], cache[f"{name}.hook_mlp_out"]),
-            (seen.scale, cache[f"{name}.ln1.hook_scale"].squeeze(-1)),
+            (norm_scale(ours, passed.sites[2 * layer]), cache[f"{name}.ln1.hook_scale"].squeeze(-1)),
         ]
     assert max(off(a, b) for a, b in pairs) < 1e-5
 

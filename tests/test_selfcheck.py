@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import repro.forward
 from repro.errors import Exit, ReproError
 from repro.folder import read_folder
-from repro.forward import logits, trace
+from repro.forward import logits, norm_scale, trace
 from repro.model import load
 from repro.selfcheck import check_against_library
 from tests import toys
@@ -229,7 +229,8 @@ class Echo:
         cache = {"ln_final.hook_scale": passed.scale_final}
         for layer, seen in enumerate(passed.attention):
             name = f"blocks.{layer}"
-            cache |= {f"{name}.ln1.hook_scale": seen.scale, f"{name}.attn.hook_z": seen.z}
+            scale = norm_scale(model("native"), passed.sites[2 * layer])
+            cache |= {f"{name}.ln1.hook_scale": scale, f"{name}.attn.hook_z": seen.z}
             for step, site in enumerate(("pre", "mid", "post")):
                 cache[f"{name}.hook_resid_{site}"] = passed.sites[2 * layer + step]
             cache[f"{name}.hook_mlp_out"] = passed.mlp_out[layer]

@@ -44,7 +44,7 @@ def _same_position(batch: Batch, target: str) -> Tensor:
     model, layer = batch.engine.model, batch.roles.layer
     block, shape = model.blocks[layer], model.shape
     source = batch.writer - batch.writer.mean(-1, keepdim=True) if model.center else batch.writer
-    source = source / batch.trace.attention[layer].scale[..., None]
+    source = source / batch.scale(layer)[..., None]
     total = torch.zeros_like(source)
     for row in eraser_rows(batch.roles):
         total += source @ block.W_V[row * shape.n_kv_heads // shape.n_heads] @ block.W_O[row]
