@@ -28,11 +28,6 @@ class Kernels(NamedTuple):
     top2_logits: Callable[..., tuple[Tensor, Tensor, Tensor | None]]
 
 
-def automatic(device: str) -> str:
-    """The provider that `auto` means on a device such as "cpu" or "cuda:1": Triton on a GPU, tiled torch elsewhere."""
-    return "triton" if device.split(":")[0] == "cuda" else "torch"
-
-
 def provider(name: str, device: str, precision: str = "ieee") -> Kernels:
     """The four functions of the provider `name` on `device` ("cpu", "cuda", "cuda:0", ...).
 

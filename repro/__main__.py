@@ -199,7 +199,7 @@ def bench(
     only: Annotated[str | None, typer.Option("--only", help="Kernels, shapes or kernel/shape, by commas.")] = None,
     compile_all: Annotated[bool, typer.Option("--compile-all", help="Compile every configuration, too.")] = False,
     whole: Annotated[bool, typer.Option("--end-to-end", help="The whole paper beside the bare forward pass.")] = False,
-    prompts: Annotated[str, typer.Option("--prompts", help="Sizes for --end-to-end.")] = "10,30,100,300",
+    sizes: Annotated[str, typer.Option("--sizes", help="Numbers of prompts for --end-to-end.")] = "10,30,100,300",
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Processes per size for --end-to-end.")] = 1,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
@@ -208,7 +208,7 @@ def bench(
     if whole:
         from repro.endtoend import end_to_end, parse_sizes
 
-        end_to_end(spec, world.store, parse_sizes(prompts), repeats, _say)
+        end_to_end(spec, world.store, parse_sizes(sizes), repeats, _say)
         return
     from repro.bench import BenchOptions
     from repro.bench import bench as measure

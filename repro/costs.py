@@ -6,7 +6,7 @@ import json
 from math import prod
 from pathlib import Path
 
-from repro.declare import wanted
+from repro.declare import mined_positions, patched_layer, wanted
 from repro.folder import Shape
 from repro.plan import Item, Plan
 from repro.spec import DLAScatter, MineExamples, VPatch
@@ -26,13 +26,14 @@ def item_flop(item: Item) -> float:
     asked = wanted(item.experiment)
     rows = (2 * shape.n_layers + 1 if asked.sites_on_nodes else 0) + len(asked.directions)
     flop = 2.0 * tokens * heads * shape.d_model * (shape.d_head + rows) if rows else 0.0
-    if isinstance(item.experiment, VPatch) and item.context.roles is not None:
-        layers = shape.n_layers - item.context.roles.layer
+    if isinstance(item.experiment, VPatch):
+        # While the layer is not known yet, the most it can be.
+        layers = shape.n_layers - (1 if item.waits else patched_layer(item.experiment, item.context))
         flop += pass_flop(shape, item.context.n_prompts, item.length) * layers / shape.n_layers
     if isinstance(item.experiment, DLAScatter):
         flop += 2.0 * tokens * shape.d_model * shape.d_vocab
     if isinstance(item.experiment, MineExamples):
-        flop += 2.0 * item.context.n_prompts * 28 * shape.d_model * shape.d_vocab
+        flop += 2.0 * item.context.n_prompts * len(mined_positions(item.context)) * shape.d_model * shape.d_vocab
     return flop
 
 
@@ -55,8 +56,10 @@ def plan_flop(plan: Plan) -> float:
 
 def cost_line(item: Item) -> str:
     """An experiment's own cost, for `plan`; nothing where nothing is to be done."""
-    if item.state == "fresh" or item.waits:
+    if item.state == "fresh":
         return ""
+    if item.waits:
+        return f"  [at most {item_flop(item) / 1e12:.3f} TFLOP]"
     return f"  [{item_flop(item) / 1e12:.3f} TFLOP, {item_bytes(item) / 2**20:.0f} MiB]"
 
 

@@ -6,7 +6,6 @@ A seeded random model of gelu-4l's shape stands in for the paper's: time and mem
 from __future__ import annotations
 
 import json
-import os
 import resource
 import shutil
 import subprocess
@@ -42,7 +41,7 @@ def parse_sizes(text: str) -> list[int]:
     """Numbers of prompts such as `10,30,100`. Raises ReproError (exit 2)."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise ReproError(f"--prompts {text}: give numbers of prompts separated by commas, such as 10,30,100,300")
+        raise ReproError(f"--sizes {text}: give numbers of prompts separated by commas, such as 10,30,100,300")
     return [int(part) for part in parts]
 
 
@@ -200,8 +199,7 @@ def end_to_end(
 
 def _in_child(spec: Path, prompts: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "repro.endtoend", str(spec), str(prompts)]
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603 - our own interpreter and module
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own interpreter and module
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no word"])[-1]
         raise ReproError(f"end-to-end run of {prompts} prompts failed: {last}", Exit.FAILED)

@@ -39,6 +39,16 @@ class ReproError(Exception):
         return self.message
 
 
+class AbsentError(ReproError):
+    """A model or data set that is not here and cannot be fetched (exit 4): another default subject may stand in.
+
+    Not for what is here but unfit: a wrong hash or a damaged file must never be passed over.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, Exit.UNAVAILABLE)
+
+
 def worst(codes: list[Exit]) -> Exit:
     """The one exit code that stands for several."""
     return next((code for code in PRECEDENCE if code in codes), Exit.OK)

@@ -27,6 +27,8 @@ class Source:
 
     path: Path
     stamp: str = ""
+    fallback: str = ""
+    """Why this is not the subject that was wanted first; said in the subtitle."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,12 @@ def source_of(plan: Plan, experiment: str, committed: Path) -> Source | None:
     """
     item = next((item for item in plan.items if item.name == experiment), None)
     if item is not None and item.state == "fresh":
-        return Source(item.path)
+        return Source(item.path, fallback=plan.subject.fallback)
     if item is not None:
         item.refuse_damage()
     copy = committed / plan.subject.name / experiment
     if (copy / "COMMIT").is_file():
-        return Source(copy, "COMMITTED")
+        return Source(copy, "COMMITTED", plan.subject.fallback)
     return None
 
 
@@ -106,7 +108,8 @@ def _write_stamps(path: Path, stamps: Mapping[str, Any]) -> None:
 
 def _digest(figure: Figure, at: Source) -> str:
     """Changes with the data, the declaration, the drawing code and the drawing library."""
-    parts = [figure.model_dump_json(), at.stamp, at.path.name, (at.path / "COMMIT").read_text(), version("altair")]
+    parts = [figure.model_dump_json(), at.stamp, at.fallback, at.path.name, (at.path / "COMMIT").read_text()]
+    parts.append(version("altair"))
     parts += [file.read_text() for file in sorted(Path(paper_figures.__file__).parent.glob("*.py"))]
     parts.append(Path(__file__).read_text())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -117,6 +120,8 @@ def _render(name: str, figure: Figure, at: Source, out: Path) -> tuple[Path, ...
 
     dataset = read_summary(at.path)
     dataset.attrs.pop("provenance", None)
+    # Whether this subject stands in for another is a matter of now, not of when the numbers were computed.
+    dataset.attrs["fallback"] = at.fallback
     dataset.attrs.update(
         title=_filled(figure.title, dataset.attrs),
         subtitle=subtitle(dataset.attrs, at.stamp, _labels(figure)),

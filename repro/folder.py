@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from repro.errors import Exit, ReproError
+from repro.errors import AbsentError, Exit, ReproError
 
 PROMPTS = "prompts.safetensors"
 
@@ -78,7 +78,7 @@ def read_folder(path: Path, prompts: Path | None = None) -> Folder:
     unreadable, exit 2 where there are no prompts. Agreement: tests/test_folder.py.
     """
     if not path.is_dir():
-        raise ReproError(f"{path}: no such model folder", Exit.UNAVAILABLE)
+        raise AbsentError(f"{path}: no such model folder")
     config = _read_config(path / "config.json")
     weights = _weights(path)
     found = prompts if prompts is not None else path / PROMPTS

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from repro.errors import Exit, ReproError
+from repro.errors import AbsentError, Exit, ReproError
 from repro.hub_cache import RECORD, Record, alone, hash_of, read_record, record_bytes, unavailable, writing
 from repro.hub_checkpoint import to_safetensors
 from repro.hub_transfer import Hub, Listing, Progress
@@ -73,7 +73,7 @@ def fetch_model(
         if folder is not None:
             return folder
         if offline:
-            raise unavailable(f"model {repo_id} is not in the cache {cache}, and this run does not ask the hub")
+            raise AbsentError(f"model {repo_id} is not in the cache {cache}, and this run does not ask the hub")
         home.mkdir(parents=True, exist_ok=True)
         with alone(home, repo_id, timeout):
             return _held(home, wish) or _fetch(home, wish, Hub(cache, timeout, force), progress)

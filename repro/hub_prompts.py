@@ -21,7 +21,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from repro.errors import ReproError
+from repro.errors import AbsentError, ReproError
 from repro.folder import tokens_fingerprint
 from repro.hub_cache import alone, unavailable, writing
 from repro.hub_transfer import Hub, Progress
@@ -63,7 +63,7 @@ def freeze_prompts(
             return _verified(path, text, d_vocab, lock)
         if offline:
             names = ", ".join(source.dataset for source in recipe.sources)
-            raise unavailable(f"prompts from {names} are not in the cache {cache}, and this run does not ask the hub")
+            raise AbsentError(f"prompts from {names} are not in the cache {cache}, and this run does not ask the hub")
         folder.mkdir(parents=True, exist_ok=True)
         with alone(folder, "prompts", timeout):
             if not path.exists():

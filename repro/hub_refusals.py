@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from repro.errors import Exit, ReproError
+from repro.errors import AbsentError, ReproError
 from repro.records import write_durably
 
 HOUR = 3600.0
@@ -19,14 +19,14 @@ _PASSING = (408, 429, 500, 502, 503, 504)
 _SECONDS_LEFT = re.compile(r";\s*t\s*=\s*(\d+)")
 
 
-class HubError(ReproError):
+class HubError(AbsentError):
     """A hub that cannot be reached or does not give what it is asked for (exit 4).
 
     remember: seconds during which asking again would be idle. unreachable: whether nothing at all answered.
     """
 
     def __init__(self, message: str, remember: float = HOUR, unreachable: bool = False) -> None:
-        super().__init__(message, Exit.UNAVAILABLE)
+        super().__init__(message)
         self.remember = remember
         self.unreachable = unreachable
 
@@ -115,7 +115,7 @@ def _meaning(error: Exception, status: int, wait: float | None, token: str | Non
     if code == "EntryNotFound":
         return "there is no such file"
     if status in (401, 403, 404):
-        has = "the token given with HF_TOKEN opens it not" if token else "it may need a token in HF_TOKEN"
+        has = "the token given with HF_TOKEN does not give access to it" if token else "it may need a token in HF_TOKEN"
         return f"it does not exist, or is private or gated ({has})"
     if status == 429:
         return "too many requests" + (f"; it asks to wait {wait:g} s" if wait else "")

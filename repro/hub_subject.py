@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from repro.folder import Folder, read_folder, read_shape
+from repro.places import Access
 from repro.spec import HubPrompts, Loaded, Subject
-
-if TYPE_CHECKING:
-    from repro.subjects import Access
 
 
 def fetch_subject(loaded: Loaded, name: str, subject: Subject, access: Access) -> Folder:

@@ -41,7 +41,7 @@ def key_parts(
         if "erasers" in asked:
             key["erasers"] = list(context.roles.erasers)
     if "examples" in asked:
-        key["examples"] = [[list(e.tokens), e.answer, e.other, e.head, e.prompt] for e in context.examples]
+        key["examples"] = [[e.label, list(e.tokens), e.answer, e.other, e.head, e.prompt] for e in context.examples]
     return key
 
 

@@ -31,7 +31,7 @@ _NATIVE_DEFAULTS: dict[str, object] = {
     "use_qk_norm": False,
 }
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def load(folder: Folder, precision: str = "float32", device: str = "cpu") -> Model:
@@ -212,7 +212,7 @@ def _read_weights(folder: Folder) -> dict[str, Tensor]:
 def _refuse_not_finite(folder: Folder, state: dict[str, Any]) -> None:
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor):
-            raise ReproError(f"{folder.path}: {name} is no tensor", Exit.UNAVAILABLE)
+            raise ReproError(f"{folder.path}: {name} is not a tensor", Exit.UNAVAILABLE)
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ReproError(f"{folder.path}: weights of {name} are not finite (NaN or infinite)", Exit.UNAVAILABLE)
 

@@ -70,9 +70,16 @@ class Session:
         return engine
 
     def micro_batch(self, length: int) -> int:
-        """Prompts that go through the model together: as many of a unit as fit the memory asked for."""
-        per_prompt = working_bytes(self.subject.folder.shape, length, 8 if self.settings.precision == "float64" else 4)
-        return max(1, min(self.settings.unit, int(self.memory // (2 * per_prompt))))
+        """Prompts that go through the model together: as many of a unit as fit the memory asked for.
+
+        Raises ReproError (exit 2) where not even one fits.
+        """
+        width = 8 if self.settings.precision == "float64" else 4
+        fit = int(self.memory // (2 * working_bytes(self.subject.folder.shape, length, width)))
+        if fit < 1:
+            need = -(-2 * working_bytes(self.subject.folder.shape, length, width) // 2**20)
+            raise ReproError(f"--memory: one prompt of {length} tokens needs about {need} MiB on this model; give more")
+        return min(self.settings.unit, fit)
 
 
 def working_bytes(shape: Shape, length: int, width: int) -> int:
@@ -145,7 +152,7 @@ class _Pass:
         assert item.layout is not None
         if item.state == "corrupt":
             findings = repair(item.path)
-            self.session.say(f"{item.name}: {len(findings)} damaged files; what they held is computed again")
+            self.session.say(f"{item.name}: damage found ({len(findings)}); what was lost is computed again")
         provenance = _provenance(self.plan, item, self.session, self.length)
         self.results[item.name] = open_result(item.path, item.layout, self.plan.settings.unit, provenance)
         self.bound[item.name] = bind(item.experiment, item.context, self.engine)
@@ -249,7 +256,6 @@ class _Pass:
             subject=self.plan.subject.name,
             model=self.plan.subject.subject.model,
             experiment=name,
-            fallback=self.plan.subject.fallback,
             n_layers=item.context.shape.n_layers,
         )
         dataset.attrs.setdefault("examples", "named" if self.plan.subject.subject.examples != "auto" else "mined")

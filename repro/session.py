@@ -10,10 +10,11 @@ from functools import cached_property
 from pathlib import Path
 
 from repro.errors import Exit, ReproError
+from repro.places import Access, cache_folder
 from repro.plan import Plan, Settings, make_plan, select
 from repro.spec import Loaded
 from repro.spec_read import read_spec
-from repro.subjects import Access, Chosen, choose
+from repro.subjects import Chosen, choose
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -139,14 +140,6 @@ class World:
             raise ReproError(
                 f"--out {self.root}: cannot be written ({error.strerror}); choose another folder"
             ) from None
-
-
-def cache_folder() -> Path:
-    """Where models from the hub are kept: $REPRO_CACHE, else the user's cache folder."""
-    if given := os.environ.get("REPRO_CACHE"):
-        return Path(given)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "dla-erasure"
 
 
 def parse_bytes(text: str) -> int:

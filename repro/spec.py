@@ -278,7 +278,7 @@ class Run(Strict):
     """Groups of experiments that `all` runs."""
     prompts_per_unit: int = Field(default=4, gt=0)
     """Prompts computed, written and recorded together."""
-    precision: Literal["float32", "float64", "bfloat16"] = "float32"
+    precision: Literal["float32", "float64"] = "float32"
     """Floating-point type of weights and activations."""
     paper_subject: str
     """The subject whose numbers `check` compares with the published ones."""

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from repro import figures as drawing
 from repro.costs import cost_line, item_bytes, item_flop, plan_flop, remember, total_cost
 from repro.errors import Exit, ReproError
+from repro.places import cache_folder
 from repro.plan import Item, Plan
 from repro.records import COMMIT
-from repro.session import World, cache_folder, parse_bytes
+from repro.session import World, parse_bytes
 from repro.spec import HubPrompts
 from repro.subjects import Chosen
 from repro.variants import variant_lines, write_variants
@@ -48,20 +48,20 @@ def plan_rows(plan: Plan) -> list[dict[str, Any]]:
             "state": item.state,
             "why": item.why,
             "key": item.path.name or None,
-            "flop": None if item.waits else item_flop(item),
+            "flop": item_flop(item),
             "bytes": None if item.waits else item_bytes(item),
         }
         for item in plan.items
     ]
 
 
-def run(world: World, subject: Chosen, names: Sequence[str] | None = None) -> tuple[Plan, list[Exit]]:
+def run(world: World, subject: Chosen) -> tuple[Plan, list[Exit]]:
     """Computes everything that is not fresh, roles first; plans anew until nothing waits.
 
     Returns the last plan and the exit codes of what went wrong.
     """
     memory = parse_bytes(world.request.memory)
-    plan = world.plan(subject, names)
+    plan = world.plan(subject)
     codes: list[Exit] = []
     if plan.todo or world.request.fresh:
         world.check_writable()
@@ -87,7 +87,7 @@ def run(world: World, subject: Chosen, names: Sequence[str] | None = None) -> tu
         flop += plan_flop(plan)
         outcomes = execute(plan, items, session)
         failed |= {outcome.name for outcome in outcomes if outcome.error}
-        plan = world.plan(subject, names)
+        plan = world.plan(subject)
     if session is not None:
         spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in session.seconds.items())
         world.say(f"time: {spent}")
@@ -141,6 +141,7 @@ def draw(world: World, plan: Plan) -> list[drawing.Drawn]:
 def check(world: World, plan: Plan) -> list[Exit]:
     """Compares the numbers with the published ones and writes check.md and check.json beside the figures."""
     from repro import check as checking
+    from repro.published import PAPER_PROMPTS
     from repro.report import Heading, summary_line, write_report
     from repro.store import read_raw, read_summary
 
@@ -153,7 +154,7 @@ def check(world: World, plan: Plan) -> list[Exit]:
         subject_is_papers=own,
         n_prompts=min(n_prompts, world.settings.prompts or n_prompts),
         n_positions=n_positions,
-        same_prompts=own and isinstance(plan.subject.subject.prompts, HubPrompts),
+        same_prompts=own and _recipe(plan.subject) == PAPER_PROMPTS,
     )
     rows = checking.check(
         results,
@@ -171,11 +172,15 @@ def check(world: World, plan: Plan) -> list[Exit]:
         world.say(f"variants: {write_variants(lines, out, plan.subject.name)}")
     if not own:
         paper = world.loaded.spec.run.paper_subject
-        world.say(
-            f"  published numbers belong to {paper}; {plan.subject.name} is another model and proves nothing of them"
-        )
+        world.say(f"  published numbers belong to {paper}; {plan.subject.name} is another model")
     code = checking.exit_code(rows)
     return [] if code == Exit.OK else [code]
+
+
+def _recipe(subject: Chosen) -> object:
+    """The recipe of a subject's prompts from the hub."""
+    prompts = subject.subject.prompts
+    return prompts.model_dump(mode="json") if isinstance(prompts, HubPrompts) else None
 
 
 def _result(world: World, plan: Plan, name: str) -> Path | None:
@@ -230,7 +235,8 @@ def verify(world: World) -> list[Exit]:
     findings = look(world.store) if world.store.is_dir() else []
     for finding in findings:
         world.say(str(finding))
-    world.say(f"verify: {len(findings)} findings in {world.store}")
+    found = f"{len(findings)} finding{'s' if len(findings) > 1 else ''}" if findings else "nothing damaged"
+    world.say(f"verify: {found} in {world.store}")
     return [Exit.CORRUPT] if findings else []
 
 

@@ -103,12 +103,15 @@ class Batch:
         """One of the wanted directions: [B, P, D]."""
         return self.directions[self.wanted.directions.index(name)]
 
+    def _components(self) -> Tensor:
+        """What is projected: the sites, if they are wanted, and the directions, filled in."""
+        directions = self.directions
+        return self.trace.sites if self.wanted.sites_on_nodes else directions
+
     @cached_property
     def _inner(self) -> list[tuple[Tensor, Tensor]]:
         """Per layer, sites and directions on every head: (num [S + N, H, B, P], norm2 [H, B, P])."""
-        of = self.trace.sites if self.wanted.sites_on_nodes else self.directions
-        if self.wanted.directions:
-            assert self.directions is not None
+        of = self._components()
         blocks = self.engine.model.blocks
         project = self.engine.kernels.projection
         return [project(seen.z, blocks[layer].W_O, of) for layer, seen in enumerate(self.trace.attention)]
@@ -116,7 +119,7 @@ class Batch:
     @cached_property
     def _inner_mlp(self) -> list[tuple[Tensor, Tensor]]:
         """The same for the MLPs: (num [S + N, B, P], norm2 [B, P])."""
-        of = self.trace.sites if self.wanted.sites_on_nodes else self.directions
+        of = self._components()
         return [self.engine.kernels.projection_onto_vectors(out, of) for out in self.trace.mlp_out]
 
     def sites_on_heads(self, layer: int) -> tuple[Tensor, Tensor]:

@@ -4,29 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from repro.errors import Exit, ReproError
+from repro.errors import AbsentError, Exit, ReproError
 from repro.folder import Folder, read_folder, read_prompts, weights_fingerprint
 from repro.layout import RESERVED_SUBJECTS
 from repro.names import did_you_mean, heads, layer_of, listing
+from repro.places import Access, cache_folder
 from repro.spec import NAME, Loaded, Subject
-
-
-@dataclass(frozen=True)
-class Access:
-    """Whether and how the hub may be asked."""
-
-    cache: Path
-    offline: bool = False
-    ask: bool = True
-    """False: only what is cached counts, and nothing is ever asked (plan, figures, check)."""
-    insist: bool = False
-    """The user named the subject: a refusal remembered from before is tried again."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +27,6 @@ class Chosen:
     folder: Folder
     fallback: str = ""
     """Why another subject than the first was taken; empty if it was the first."""
-    _cache: dict[str, object] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def tokens(self) -> np.ndarray:
@@ -106,9 +94,7 @@ def choose(loaded: Loaded, name: str | None, access: Access) -> Chosen:
     for candidate in loaded.spec.run.default_subjects:
         try:
             found = _at_hand(loaded, candidate, loaded.spec.subject[candidate], access)
-        except ReproError as error:
-            if error.code != Exit.UNAVAILABLE:
-                raise
+        except AbsentError as error:
             reasons.append(f"{candidate} cannot be had here ({error.message})")
             continue
         return Chosen(found.name, found.subject, found.folder, "; ".join(reasons))
@@ -150,7 +136,7 @@ def _local(loaded: Loaded, name: str, subject: Subject, access: Access) -> Folde
     if here.is_dir():
         return read_folder(here, prompts)
     if subject.model.count("/") != 1 or subject.model.startswith((".", "/", "~")):
-        raise ReproError(f"[subject.{name}] model: {here}: no such model folder", Exit.UNAVAILABLE)
+        raise AbsentError(f"[subject.{name}] model: {here}: no such model folder")
     from repro.hub_subject import fetch_subject
 
     return fetch_subject(loaded, name, subject, access)
@@ -180,8 +166,6 @@ def mined_from(attrs: dict[str, object]) -> list[dict[str, object]]:
 
 def listed(loaded: Loaded) -> list[dict[str, str]]:
     """The declared subjects and whether each can be had without asking anyone."""
-    from repro.session import cache_folder
-
     rows = []
     for name, subject in loaded.spec.subject.items():
         try:

@@ -12,6 +12,7 @@ import xarray as xr
 
 from repro.declare import Context, mined_positions, patched_layer
 from repro.layout import Layout
+from repro.names import layer_of
 from repro.reduce import QUANTILE_LABELS, density, fit_line, quantiles, quantiles_along, variance_shares
 from repro.roles import choose_erasers, choose_examples, choose_writer, distinct_other_heads
 from repro.spec import (
@@ -118,11 +119,13 @@ def _(experiment: Projection, context: Context, raw: Raw, once: Mapping[str, Any
     bands, shares = [], []
     for index in range(len(sites)):
         values = raw.read("pr", site=index)
-        bands.append(quantiles_along(values.T, experiment.quantiles, axes=1)[0])
+        bands.append(quantiles_along(values[:, _window(experiment)].T, experiment.quantiles, axes=1)[0])
         shares.append(variance_shares(values[:, _window(experiment)]))
     dataset = _dataset(raw, {"pr": (("quantile", "site", "position"), np.stack(bands, 1))})
     dataset["variance_share"] = (("source", "site"), np.stack(shares, 1))
-    return dataset.assign_coords(source=["prompt", "position", "interaction"], position=np.arange(context.n_positions))
+    return dataset.assign_coords(
+        source=["prompt", "position", "interaction"], position=np.arange(context.n_positions)[_window(experiment)]
+    )
 
 
 @reduced.register
@@ -212,7 +215,7 @@ def _(experiment: FindErasers, context: Context, raw: Raw, once: Mapping[str, An
     choice = choose_erasers(medians, context.known.found, experiment.bar)
     dataset["layer_sum"] = ("layer", np.array(list(choice.layer_sums.values())))
     dataset = dataset.assign_coords(layer=list(choice.layer_sums))
-    dataset.attrs.update(erasers=list(choice.erasers), layer=int(choice.erasers[0].split("H")[0][1:]))
+    dataset.attrs.update(erasers=list(choice.erasers), layer=layer_of(choice.erasers[0]))
     dataset.attrs.update(writer=context.known.writer, found=choice.found, roles="auto")
     return dataset
 

@@ -52,6 +52,6 @@ def test_rows_are_kept_and_a_failure_is_a_sentence(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize("text", ["", "x", "10,-3", "0"])
 def test_sizes_are_refused(text: str) -> None:
-    with pytest.raises(ReproError, match="--prompts"):
+    with pytest.raises(ReproError, match="--sizes"):
         endtoend.parse_sizes(text)
     assert endtoend.parse_sizes("10, 300") == [10, 300]

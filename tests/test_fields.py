@@ -20,11 +20,12 @@ from repro import figures as drawing
 from repro import hub_prompts
 from repro.figures import Source
 from repro.hub_subject import fetch_subject
+from repro.places import Access
 from repro.plan import Plan, make_plan, select
 from repro.session import Request, World
 from repro.spec import Figure, Spec
 from repro.store import read_summary
-from repro.subjects import Access, listed
+from repro.subjects import listed
 from repro.variants import variant_pairs
 from tests.runs import cli, toml
 from tests.test_folder import make

@@ -197,11 +197,11 @@ def test_a_pth_file_is_the_same_model(folders: dict[str, Path], tmp_path: Path) 
     ours, theirs = (load(read_folder(path)) for path in (tmp_path, folders["native"]))
     assert torch.equal(ours.blocks[1].W_QKV, theirs.blocks[1].W_QKV)
     torch.save({"embed.W_E": "no tensor"}, tmp_path / "gelu_final.pth")
-    assert "embed.W_E is no tensor" in refusal(tmp_path)
+    assert "embed.W_E is not a tensor" in refusal(tmp_path)
 
 
 def test_precision_is_that_of_every_tensor(folders: dict[str, Path]) -> None:
-    for precision, dtype in (("float32", torch.float32), ("float64", torch.float64), ("bfloat16", torch.bfloat16)):
+    for precision, dtype in (("float32", torch.float32), ("float64", torch.float64)):
         ours = load(read_folder(folders["llama"]), precision)
         assert ours.rotary is not None
         tensors = [ours.W_E, ours.W_U, ours.b_U, ours.rotary.cos]

@@ -185,15 +185,6 @@ def test_triton_on_a_cpu_needs_its_interpreter(monkeypatch: pytest.MonkeyPatch) 
         select.provider("triton", "cpu")
 
 
-def test_automatic_choice() -> None:
-    assert [select.automatic(device) for device in ("cpu", "cuda", "cuda:1", "mps")] == [
-        "torch",
-        "triton",
-        "triton",
-        "torch",
-    ]
-
-
 def _refusal(device: str = "cpu", asked: str = "ieee", **tensors: Tensor) -> str:
     with pytest.raises(UnsupportedError) as refused:
         precision.check("projection", torch.device(device), asked, **tensors)

@@ -10,7 +10,8 @@ import pytest
 
 from repro import session
 from repro.errors import PRECEDENCE, Exit, ReproError, worst
-from repro.session import Request, World, cache_folder, parse_bytes
+from repro.places import cache_folder
+from repro.session import Request, World, parse_bytes
 from tests.runs import SPECS
 
 MINIMAL = SPECS / "minimal.toml"

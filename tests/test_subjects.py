@@ -11,9 +11,10 @@ import pytest
 
 from repro import subjects as under_test
 from repro.errors import Exit, ReproError
+from repro.places import Access
 from repro.spec import Loaded
 from repro.spec_read import read_spec
-from repro.subjects import Access, Chosen, Tokenizer, choose, listed
+from repro.subjects import Chosen, Tokenizer, choose, listed
 from tests.runs import toml
 from tests.test_folder import TL, make
 

@@ -123,7 +123,8 @@ def test_by_position(reduce: Reduce) -> None:
     )
     dataset, arrays = reduce(experiment, small("gpt2"))
     values = arrays["pr"].astype(np.float64)
-    expected = np.quantile(values, (0.25, 0.5, 0.75), axis=1)
+    expected = np.quantile(values[:, :, 1:11], (0.25, 0.5, 0.75), axis=1)
+    assert dataset["position"].values.tolist() == list(range(1, 11))
     np.testing.assert_allclose(dataset["pr"].transpose("quantile", "site", "position"), expected, rtol=1e-6)
     assert dataset["source"].values.tolist() == ["prompt", "position", "interaction"]
     for site, shares in zip(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from repro.names import layer_of
+from repro.names import head_index, layer_of
 from repro.spec import Projection
 from repro.stream import Batch, eraser_rows
 
@@ -57,7 +57,7 @@ def nodes_on_writer(batch: Batch) -> Tensor:
         if layer == batch.roles.layer:
             erasers = heads[eraser_rows(batch.roles)].sum(0)
         if layer == writer_layer:
-            index = int(batch.roles.writer.split("H")[1])
+            index = head_index(batch.roles.writer)[1]
             heads = torch.cat((heads[:index], heads[index + 1 :]))
         rows += [heads, (batch.mlp_on("writer", layer) / batch.writer_norm2)[None]]
     assert erasers is not None

@@ -1,0 +1,74 @@
+"""The README's commands run, and its tables are what the program has."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from repro.spec_read import read_spec
+from tests.runs import PAPER, ROOT, cli
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line.split("#")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+]
+OURS = [line for line in COMMANDS if line.startswith("python -m repro")]
+
+
+def test_the_readme_has_its_commands() -> None:
+    assert "make paper" in COMMANDS
+    assert "make test" in COMMANDS
+    assert len(OURS) >= 5
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {"paper", "test"} <= set(targets)
+
+
+@pytest.fixture(scope="module")
+def place(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's spec with the README's own subject, and a toy where the bundled model is."""
+    root = tmp_path_factory.mktemp("readme")
+    (subject,) = re.findall(r"```toml\n(\[subject\.mine\].*?)```", README, re.DOTALL)
+    (root / "repro" / "subjects").mkdir(parents=True)
+    shutil.copytree(folders["native"], root / "repro" / "subjects" / "mini")
+    shutil.copytree(folders["native"], root / "path" / "to" / "folder")
+    shutil.copy(folders["native"] / "prompts.safetensors", root / "path" / "to" / "prompts.safetensors")
+    (root / "experiments.toml").write_text(PAPER.read_text() + "\n" + subject)
+    return root
+
+
+@pytest.mark.parametrize("command", OURS)
+def test_a_command_of_the_readme_runs(command: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    words = shlex.split(command)[3:]
+    if words[0] == "bench":
+        words = [*words, "--help"]
+    ran = cli(*words)
+    assert ran.code == 0, ran.text
+
+
+def test_the_worked_example_is_the_specs_own_entry() -> None:
+    (entry,) = re.findall(r"```toml\n(\[experiment\.pr_by_position\].*?)```", README, re.DOTALL)
+    declared = PAPER.read_text()
+    assert all(line in declared for line in entry.splitlines())
+
+
+def test_every_experiment_of_the_paper_is_in_the_table() -> None:
+    spec = read_spec(PAPER).spec
+    for name, experiment in spec.experiment.items():
+        if experiment.group == "paper":
+            assert f"| `{name}` |" in README
+
+
+def test_every_command_is_in_the_table() -> None:
+    offered = re.findall(r"^  (\w+)  ", cli("--help").out, re.MULTILINE)
+    assert len(offered) >= 8
+    for name in offered:
+        assert f"| `python -m repro {name}" in README, name
+    for path in re.findall(r"\]\(([^)#]+)\)", README):
+        assert path.startswith("http") or (ROOT / path).exists(), path
