@@ -247,7 +247,7 @@ def test_kernels_and_memory_change_speed_and_not_what_is_found(finished: Finishe
     run = finished("native")
     ours = read_raw(run.result("v_patch"))
     found = {}
-    for name, options in {"reference": ["--kernels", "reference"], "small": ["--memory", "1MiB"]}.items():
+    for name, options in {"reference": ["--kernels", "reference"], "small": ["--memory", "600KiB"]}.items():
         out = tmp_path / name
         shutil.copytree(run.out / "store", out / "store")
         if name == "small":
