@@ -13,8 +13,9 @@ import typer
 
 from repro.errors import Exit, ReproError, worst
 
-# Read by OpenMP when torch loads it: threads that wait by spinning take a busy machine's cores from those that work.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Read by GNU OpenMP when torch loads it: threads that wait by spinning for long take a busy machine's cores from those
+# that work, and threads that sleep at once make many small products slow.
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 app = typer.Typer(
     add_completion=False,

@@ -108,7 +108,7 @@ def _write_stamps(path: Path, stamps: Mapping[str, Any]) -> None:
 
 def _digest(figure: Figure, at: Source) -> str:
     """Changes with the data, the declaration, the drawing code and the drawing library."""
-    parts = [figure.model_dump_json(), at.stamp, at.fallback, at.path.name, (at.path / "COMMIT").read_text()]
+    parts = [figure.model_dump_json(), at.stamp, str(bool(at.fallback)), at.path.name, (at.path / "COMMIT").read_text()]
     parts.append(version("altair"))
     parts += [file.read_text() for file in sorted(Path(paper_figures.__file__).parent.glob("*.py"))]
     parts.append(Path(__file__).read_text())

@@ -18,7 +18,7 @@ if not any(Path("/dev").glob("nvidia[0-9]*")):
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Before anything imports torch: the same waiting as under `python -m repro`.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 KINDS = ("native", "gpt2", "llama")
 

@@ -50,6 +50,7 @@ class Turned:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The paper's cases at a tiny shape, small meters, no compilers."""
     monkeypatch.setattr(cases, "SHAPES", (TINY, replace(TINY, name="paper4", prompts=4)))
+    monkeypatch.setattr(cases, "CPU_SHAPES", ("paper",))
     monkeypatch.setattr(roofline, "COPY_BYTES", {"cpu": 1 << 16, "cuda": 1 << 16})
     monkeypatch.setattr(roofline, "MATMUL_SIZE", {"cpu": 64, "cuda": 64})
     without = tuple(entry for entry in bench_providers.PROVIDERS if not entry.compiles)

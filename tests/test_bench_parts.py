@@ -115,10 +115,12 @@ def test_budgets_are_read(text: str, seconds: float) -> None:
 def test_cases_are_declared_and_selected() -> None:
     names = [case.name for case in cases.every()]
     assert len(names) == len(set(names)) == 21
-    assert [case.name for case in cases.select(None, "cpu")] == [f"{kernel.name}/paper" for kernel in cases.KERNELS]
+    assert [case.name for case in cases.select(None, "cpu")] == [
+        f"{kernel.name}/{shape}" for shape in cases.CPU_SHAPES for kernel in cases.KERNELS
+    ]
     assert len(cases.select(None, "cuda")) == len(names)
     assert [case.name for case in cases.select("projection, pythia", "cpu")] == [
-        "projection/paper",
+        *(f"projection/{shape}" for shape in cases.CPU_SHAPES),
         *(f"{kernel.name}/pythia" for kernel in cases.KERNELS),
     ]
     assert [case.name for case in cases.select("v_composition/writers", "cpu")] == ["v_composition/writers"]
