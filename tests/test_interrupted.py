@@ -7,12 +7,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from repro import measures
-from repro import run as running
+from repro.compute import Work
 from repro.errors import Exit
+from repro.loop import Filled
 from repro.spec import MineExamples, VPatch
 from repro.store import read_summary
 from tests.runs import PAPER, Run, cli, contents, lasting
@@ -25,15 +25,15 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(
     folders: dict[str, Path], finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = folders["native"]
-    real, calls = running._Pass._unit, []
+    real, calls = Work.unit, []
 
-    def interrupted(self: running._Pass, unit: int, active: list[str]) -> dict[str, dict[str, np.ndarray]]:
+    def interrupted(self: Work, unit: int, names: list[str]) -> dict[str, Filled]:
         calls.append(unit)
         if len(calls) == 6:
             raise KeyboardInterrupt
-        return real(self, unit, active)
+        return real(self, unit, names)
 
-    monkeypatch.setattr(running._Pass, "_unit", interrupted)
+    monkeypatch.setattr(Work, "unit", interrupted)
     out = ("--spec", PAPER, "--subject", model, "--out", tmp_path)
     first = cli("run", *out)
     assert first.code == Exit.INTERRUPTED
