@@ -17,8 +17,11 @@ lint: $(VENV)/.ready
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
+# Kills, bit flips and fuzzing run beside everything else: they wait for disks and processes more than they compute.
 unit: $(VENV)/.ready
-	$(PY) -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=90 $(PYTEST_ARGS)
+	@$(PY) -m pytest -m faults > .faults.log 2>&1 & faults=$$!; \
+	$(PY) -m pytest -m "not faults" --cov --cov-report=term:skip-covered --cov-fail-under=90 $(PYTEST_ARGS); main=$$?; \
+	wait $$faults; code=$$?; cat .faults.log; test $$main = 0 && test $$code = 0
 
 # torch first, by its exact pin: a looser request would fetch several gigabytes of CUDA packages.
 $(VENV)/.ready: constraints.txt pyproject.toml

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,6 +41,11 @@ Out = Annotated[
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Never ask the hub; only what is cached counts.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Compute and draw anew what is already there.")]
+Watchdog = Annotated[
+    str, typer.Option("--watchdog", help="End a run in which no unit is finished for so long; 0: never.")
+]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Compute in N processes on this machine.")]
+Scheduler = Annotated[str | None, typer.Option("--scheduler", help="Compute on an existing dask cluster, tcp://…")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 DEFAULT_SPEC = Path("experiments.toml")
 
@@ -66,14 +73,15 @@ def _end(codes: list[Exit]) -> None:
 def all_(
     spec: Spec = DEFAULT_SPEC, subject: SubjectName = None, only: Only = "", prompts: Prompts = None,
     device: Device = "auto", kernels: KernelChoice = "auto", memory: Memory = "2GiB", out: Out = None,
-    offline: Offline = False, fresh: Fresh = False,
+    offline: Offline = False, fresh: Fresh = False, watchdog: Watchdog = "30m", workers: Workers = None,
+    scheduler: Scheduler = None,
 ) -> None:  # fmt: skip
     """Plan, run, figures, check: the whole paper."""
     from repro import stages
 
     world = _world(
         _say, only, spec=spec, subject=subject, prompts=prompts, device=device, kernels=kernels, memory=memory, out=out,
-        offline=offline, fresh=fresh,
+        offline=offline, fresh=fresh, watchdog=watchdog, workers=workers, scheduler=scheduler,
     )  # fmt: skip
     chosen = world.choose(ask=True)
     stages.announce(world, chosen)
@@ -106,14 +114,14 @@ def run(
     names: Annotated[list[str] | None, typer.Argument(help="Experiments, figures, groups; nothing: all.")] = None,
     spec: Spec = DEFAULT_SPEC, subject: SubjectName = None, prompts: Prompts = None, device: Device = "auto",
     kernels: KernelChoice = "auto", memory: Memory = "2GiB", out: Out = None, offline: Offline = False,
-    fresh: Fresh = False,
+    fresh: Fresh = False, watchdog: Watchdog = "30m", workers: Workers = None, scheduler: Scheduler = None,
 ) -> None:  # fmt: skip
     """Computes experiments that are not fresh and commits them to the store."""
     from repro import stages
 
     world = _world(
         _say, ",".join(names or ()), spec=spec, subject=subject, prompts=prompts, device=device, kernels=kernels,
-        memory=memory, out=out, offline=offline, fresh=fresh,
+        memory=memory, out=out, offline=offline, fresh=fresh, watchdog=watchdog, workers=workers, scheduler=scheduler,
     )  # fmt: skip
     chosen = world.choose(ask=True)
     stages.announce(world, chosen)
@@ -220,6 +228,9 @@ def bench(
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code; every expected failure is a sentence, not a traceback."""
+    if threading.current_thread() is threading.main_thread():
+        # A request to end is an interruption: claims are given back, and the exit code says that the run can go on.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         result = app(args=arguments, standalone_mode=False)
     except ReproError as error:

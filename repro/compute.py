@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from operator import or_
 
 import numpy as np
 import torch
 
 from repro.declare import wanted
-from repro.errors import ReproError
-from repro.failures import Failures, Say
+from repro.errors import Exit, ReproError
+from repro.failures import Failures, NoMemoryError, Say, memory_told
 from repro.folder import Shape
+from repro.heap import keep_freed_memory
 from repro.layout import Layout
 from repro.loop import Filled
 from repro.measures import Bound, bind
 from repro.model import load
 from repro.plan import Item, Plan, Settings
+from repro.quarantine import NOTE
 from repro.stream import Batch, Engine
 from repro.subjects import Chosen
+from repro.watchdog import Watchdog
 
 NUMPY_TYPES = {"float32": torch.float32, "int32": torch.int32}
 
@@ -34,7 +38,12 @@ class Session:
     settings: Settings
     memory: int
     say: Say
+    watchdog: Watchdog = field(default_factory=Watchdog)
     seconds: dict[str, float] = field(default_factory=dict)
+    at_most: int | None = None
+    """Largest micro-batch since memory ran out."""
+    unfit: set[int] = field(default_factory=set)
+    """Prompts already told to be left out."""
 
     @cached_property
     def engine(self) -> Engine:
@@ -43,6 +52,7 @@ class Session:
         from repro.kernels.select import provider
 
         started = time.perf_counter()
+        keep_freed_memory()
         try:
             kernels = provider(self.settings.kernels, self.settings.device)
         except KernelError as error:
@@ -61,7 +71,21 @@ class Session:
         if fit < 1:
             need = -(-2 * working_bytes(self.subject.folder.shape, length, width) // 2**20)
             raise ReproError(f"--memory: one prompt of {length} tokens needs about {need} MiB on this model; give more")
-        return min(self.settings.unit, fit)
+        return min(self.settings.unit, fit, self.at_most or fit)
+
+    def halve(self, micro_batch: int) -> None:
+        """After memory ran out: half as many prompts at once for the rest of the run, and what is cached is freed."""
+        self.at_most = micro_batch // 2
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.say(f"out of memory with {micro_batch} prompts at once; going on with {self.at_most} (--memory sets it)")
+
+    def leave_out(self, prompts: Iterable[int]) -> None:
+        """Says of each prompt once that it is left out."""
+        for prompt in sorted(set(prompts) - self.unfit):
+            self.say(f"prompt {prompt}: the model's activations are not finite; left out")
+            self.unfit.add(prompt)
 
 
 def working_bytes(shape: Shape, length: int, width: int) -> int:
@@ -89,21 +113,61 @@ class Work:
     def unit(self, unit: int, names: Sequence[str]) -> dict[str, Filled]:
         """All arrays of one unit for the named experiments, computed micro-batch by micro-batch.
 
-        An experiment that fails is left out, and its error kept.
+        An experiment that fails is left out, and its error kept. Where memory runs out the unit is computed again with
+        half the micro-batch, and noted so; a prompt with activations that are not finite is NaN, and noted so.
+        Agreement: tests/test_trouble.py, tests/test_quarantine.py.
         """
+        while True:
+            step = self.session.micro_batch(self.length)
+            try:
+                with memory_told():
+                    return self._unit(unit, names, step)
+            except NoMemoryError:
+                pass  # left first: the error holds on to what was computed
+            if step == 1:
+                raise self._too_big()
+            self.session.halve(step)
+
+    def _unit(self, unit: int, names: Sequence[str], step: int) -> dict[str, Filled]:
         size = self.plan.settings.unit
         stop = max(self.items[name].context.n_prompts for name in names)
         rows = range(unit * size, min((unit + 1) * size, stop))
-        parts: dict[str, list[dict[str, torch.Tensor]]] = {name: [] for name in names}
-        step = self.session.micro_batch(self.length)
+        shares = {name: _Share(rows.start) for name in names}
         for first in range(rows.start, rows.stop, step):
             for batch, wanting in self._batches(first, min(first + step, rows.stop), names):
                 for name in wanting:
-                    self.failures.guard(
-                        name,
-                        lambda n=name, b=batch: parts[n].append(self.bound[n].compute(b)),  # type: ignore[misc]
-                    )
-        return {name: Filled(self._joined(name, parts[name])) for name in names if name not in self.failures}
+                    action = partial(self._compute, self.bound[name], batch, shares[name])
+                    self.failures.guard(name, partial(self._fitting, step, action))
+        for name in names:
+            self.failures.guard(name, partial(self._fitting, step, partial(self._join, name, shares[name])))
+        self.session.leave_out(prompt for share in shares.values() for prompt in share.unfit)
+        halved = {} if self.session.at_most is None else {"micro_batch": step}
+        return {
+            name: Filled(share.arrays, halved | ({NOTE: share.unfit} if share.unfit else {}))
+            for name, share in shares.items()
+            if name not in self.failures
+        }
+
+    def _fitting(self, step: int, action: Callable[[], None]) -> None:
+        """An action that may run out of memory; with single prompts that is the experiment's failure."""
+        try:
+            with memory_told():
+                action()
+        except NoMemoryError:
+            if step > 1:
+                raise
+            raise self._too_big() from None
+
+    def _too_big(self) -> ReproError:
+        return ReproError(
+            f"out of memory with a single prompt of {self.length} tokens, which no --memory makes smaller: use prompts "
+            "of fewer tokens, free some memory, or try --device cpu",
+            Exit.FAILED,
+        )
+
+    def _compute(self, bound: Bound, batch: Batch, share: _Share) -> None:
+        share.unfit += [batch.first_prompt + row for row in batch.unfit]
+        share.parts.append(bound.compute(batch))
 
     def _batches(self, first: int, last: int, names: Sequence[str]) -> Iterator[tuple[Batch, list[str]]]:
         """The prompts first to last; cut where an experiment ends inside, so that each sees only its own."""
@@ -120,12 +184,24 @@ class Work:
             yield Batch(self.session.engine, placed, start, roles, asked), wanting
             start = end
 
-    def _joined(self, name: str, parts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, np.ndarray]:
+    def _join(self, name: str, share: _Share) -> None:
+        """One array per variable; prompts left out become NaN, or -1 where the type has no NaN."""
         layout = self.items[name].layout
         assert isinstance(layout, Layout)
-        arrays = {}
+        rows = [prompt - share.first_prompt for prompt in share.unfit]
         for variable in layout.variables:
             axis = variable.dims.index("prompt")
-            joined = torch.cat([part[variable.name] for part in parts], dim=axis)
-            arrays[variable.name] = joined.to("cpu", NUMPY_TYPES[variable.dtype]).numpy()
-        return arrays
+            joined = torch.cat([part[variable.name] for part in share.parts], dim=axis)
+            array = joined.to("cpu", NUMPY_TYPES[variable.dtype]).numpy()
+            array[(slice(None),) * axis + (rows,)] = np.nan if array.dtype.kind == "f" else -1
+            share.arrays[variable.name] = array
+
+
+@dataclass
+class _Share:
+    """What one experiment gets of one unit: what was computed, then its arrays; and which prompts are left out."""
+
+    first_prompt: int
+    parts: list[Mapping[str, torch.Tensor]] = field(default_factory=list)
+    unfit: list[int] = field(default_factory=list)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)

@@ -1,8 +1,10 @@
-"""What a plan will cost: FLOP, bytes, and seconds at the rate this machine has shown."""
+"""What a plan will cost: FLOP, bytes, and seconds at the rate this machine has shown; and afterwards what it took."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
@@ -12,6 +14,22 @@ from repro.plan import Item, Plan
 from repro.spec import DLAScatter, MineExamples, VPatch
 
 RATES = "rates.json"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What computing something is predicted to take."""
+
+    flop: float = 0.0
+    size: int = 0
+    """Bytes of raw results, before compression."""
+    seconds: float | None = 0.0
+    """Of passes and reductions; None where this machine has not shown its rate yet."""
+
+    def __add__(self, other: Cost) -> Cost:
+        known = self.seconds is not None and other.seconds is not None
+        seconds = self.seconds + other.seconds if known else None  # type: ignore[operator]
+        return Cost(self.flop + other.flop, self.size + other.size, seconds)
 
 
 def pass_flop(shape: Shape, prompts: int, length: int) -> float:
@@ -44,23 +62,80 @@ def item_bytes(item: Item) -> int:
     return sum(4 * prod(item.layout.shape(variable)) for variable in item.layout.variables)
 
 
+def lacking(item: Item) -> float:
+    """The share of an experiment that is still to be computed, counted in units: less than 1 where it was begun."""
+    word, _, counts = item.state.partition(" ")
+    if word == "fresh":
+        return 0.0
+    if word != "partial":
+        return 1.0
+    present, units = counts.split("/")
+    return 1 - int(present) / int(units)
+
+
+def _flop(items: Sequence[Item]) -> float:
+    """FLOP of some experiments together: one pass per length, and what each adds."""
+    passes = 0.0
+    for length in {item.length for item in items}:
+        group = [item for item in items if item.length == length]
+        most = max(group, key=lambda item: item.context.n_prompts * lacking(item))
+        passes += pass_flop(most.context.shape, most.context.n_prompts, length) * lacking(most)
+    return passes + sum(item_flop(item) * lacking(item) for item in items)
+
+
 def plan_flop(plan: Plan) -> float:
     """FLOP of everything that can be computed now: one pass per length, and what each experiment adds."""
-    todo = plan.todo
-    passes = sum(
-        pass_flop(todo[0].context.shape, max(item.context.n_prompts for item in todo if item.length == length), length)
-        for length in {item.length for item in todo}
+    return _flop(plan.todo)
+
+
+def predict(plan: Plan, folder: Path, items: Sequence[Item] | None = None) -> Cost:
+    """What computing some of a plan's experiments will take; nothing named: all that can be computed now.
+
+    folder: where `remember` keeps this machine's rate. Agreement: tests/test_costs.py.
+    """
+    chosen = plan.todo if items is None else items
+    flop, rate = _flop(chosen), _rates(folder).get(_name(plan))
+    size = sum(item_bytes(item) * lacking(item) for item in chosen)
+    return Cost(flop, round(size), flop / rate if rate else None)
+
+
+def compared(predicted: Cost, seconds: float, written: int) -> str:
+    """Predicted against actual in one line, for after a run.
+
+    seconds: what its passes and reductions took; written: bytes that it added to the store, compressed.
+    Agreement: tests/test_costs.py.
+    """
+    took = f"took {_seconds(seconds)}"
+    if predicted.seconds is None:
+        time = f"{took}, not predicted: this machine had not run such a model before"
+    else:
+        off = f" ({seconds / predicted.seconds - 1:+.0%})" if predicted.seconds >= 1 else ""
+        time = f"predicted {_seconds(predicted.seconds)}, {took}{off}"
+    rate = f" at {predicted.flop / seconds / 1e12:.2g} TFLOP/s" if seconds > 0 else ""
+    return (
+        f"{time}; {predicted.flop / 1e12:.3g} TFLOP{rate}; {predicted.size / 2**20:.0f} MiB predicted, "
+        f"{written / 2**20:.0f} MiB written"
     )
-    return passes + sum(item_flop(item) for item in todo)
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+
+
+def on_disk(items: Iterable[Item]) -> int:
+    """Bytes that some experiments' results take in the store now."""
+    folders = [item.path for item in items if not item.waits]
+    return sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
 
 
 def cost_line(item: Item) -> str:
-    """An experiment's own cost, for `plan`; nothing where nothing is to be done."""
+    """What is left of an experiment's own cost, for `plan`; nothing where nothing is to be done."""
     if item.state == "fresh":
         return ""
     if item.waits:
         return f"  [at most {item_flop(item) / 1e12:.3f} TFLOP]"
-    return f"  [{item_flop(item) / 1e12:.3f} TFLOP, {item_bytes(item) / 2**20:.0f} MiB]"
+    share = lacking(item)
+    return f"  [{item_flop(item) * share / 1e12:.3f} TFLOP, {item_bytes(item) * share / 2**20:.0f} MiB]"
 
 
 def total_cost(plan: Plan, folder: Path) -> str:
@@ -69,15 +144,17 @@ def total_cost(plan: Plan, folder: Path) -> str:
     if not todo:
         waiting = [item.name for item in plan.items if item.waits]
         return f"nothing to compute; waiting: {', '.join(waiting)}" if waiting else "nothing to compute"
-    flop, size = plan_flop(plan), sum(item_bytes(item) for item in todo)
+    cost = predict(plan, folder)
     lengths = sorted({item.length for item in todo})
-    rate = _rates(folder).get(_name(plan))
-    seconds = f"about {flop / rate:.0f} s at this machine's last rate" if rate else "time unknown before a first run"
+    seconds = "time unknown before a first run"
+    if cost.seconds is not None:
+        seconds = f"about {cost.seconds:.0f} s at this machine's last rate"
     later = sum(item.waits for item in plan.items)
     more = f"; {later} more once roles are known" if later else ""
     passes = f"{len(lengths)} pass{'es' if len(lengths) > 1 else ''} ({', '.join(f'{n} tokens' for n in lengths)})"
     return (
-        f"next: {len(todo)} experiments in {passes}, {flop / 1e12:.2f} TFLOP, {size / 2**20:.0f} MiB, {seconds}{more}"
+        f"next: {len(todo)} experiments in {passes}, {cost.flop / 1e12:.2f} TFLOP, {cost.size / 2**20:.0f} MiB, "
+        f"{seconds}{more}"
     )
 
 

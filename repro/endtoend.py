@@ -1,12 +1,12 @@
-"""`bench --end-to-end`: what the whole paper costs beside the bare forward pass, measured in one process each.
+"""`bench --end-to-end`: what the whole paper costs beside the bare forward pass, and beside the libraries alone.
 
-A seeded random model of gelu-4l's shape stands in for the paper's: time and memory do not depend on the weights.
+A seeded random model of gelu-4l's shape stands in for the paper's: time and memory do not depend on the weights. Every
+measurement has a process of its own: `child` here, and the one in `repro.baseline`.
 """
 
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -15,12 +15,19 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from repro.endtoend_report import baseline_line, growth, line, medians, unfit
 from repro.errors import Exit, ReproError
+from repro.meter import age, peak, resident
 
+if TYPE_CHECKING:
+    from repro.session import World
+
+Say = Callable[[str], None]
+BASELINE_SIZES = (2, 4)
 SHAPE = {"d_model": 512, "n_layers": 4, "d_mlp": 2048, "d_head": 64, "n_heads": 8, "n_ctx": 1024, "d_vocab": 48262}
 WORDS = ("the", "church", "is", "on", "top", "bottom", "state", "university")
 SUBJECT = """
@@ -89,149 +96,130 @@ def make_subject(root: Path, spec: Path, prompts: int, seed: int = 0) -> Path:
 
 
 def child(spec: Path, prompts: int) -> dict[str, Any]:
-    """One process's measurement: the bare forward before and after the paper's passes, over the same prompts."""
+    """One process's measurement: half of the bare forward, the paper's passes over the same prompts, the other half."""
+    started = time.perf_counter()
     import torch
 
-    from repro.forward import normed, trace
-    from repro.run import Session, execute
+    from repro.bare import Bare
+    from repro.compute import Session
+    from repro.run import execute
     from repro.session import Request, World
 
-    started = time.perf_counter()
     world = World(Request(spec=spec, subject="shape", prompts=prompts), lambda line: None)
     chosen = world.choose(ask=False)
     plan = world.plan(chosen)
     session = Session(chosen, world.settings, 2**31, lambda line: None)
-    engine = session.engine
-    start_up = time.perf_counter() - started
-    weights = _rss()
-    model, tokens = engine.model, torch.from_numpy(chosen.tokens[:prompts].astype(np.int64))
-
-    def bare(rows: range) -> float:
-        begun = time.perf_counter()
-        with torch.inference_mode():
-            for row in rows:
-                trace(model, tokens[row : row + 1])
-        return time.perf_counter() - begun
-
-    bare(range(1))
-    rate = [_matmul_rate()]
-    before = bare(range(0, prompts, 2))
+    model = session.engine.model
+    start_up, loaded = time.perf_counter() - started, resident()
+    bare = Bare(model, torch.from_numpy(chosen.tokens[:prompts].astype(np.int64)))
+    bare.over(range(0, prompts, 2))
     begun = time.perf_counter()
     outcomes = execute(plan, plan.todo, session)
     paper = time.perf_counter() - begun
-    after = bare(range(1, prompts, 2))
-    rate.append(_matmul_rate())
     if failed := [outcome for outcome in outcomes if outcome.error]:
         raise ReproError(f"{failed[0].name}: {failed[0].error}", Exit.FAILED)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    sample = range(min(prompts, 3))
+    # Before any logits: they are larger than all that the paper's passes hold.
+    highest = peak()
+    bare.over(range(1, prompts, 2), unembed=True)
+    if not bare.unembedded:
+        bare.unembed(0)
     begun = time.perf_counter()
-    with torch.inference_mode():
-        for row in sample:
-            normed(model, trace(model, tokens[row : row + 1]).final) @ model.W_U + model.b_U
-    unembedded = (time.perf_counter() - begun) / len(sample)
-    flop = chosen.folder.shape.flop_per_token(SHAPE["n_ctx"]) * SHAPE["n_ctx"] * prompts
+    figures = _draw(world)
     return {
         "prompts": prompts,
         "start_up_s": start_up,
-        "bare_s": before + after,
-        "with_unembedding_s_per_prompt": unembedded,
+        "bare_s": sum(bare.seconds),
+        "with_unembedding_s_per_prompt": median(bare.unembedded),
         "paper_s": paper,
         "passes_s": session.seconds["passes"],
         "reductions_s": session.seconds["reductions"],
-        "ratio": paper / (before + after),
-        "bare_flop_per_s": flop / (before + after),
-        "matmul_flop_per_s": median(rate),
-        "peak_bytes": peak,
-        "peak_above_weights_bytes": peak - weights,
+        "stages_s": dict(session.seconds),
+        "rendering_s": time.perf_counter() - begun,
+        "figures": figures,
+        "ratio": paper / sum(bare.seconds),
+        **bare.rates(),
+        "peak_bytes": highest,
+        "peak_above_weights_bytes": highest - loaded,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
 
 
-def _rss() -> int:
-    """Resident bytes now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
+def _draw(world: World) -> int:
+    """Draws every figure of the spec from the store; how many."""
+    from repro import figures
+
+    plan = world.plan(world.choose(ask=False))
+    out = world.figures_folder(plan.subject.name)
+    drawn = figures.draw(
+        world.loaded, world.selection[1], lambda name: figures.source_of(plan, name, world.committed), out, fresh=True
+    )
+    return sum(bool(figure.files) for figure in drawn)
 
 
-def _matmul_rate() -> float:
-    """FLOP per second of the forward's largest matrix product, float32."""
-    import torch
-
-    a, b = torch.randn(1024, 512), torch.randn(512, 2048)
-    times = []
-    with torch.inference_mode():
-        for _ in range(20):
-            begun = time.perf_counter()
-            torch.mm(a, b)
-            times.append(time.perf_counter() - begun)
-    return 2 * 1024 * 512 * 2048 / median(times)
-
-
-def end_to_end(
-    spec: Path, store: Path, sizes: Sequence[int], repeats: int, say: Callable[[str], None]
-) -> list[dict[str, Any]]:
-    """Measures the paper at several numbers of prompts, each in a process of its own, and keeps the rows.
+def end_to_end(spec: Path, store: Path, sizes: Sequence[int], repeats: int, say: Say) -> list[dict[str, Any]]:
+    """Measures the paper at several numbers of prompts, then beside the baseline, and keeps the rows.
 
     spec: the paper's spec; store: the store's root, rows go to `bench/end_to_end.jsonl`; sizes: numbers of prompts;
-    repeats: processes per size. Returns all rows. Raises ReproError (exit 1) if a run fails.
+    repeats: processes per size, taken in turn so that a busy hour does not fall on one size alone. Returns all rows,
+    whose `record` is "paper" or "baseline". Raises ReproError (exit 1) if a run fails.
     Agreement: tests/test_endtoend.py.
     """
     folder = Path(tempfile.mkdtemp(prefix="end-to-end-"))
-    rows = []
+    rows: list[dict[str, Any]] = []
     try:
-        made = make_subject(folder, spec, max(sizes))
-        for size in sizes:
-            for repeat in range(repeats):
-                shutil.rmtree(folder / "store", ignore_errors=True)
-                row = {**_in_child(made, size), "repeat": repeat}
-                rows.append(row)
-                say(line(row))
+        made = make_subject(folder, spec, max(*sizes, *BASELINE_SIZES))
+        for repeat in range(repeats):
+            for size in sizes:
+                rows.append({"record": "paper", **_in_child("endtoend", made, size), "repeat": repeat})
+                say(line(rows[-1]))
+        rows += _beside_baseline(made, repeats, say)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    for text in growth(rows):
+    for text in (*medians(rows), *growth(rows)):
         say(text)
     (store / "bench").mkdir(parents=True, exist_ok=True)
     (store / "bench" / "end_to_end.jsonl").write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
     return rows
 
 
-def _in_child(spec: Path, prompts: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "repro.endtoend", str(spec), str(prompts)]
+def _beside_baseline(spec: Path, repeats: int, say: Say) -> list[dict[str, Any]]:
+    """The paper and the baseline in turn over the same prompts, at each size that the one before says will fit."""
+    rows: list[dict[str, Any]] = []
+    for size in BASELINE_SIZES:
+        if rows and (why := unfit(rows[-1], size)):
+            say(why)
+            break
+        for repeat in range(repeats):
+            paper, baseline = (_in_child(module, spec, size) for module in ("endtoend", "baseline"))
+            seconds = baseline["experiment_s"]
+            rows.append(
+                {
+                    "record": "baseline",
+                    **baseline,
+                    "paper_s": paper["paper_s"],
+                    "paper_peak_bytes": paper["peak_bytes"],
+                    "ratio": baseline["baseline_s"] / paper["paper_s"],
+                    "experiment_ratio": {name: spent / paper["paper_s"] for name, spent in seconds.items()},
+                    "repeat": repeat,
+                }
+            )
+            say(baseline_line(rows[-1]))
+    return rows
+
+
+def _in_child(module: str, spec: Path, prompts: int) -> dict[str, Any]:
+    """The row of one process that starts from an empty store."""
+    shutil.rmtree(spec.parent / "store", ignore_errors=True)
+    command = [sys.executable, "-m", f"repro.{module}", str(spec), str(prompts)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own interpreter and module
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no word"])[-1]
-        raise ReproError(f"end-to-end run of {prompts} prompts failed: {last}", Exit.FAILED)
+        raise ReproError(f"end-to-end run of {prompts} prompts failed ({module}): {last}", Exit.FAILED)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def line(row: dict[str, Any]) -> str:
-    """A measurement in one line."""
-    share = row["bare_flop_per_s"] / row["matmul_flop_per_s"]
-    return (
-        f"{row['prompts']:>4} prompts: paper {row['paper_s']:.1f} s (passes {row['passes_s']:.1f}, reductions "
-        f"{row['reductions_s']:.1f}), bare forward {row['bare_s']:.1f} s, ratio {row['ratio']:.2f}; forward at "
-        f"{row['bare_flop_per_s'] / 1e9:.0f} GFLOP/s, {share:.0%} of the matrix product's "
-        f"{row['matmul_flop_per_s'] / 1e9:.0f}; "
-        f"start-up {row['start_up_s']:.1f} s; peak {row['peak_bytes'] / 2**20:.0f} MiB, "
-        f"{row['peak_above_weights_bytes'] / 2**20:.0f} above the loaded model"
-    )
-
-
-def growth(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """How time and memory grow with the number of prompts: slope, intercept, and the largest peak over the smallest."""
-    sizes = sorted({row["prompts"] for row in rows})
-    if len(sizes) < 2:
-        return []
-    seconds = [median(row["paper_s"] for row in rows if row["prompts"] == size) for size in sizes]
-    peaks = [median(row["peak_bytes"] for row in rows if row["prompts"] == size) for size in sizes]
-    slope, intercept = np.polyfit(sizes, seconds, 1)
-    return [
-        f"time: {slope:.3f} s a prompt + {intercept:.1f} s",
-        f"peak memory: {peaks[-1] / peaks[0] - 1:+.1%} from {sizes[0]} to {sizes[-1]} prompts",
-    ]
-
-
 if __name__ == "__main__":
-    print(json.dumps(child(Path(sys.argv[1]), int(sys.argv[2]))))
+    before = age()
+    measured = child(Path(sys.argv[1]), int(sys.argv[2]))
+    print(json.dumps(measured | {"start_up_s": measured["start_up_s"] + before}))

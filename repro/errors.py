@@ -20,15 +20,33 @@ class Exit(IntEnum):
 PRECEDENCE = (Exit.INTERRUPTED, Exit.USAGE, Exit.CORRUPT, Exit.UNAVAILABLE, Exit.FAILED, Exit.DIFFERS, Exit.OK)
 
 
+LONGEST = 2000
+"""Characters of one line of a message."""
+
+
+def plain(text: str, longest: int = LONGEST) -> str:
+    """A text as one line that a terminal shows and does not obey: escaped where not printable, and cut."""
+    shown = "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text[: longest + 1]
+    )
+    return shown if len(shown) <= longest else shown[: longest - 1] + "…"
+
+
+def words_of(error: BaseException) -> str:
+    """What a library says of an error, as part of a sentence."""
+    return plain(" ".join(str(error).split()), 300)
+
+
 class ReproError(Exception):
     """Something the user can act on: what was given, where, what is allowed, what to do.
 
     Raised deep inside with the offending thing only; the public boundary adds file, table and key once (`at`).
+    What is quoted in it may come from anywhere: every line of the message is made `plain`.
     """
 
     def __init__(self, message: str, code: Exit = Exit.USAGE) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = "\n".join(plain(line) for line in message.split("\n"))
+        super().__init__(self.message)
         self.code = code
 
     def at(self, where: str) -> ReproError:

@@ -15,6 +15,7 @@ from paper_figures import page
 from repro.errors import Exit, ReproError
 from repro.names import layer_of
 from repro.plan import Plan
+from repro.quarantine import NOTE, partial
 from repro.spec import Figure, Loaded
 
 STAMPS = "figures.json"
@@ -41,8 +42,8 @@ class Drawn:
     """Why it was not drawn now: `unchanged`, or what is missing."""
 
 
-def source_of(plan: Plan, experiment: str, committed: Path) -> Source | None:
-    """The data of an experiment: its own result, else the copy kept in git, stamped so.
+def source_of(plan: Plan, experiment: str, committed: Path) -> Source | str:
+    """The data of an experiment: its own result, else the copy kept in git, stamped so; else why there is nothing.
 
     Raises ReproError (exit 5) for an own result that is damaged: another one must not take its place.
     """
@@ -54,16 +55,23 @@ def source_of(plan: Plan, experiment: str, committed: Path) -> Source | None:
     copy = committed / plan.subject.name / experiment
     if (copy / "COMMIT").is_file():
         return Source(copy, "COMMITTED", plan.subject.fallback)
-    return None
+    return lack(experiment, "" if item is None else item.state)
+
+
+def lack(experiment: str, state: str) -> str:
+    """Why nothing is shown of an experiment whose result is not whole."""
+    if state.startswith("partial"):
+        return f"the result of {experiment} is unfinished: {state} units"
+    return f"no result of {experiment} in the store"
 
 
 def draw(
-    loaded: Loaded, names: Sequence[str], source: Callable[[str], Source | None], out: Path, fresh: bool = False
+    loaded: Loaded, names: Sequence[str], source: Callable[[str], Source | str], out: Path, fresh: bool = False
 ) -> list[Drawn]:
     """Draws the named figures into a folder; a figure whose data and code are unchanged is left alone.
 
-    source: experiment name -> where its result lies, or None. out: the folder. Raises ReproError: exit 2, once all
-    others are drawn, for options that a chart does not have; exit 5 for a result that is not whole.
+    source: experiment name -> where its result lies, or why there is none. out: the folder. Raises ReproError: exit 2,
+    once all others are drawn, for options that a chart does not have; exit 5 for a result that is not whole.
     Agreement: tests/test_figures.py.
     """
     before = _read_stamps(out / STAMPS)
@@ -71,8 +79,8 @@ def draw(
     for name in names:
         figure = loaded.spec.figure[name]
         at = source(figure.experiment)
-        if at is None:
-            drawn.append(Drawn(name, skipped=f"no result of {figure.experiment} in the store"))
+        if isinstance(at, str):
+            drawn.append(Drawn(name, skipped=at))
             continue
         digest = _digest(figure, at)
         files = tuple(out / file for file in before.get(name, {}).get("files", ()))
@@ -178,6 +186,8 @@ def subtitle(attrs: Mapping[str, Any], stamp: str, labels: str = "") -> str:
     if attrs.get("examples") == "mined" and attrs.get("measure") == "resampled_dla":
         wrong = attrs.get("wrong_predictions")
         parts.append("examples MINED from its prompts" + (f", {wrong} of them wrong predictions" if wrong else ""))
+    if attrs.get(NOTE):
+        parts.append(partial(attrs[NOTE], attrs["n_prompts"]))
     if stamp:
         parts.append(stamp)
     return " · ".join(parts)

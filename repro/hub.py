@@ -125,8 +125,10 @@ def _verified(folder: Path, wish: _Wish) -> Path:
     """A complete folder of the cache, once its record agrees with the lock and its files with the record."""
     record = read_record(folder / RECORD)
     wish.learn(record)
-    for name, wanted in record.stored.items():
-        file = folder / name
+    # What lies here as it came is what the lock has just been held against.
+    as_it_came = {**record.model.files, **(record.tokenizer.files if record.tokenizer else {})}
+    for name, stored in record.stored.items():
+        file, wanted = folder / name, as_it_came.get(name, stored)
         if not file.is_file():
             raise unavailable(f"{file} is gone; delete {folder} to fetch it again")
         check_hash(f"{file} (delete {folder} to fetch it again)", hash_of(file), wanted, RECORD)

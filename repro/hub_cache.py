@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from repro.errors import Exit, ReproError
 from repro.folder import sha256
 from repro.lock import FileHash, Repo, from_json, hashes_from_json, hashes_to_json, to_json
+from repro.records import sealed, unseal
 
 RECORD = "hub.json"
 """What a folder of the cache says of itself; a folder under its final name is complete."""
@@ -36,9 +36,9 @@ def hash_of(path: Path) -> FileHash:
 
 
 def read_record(path: Path) -> Record:
-    """A folder's record. Raises ReproError (exit 4) if it is none."""
+    """A folder's record. Raises ReproError (exit 4) if it is none, or differs in a single bit from what was written."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = unseal(path.read_bytes())
         theirs = None if data["tokenizer"] is None else from_json(data["tokenizer"])
         return Record(from_json(data["model"]), theirs, hashes_from_json(data["stored"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -49,7 +49,7 @@ def record_bytes(record: Record) -> bytes:
     """A record as it lies on disk."""
     theirs = None if record.tokenizer is None else to_json(record.tokenizer)
     data = {"model": to_json(record.model), "tokenizer": theirs, "stored": hashes_to_json(record.stored)}
-    return (json.dumps(data, indent=1, sort_keys=True) + "\n").encode()
+    return sealed(data)
 
 
 @contextmanager

@@ -47,8 +47,8 @@ def freeze_prompts(
     """The frozen prompts of a recipe: a safetensors file with `tokens`, int32 [prompt, position].
 
     Rows of each data set in the authors' order, concatenated, permuted by `torch.randperm` after `manual_seed(seed)`.
-    The file's metadata has `kind` (a JSON list, one word a row), `sha256` of the ids as little-endian int32, the recipe
-    and the commits of the data sets. A second call reads the file and asks nobody.
+    The file's metadata has `kind` (a JSON list, one word a row), `sha256` of the ids as little-endian int32, the
+    recipe, the commits of the data sets, and `seal`, a hash of all this. A second call reads the file and asks nobody.
 
     recipe: data sets, rows of each, tokens a row, seed, buffer. d_vocab: ids must be below it. cache, lock, offline,
     timeout, force: as for `fetch_model`. progress: called with a data set's name, its rows so far and its rows.
@@ -98,6 +98,7 @@ def _freeze(recipe: HubPrompts, path: Path, d_vocab: int, lock: Pins, hub: Hub, 
         "recipe": _canonical(recipe),
         "commits": json.dumps(commits, sort_keys=True),
     }
+    metadata["seal"] = _seal(metadata)
     # Before anything is kept: rows that the lock does not know must not settle in the cache.
     _learn(lock, tokens, commits, metadata["recipe"])
     temp = temporary(path)
@@ -119,6 +120,8 @@ def _verified(path: Path, text: str, d_vocab: int, lock: Pins) -> Path:
     try:
         with safe_open(str(path), framework="numpy") as file:
             metadata, tokens = file.metadata() or {}, file.get_tensor("tokens")
+        if metadata.pop("seal") != _seal(metadata):
+            raise ValueError("metadata")
         commits = json.loads(metadata["commits"])
         wanted = metadata["sha256"]
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -138,6 +141,10 @@ def _verified(path: Path, text: str, d_vocab: int, lock: Pins) -> Path:
     except ReproError as error:
         raise ReproError(f"{error.message}; {again}", error.code) from None
     return path
+
+
+def _seal(metadata: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
 
 
 def _learn(lock: Pins, tokens: np.ndarray, commits: Mapping[str, str], recipe: str) -> None:
@@ -190,7 +197,7 @@ def as_tokens(rows: Sequence[object], dataset: str, n: int, length: int, d_vocab
     """
     if len(rows) < n:
         raise unavailable(f"data set {dataset}: {len(rows)} rows where {n} are wanted")
-    tokens = np.empty((n, length), np.int32)
+    taken: list[list[int]] = []
     for number, row in enumerate(rows):
         if not isinstance(row, list) or not all(type(token) is int for token in row[:length]):
             raise unavailable(f"data set {dataset}: row {number} is no list of token ids")
@@ -202,8 +209,9 @@ def as_tokens(rows: Sequence[object], dataset: str, n: int, length: int, d_vocab
                     f"data set {dataset}: token id {token} at row {number}, position {column} is outside the "
                     f"vocabulary of {d_vocab}"
                 )
-        tokens[number] = row[:length]
-    return tokens
+        taken.append(row[:length])
+    # Only now is memory asked for: the recipe may want more than there is.
+    return np.array(taken, np.int32)
 
 
 def _refuse_duplicates(tokens: np.ndarray, sources: Sequence[tuple[str, int]]) -> None:

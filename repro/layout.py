@@ -18,7 +18,7 @@ from repro.errors import Exit, ReproError
 
 DATA = "data.zarr"
 UNLABELLED = ("prompt", "position")
-RESERVED_SUBJECTS = ("committed", "bench")
+RESERVED_SUBJECTS = ("committed", "bench", "logs")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -56,8 +57,11 @@ def fill(
 
     results: open results with the same unit, by experiment; compute: makes a unit; failures: what has failed and fails;
     advance: called after each unit. What another living runner holds is waited for, not done twice; a unit that was
-    tried once is not tried again, so the loop ends. Agreement: tests/test_faults.py.
+    tried once is not tried again, so the loop ends. What was left out or not written is given back at once, so that
+    nobody waits for it. Raises what `compute` raises, with nothing claimed. Agreement: tests/test_claims.py,
+    tests/test_faults.py.
     """
+    assert len({result.unit for result in results.values()}) <= 1, "one unit serves all results"
     tried: set[tuple[str, int]] = set()
     while units := units_of(lacking := missing(results, failures, tried)):
         before = len(tried)
@@ -80,24 +84,52 @@ def _over(
         waiting: list[Future[None]] = []
         for unit in units:
             names = [name for name in lacking if unit in lacking[name] and name not in failures]
-            mine = [name for name in names if results[name].claim(unit)]
+            mine = _claimed(unit, names, results, failures)
             tried.update((name, unit) for name in mine)
             if not mine:
                 continue
-            filled = compute(unit, mine)
-            while len(waiting) >= MAX_WAITING:
-                waiting.pop(0).result()
-            waiting.append(writer.submit(write, unit, filled, results, failures))
+            try:
+                filled = compute(unit, mine)
+                while len(waiting) >= MAX_WAITING:
+                    waiting.pop(0).result()
+            except BaseException:
+                _give_back(unit, mine, results)
+                raise
+            waiting.append(writer.submit(write, unit, mine, filled, results, failures))
             advance()
         for future in waiting:
             future.result()
 
 
-def write(unit: int, filled: Mapping[str, Filled], results: Mapping[str, Result], failures: Failures) -> None:
-    """Commits one unit of every experiment."""
-    for name, one in filled.items():
-        failures.guard(name, lambda n=name, f=one: _write(results[n], unit, f))  # type: ignore[misc]
+def _claimed(unit: int, names: Sequence[str], results: Mapping[str, Result], failures: Failures) -> list[str]:
+    """The experiments that lack the unit and of which nobody else holds it; this runner now does."""
+    mine: list[str] = []
+
+    def claim(name: str) -> None:
+        if results[name].claim(unit):
+            mine.append(name)
+
+    for name in names:
+        failures.guard(name, partial(claim, name))
+    return mine
+
+
+def write(
+    unit: int, mine: Sequence[str], filled: Mapping[str, Filled], results: Mapping[str, Result], failures: Failures
+) -> None:
+    """Commits one unit of every experiment that it is filled for; the others' claims end, too."""
+    try:
+        for name, one in filled.items():
+            failures.guard(name, partial(_write, results[name], unit, one))
+    finally:
+        _give_back(unit, mine, results)
 
 
 def _write(result: Result, unit: int, filled: Filled) -> None:
     result.write_unit(unit, filled.arrays, filled.notes)
+
+
+def _give_back(unit: int, mine: Sequence[str], results: Mapping[str, Result]) -> None:
+    """Ends whatever claim is left on a unit, so that other runners need not wait for this process to end."""
+    for name in mine:
+        results[name].release(unit)

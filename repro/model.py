@@ -206,7 +206,12 @@ def _read_weights(folder: Folder) -> dict[str, Tensor]:
         from safetensors.torch import load_file
 
         return {name: tensor for file in folder.weights for name, tensor in load_file(str(file)).items()}
-    return torch.load(folder.weights[0], map_location="cpu", weights_only=True)
+    from repro.hub_checkpoint import read_checkpoint
+
+    try:
+        return read_checkpoint(folder.weights[0])
+    except ReproError as error:
+        raise error.at(str(folder.path)) from None
 
 
 def _refuse_not_finite(folder: Folder, state: dict[str, Any]) -> None:

@@ -6,8 +6,8 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 
-_HEAD = re.compile(r"L(\d+)H(\d+)\Z")
-_MLP = re.compile(r"MLP(\d+)\Z")
+_HEAD = re.compile(r"L(\d{1,6})H(\d{1,6})\Z", re.ASCII)
+_MLP = re.compile(r"MLP(\d{1,6})\Z", re.ASCII)
 
 
 def sites(n_layers: int) -> list[str]:

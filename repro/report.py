@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from repro.check import VERDICTS, Row
+from repro.quarantine import left_out_line, partial
 
 _ORDER = ("1 top", "1 bottom", "2", "3a", "3b", "4a", "4b", "5")
 
@@ -24,6 +25,8 @@ class Heading:
     n_prompts: int
     n_positions: int
     same_prompts: bool
+    left_out: tuple[int, ...] = ()
+    """Prompts on which the model's activations are not finite."""
 
 
 def summary_line(rows: Sequence[Row]) -> str:
@@ -78,6 +81,8 @@ def _preamble(rows: Sequence[Row], heading: Heading) -> list[str]:
         summary_line(rows),
         "",
     ]
+    if heading.left_out:
+        lines += [f"**{partial(heading.left_out, heading.n_prompts)}**: {left_out_line(heading.left_out)}.", ""]
     if not heading.subject_is_papers:
         lines += [
             f"**{heading.subject} is not the model of the publications: no published number can be checked on it.** "

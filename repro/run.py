@@ -7,17 +7,18 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import torch
 
-from repro import __version__
+from repro.cluster import Cluster
 from repro.compute import Session, Work
 from repro.failures import Failures
 from repro.loop import fill, missing, units_of
 from repro.plan import Item, Plan
 from repro.progress import progress
+from repro.quarantine import quarantined
+from repro.remote import Recipe, versions
 from repro.store import Result, open_result
 from repro.summaries import summarise
 from repro.verify import repair
@@ -31,26 +32,30 @@ class Outcome:
     error: str = ""
 
 
-def execute(plan: Plan, items: Sequence[Item], session: Session) -> list[Outcome]:
+def execute(plan: Plan, items: Sequence[Item], session: Session, cluster: Cluster | None = None) -> list[Outcome]:
     """Computes and commits some of a plan's items: one pass per length of prompts, all experiments sharing it.
 
-    A failing experiment does not stop the others. Raises ReproError if the model cannot be had.
+    cluster: whose workers fill the units; None: this process does. A failing experiment does not stop the others.
+    Raises ReproError if the model cannot be had.
     """
     outcomes: list[Outcome] = []
     with torch.inference_mode():
         assert session.engine is not None  # loaded first: a model that cannot be had must cost nothing
         for length in sorted({item.length for item in items}):
             group = [item for item in items if item.length == length]
-            outcomes += _Pass(plan, group, length, session).run()
+            outcomes += _Pass(plan, group, length, session, cluster).run()
     return outcomes
 
 
 class _Pass:
     """One stream over the prompts, cut to `length` tokens, for several experiments."""
 
-    def __init__(self, plan: Plan, items: Sequence[Item], length: int, session: Session) -> None:
+    def __init__(
+        self, plan: Plan, items: Sequence[Item], length: int, session: Session, cluster: Cluster | None
+    ) -> None:
         self.plan = plan
         self.session = session
+        self.cluster = cluster
         self.failures = Failures(session.say)
         self.work = Work(plan, items, length, session, self.failures)
         self.results: dict[str, Result] = {}
@@ -82,7 +87,8 @@ class _Pass:
         if item.state == "corrupt":
             findings = repair(item.path)
             self.session.say(f"{item.name}: damage found ({len(findings)}); what was lost is computed again")
-        provenance = _provenance(self.plan, item, self.session, self.work.length)
+        threads = torch.get_num_threads() if self.cluster is None else self.cluster.threads
+        provenance = _provenance(self.plan, item, self.session, self.work.length, threads)
         self.results[item.name] = open_result(item.path, item.layout, self.plan.settings.unit, provenance)
         self.work.bind(item.name)
 
@@ -94,15 +100,26 @@ class _Pass:
             return
         size = f"{len(units)} units of {self.plan.settings.unit} prompts x {self.work.length} tokens"
         self.session.say(f"pass over {size}: {', '.join(lacking)}")
-        with progress(len(units), "units", self.session.say) as advance:
-            fill(self.results, self.work.unit, self.failures, advance)
+        with self.session.watchdog as watchdog, progress(len(units), "units", self.session.say) as advance:
+
+            def finished() -> None:
+                watchdog.feed()
+                advance()
+
+            if self.cluster is None:
+                fill(self.results, self.work.unit, self.failures, finished)
+            else:
+                recipe = Recipe.of(self.plan, list(self.work.items.values()), self.work.length, self.session.memory)
+                spent = self.cluster.fill(self.results, recipe, self.failures, finished, watchdog)
+                self.session.seconds["workers"] = self.session.seconds.get("workers", 0) + spent
 
     def _finish(self, name: str) -> None:
         item, result = self.work.items[name], self.results[name]
         if result.committed:
             return
         tokenizer = self.plan.subject.tokenizer
-        dataset = summarise(item.experiment, item.context, result, self.work.bound[name].once, tokenizer.decode)
+        once, without = self.work.bound[name].once, quarantined(item.path)
+        dataset = summarise(item.experiment, item.context, result, once, tokenizer.decode, without)
         dataset.attrs.update(
             subject=self.plan.subject.name,
             model=self.plan.subject.subject.model,
@@ -113,10 +130,9 @@ class _Pass:
         result.finalise(dataset)
 
 
-def _provenance(plan: Plan, item: Item, session: Session, length: int) -> dict[str, Any]:
+def _provenance(plan: Plan, item: Item, session: Session, length: int, threads: int) -> dict[str, Any]:
     """Where a result comes from; only `key` and `environment` decide about freshness."""
     settings = plan.settings
-    packages = ("torch", "transformer_lens", "transformers", "xarray", "zarr", "numpy")
     return {
         "subject": plan.subject.name,
         "model": plan.subject.subject.model,
@@ -129,8 +145,8 @@ def _provenance(plan: Plan, item: Item, session: Session, length: int) -> dict[s
             "precision": settings.precision,
             "kernels": session.engine.kernels.name,
         },
-        "versions": {"repro": __version__, **{name: version(name) for name in packages}},
+        "versions": versions(),
         "host": {"python": platform.python_version(), "machine": platform.machine(), "cpus": os.cpu_count()},
-        "threads": torch.get_num_threads(),
+        "threads": threads,
         "micro_batch": session.micro_batch(length),
     }

@@ -33,6 +33,9 @@ class Request:
     out: Path | None = None
     offline: bool = False
     fresh: bool = False
+    watchdog: str = "30m"
+    workers: int | None = None
+    scheduler: str | None = None
 
 
 class World:

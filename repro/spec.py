@@ -59,7 +59,7 @@ class HubPrompts(Strict):
     """Data sets in the order in which they are concatenated."""
     length: int = Field(gt=1)
     """Tokens per prompt."""
-    seed: int
+    seed: int = Field(ge=0)
     """Seed of the streaming shuffle and of the permutation that follows it."""
     buffer: int = Field(gt=0)
     """Rows held by the streaming shuffle."""
@@ -124,7 +124,7 @@ class Subject(Strict):
 class Common(Strict):
     """What every experiment may say."""
 
-    group: str = "paper"
+    group: Name = "paper"
     """Experiments run by `all` are those of `[run] groups`; any group can be named with `--only`."""
     prompts: int | None = Field(default=None, gt=0)
     """Only the first so many prompts; nothing: all of the subject's."""

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from repro.errors import plain
 from repro.spec import Experiment, Spec
 
 Where = tuple[str | int, ...]
@@ -87,8 +88,9 @@ def _annotation_at(where: Where, data: Mapping[str, Any]) -> Any:
 def _members(annotation: Any, value: object = None) -> Iterator[Any]:
     """The members of a union; where the value there names its measure, only that one."""
     measure = value.get("measure") if isinstance(value, Mapping) else None
+    meant = MEASURES.get(measure) if isinstance(measure, str) else None
     for kind in _flat(annotation):
-        if measure not in MEASURES or kind not in MEASURES.values() or kind is MEASURES[measure]:
+        if meant is None or kind not in MEASURES.values() or kind is meant:
             yield kind
 
 
@@ -116,6 +118,7 @@ def _inside(kind: Any, part: str | int) -> Any:
 def describe(annotation: Any, constraints: Sequence[Any] = ()) -> str:
     """A type in the words of TOML."""
     bounds = "".join(f" above {least}" for item in constraints if (least := getattr(item, "gt", None)) is not None)
+    bounds += "".join(f" from {least} on" for item in constraints if (least := getattr(item, "ge", None)) is not None)
     kinds = list(_members(annotation))
     # Every whole number is a number.
     kinds = [kind for kind in kinds if not (kind is int and float in kinds)]
@@ -138,5 +141,13 @@ def _one(kind: Any) -> str:
 
 def given(value: object) -> str:
     """A value as the file has it, cut to one line."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except ValueError:
+        return "a number of thousands of digits"
+    return plain(text, _LONGEST)
+
+
+def unfit(value: object, allowed: str, hint: str = "") -> str:
+    """What to say of a value that cannot stand where it does."""
+    return f": given {given(value)}; allowed: {allowed}{'.' if hint else ''}{hint}"

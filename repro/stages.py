@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from repro import figures as drawing
-from repro.costs import cost_line, item_bytes, item_flop, plan_flop, remember, total_cost
+from repro.cluster import Cluster
+from repro.costs import Cost, compared, cost_line, item_bytes, item_flop, on_disk, predict, remember, total_cost
 from repro.errors import Exit, ReproError
 from repro.places import cache_folder
 from repro.plan import Item, Plan
+from repro.quarantine import NOTE, kept, left_out_line, quarantined
 from repro.records import COMMIT
 from repro.session import World, parse_bytes
 from repro.spec import HubPrompts
 from repro.subjects import Chosen
 from repro.variants import variant_lines, write_variants
+from repro.watchdog import Watchdog, parse_watchdog
+from repro.workers import at_hand, refuse
 
 MAX_ROUNDS = 4
 
@@ -60,20 +64,34 @@ def run(world: World, subject: Chosen) -> tuple[Plan, list[Exit]]:
 
     Returns the last plan and the exit codes of what went wrong.
     """
-    memory = parse_bytes(world.request.memory)
+    request = world.request
+    refuse(request.workers, request.scheduler)
+    memory = parse_bytes(request.memory)
+    watchdog = Watchdog(parse_watchdog(request.watchdog), world.store / "logs")
     plan = world.plan(subject)
-    codes: list[Exit] = []
-    if plan.todo or world.request.fresh:
+    failed: set[str] = set()
+    if plan.todo or request.fresh:
         world.check_writable()
-    session: Any = None
+        with at_hand(request.workers, request.scheduler, world.settings.device, world.say) as cluster:
+            plan, failed = _rounds(world, plan, memory, watchdog, cluster)
+    left_out = sorted({prompt for item in plan.items if not item.waits for prompt in quarantined(item.path)})
+    if left_out:
+        world.say(left_out_line(left_out))
+    incomplete = failed or left_out or any(item.waits for item in plan.items)
+    return plan, [Exit.FAILED] if incomplete else []
+
+
+def _rounds(
+    world: World, plan: Plan, memory: int, watchdog: Watchdog, cluster: Cluster | None
+) -> tuple[Plan, set[str]]:
+    """Computes what a plan leaves to do, and plans anew, until nothing is left; returns plan and what has failed."""
+    from repro.run import Session, execute
+
+    session = Session(plan.subject, world.settings, memory, world.say, watchdog)
     discarded: set[str] = set()
     failed: set[str] = set()
-    flop = 0.0
+    cost, written = Cost(), 0
     for _ in range(MAX_ROUNDS):
-        if plan.todo or world.request.fresh:
-            from repro.run import Session, execute
-
-            session = session or Session(subject, world.settings, memory, world.say)
         if world.request.fresh:
             # First the model: one that cannot be had must not cost the results that are there.
             assert session.engine is not None
@@ -84,17 +102,20 @@ def run(world: World, subject: Chosen) -> tuple[Plan, list[Exit]]:
         if not items:
             break
         show_plan(world, plan)
-        flop += plan_flop(plan)
-        outcomes = execute(plan, items, session)
+        cost += predict(plan, cache_folder(), items)
+        before = on_disk(items)
+        outcomes = execute(plan, items, session, cluster)
+        written += on_disk(items) - before
         failed |= {outcome.name for outcome in outcomes if outcome.error}
-        plan = world.plan(subject)
-    if session is not None:
-        spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in session.seconds.items())
-        world.say(f"time: {spent}")
-        remember(cache_folder(), flop, session.seconds.get("passes", 0.0), plan)
-    if failed or any(item.waits for item in plan.items):
-        codes.append(Exit.FAILED)
-    return plan, codes
+        plan = world.plan(plan.subject)
+    spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in session.seconds.items())
+    world.say(f"time: {spent}")
+    if cluster is None:  # the speed of one process is what plans are costed with
+        took = session.seconds.get("passes", 0.0) + session.seconds.get("reductions", 0.0)
+        if cost.flop:
+            world.say(compared(cost, took, written))
+        remember(cache_folder(), cost.flop, took, plan)
+    return plan, failed
 
 
 def _discard(world: World, plan: Plan, done: set[str]) -> Plan:
@@ -122,7 +143,7 @@ def draw(world: World, plan: Plan) -> list[drawing.Drawn]:
     out = world.figures_folder(plan.subject.name)
     wanted = world.selection[1]
 
-    def source(experiment: str) -> drawing.Source | None:
+    def source(experiment: str) -> drawing.Source | str:
         return drawing.source_of(plan, experiment, world.committed)
 
     try:
@@ -149,18 +170,20 @@ def check(world: World, plan: Plan) -> list[Exit]:
     results = {name: read_summary(path) for name, path in paths.items()}
     own = plan.subject.name == world.loaded.spec.run.paper_subject
     n_prompts, n_positions = plan.subject.tokens.shape
+    left_out = tuple(sorted({int(prompt) for found in results.values() for prompt in found.attrs.get(NOTE, ())}))
     heading = Heading(
         subject=plan.subject.name,
         subject_is_papers=own,
         n_prompts=min(n_prompts, world.settings.prompts or n_prompts),
         n_positions=n_positions,
-        same_prompts=own and _recipe(plan.subject) == PAPER_PROMPTS,
+        same_prompts=own and _recipe(plan.subject) == PAPER_PROMPTS and not left_out,
+        left_out=left_out,
     )
     rows = checking.check(
         results,
         subject_is_papers=own,
         same_prompts=heading.same_prompts,
-        raw=lambda name: read_raw(paths[name]),
+        raw=lambda name: kept(read_raw(paths[name]), results[name].attrs),
     )
     out = world.figures_folder(plan.subject.name)
     try:
@@ -188,6 +211,8 @@ def _result(world: World, plan: Plan, name: str) -> Path | None:
     item = _item(world, plan, name)
     if item is not None:
         item.refuse_damage()
+        if item.state.startswith("partial"):
+            world.say(f"  {drawing.lack(name, item.state)}; it is not compared")
     return item.path if item is not None and item.state == "fresh" else None
 
 

@@ -18,12 +18,12 @@ from repro.copies import commit_reduced
 from repro.errors import Exit, ReproError
 from repro.layout import Layout, Variable, check_place
 from repro.records import status
-from repro.units import Chunk, Units, create, pending
+from repro.units import Chunk, Units, create
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Result", "commit_reduced", "open_result", "pending", "read_raw", "read_summary", "status"]
+__all__ = ["Result", "commit_reduced", "open_result", "read_raw", "read_summary", "status"]
 
 BLOCK_BYTES = 128 * 2**20
 """Default size of a block of `Result.iter_blocks`, in bytes."""

@@ -53,6 +53,22 @@ class Batch:
         """The clean pass, with the wanted directions in the slots behind the sites."""
         return trace(self.engine.model, self.tokens, slots=len(self.wanted.directions))
 
+    @cached_property
+    def unfit(self) -> list[int]:
+        """Rows of prompts on which the model's own activations are not finite; silenced to zeros in the trace.
+
+        What is NaN or infinite anywhere in the stream stays so until the last site. Zeros, because a kernel that met
+        NaN might answer with anything, such as a token id that does not exist.
+        """
+        # A sum shows that something is not finite, at a fortieth of the time of asking every value.
+        if torch.isfinite(self.trace.final.sum()):
+            return []
+        bad = ~torch.isfinite(self.trace.final).flatten(1).all(1)
+        self.trace.sites[:, bad] = 0
+        for out in (*self.trace.mlp_out, *(part for seen in self.trace.attention for part in vars(seen).values())):
+            out[bad] = 0
+        return bad.nonzero().flatten().tolist()
+
     @property
     def sites(self) -> Tensor:
         """The 2L+1 sites: [S, B, P, D]."""

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from repro.errors import AbsentError, Exit, ReproError
+from repro.errors import AbsentError, Exit, ReproError, plain, words_of
 from repro.folder import Folder, read_folder, read_prompts, weights_fingerprint
 from repro.layout import RESERVED_SUBJECTS
 from repro.names import did_you_mean, heads, layer_of, listing
 from repro.places import Access, cache_folder
+from repro.quiet import deaf
 from repro.spec import NAME, Loaded, Subject
+
+_LONGEST = 1000
+"""Characters of a path that are shown."""
 
 
 @dataclass(frozen=True)
@@ -41,37 +47,62 @@ class Chosen:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The subject's tokenizer, or one that shows token ids."""
-        return Tokenizer(self.folder.tokenizer)
+        return Tokenizer(self.folder.tokenizer, self.folder.shape.d_vocab)
 
 
 class Tokenizer:
-    """Texts and token ids of a subject; without a tokenizer.json, ids stand for themselves."""
+    """Texts and token ids of a subject; without a tokenizer.json, ids stand for themselves.
 
-    def __init__(self, path: Path | None) -> None:
+    d_vocab: ids that a text gives must be below it.
+    """
+
+    def __init__(self, path: Path | None, d_vocab: int) -> None:
         self._path = path
+        self._d_vocab = d_vocab
 
     @cached_property
-    def _inner(self) -> object | None:
+    def _inner(self) -> Any:
         if self._path is None:
             return None
         import tokenizers
 
+        with self._readable(), deaf():
+            inner = tokenizers.Tokenizer.from_file(str(self._path))
+            # What a file says of batches is not for texts that are taken as they are.
+            inner.no_truncation()
+            inner.no_padding()
+        return inner
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
         try:
-            return tokenizers.Tokenizer.from_file(str(self._path))
-        except Exception as error:  # the library raises bare Exception
-            raise ReproError(f"{self._path}: unreadable tokenizer ({error})", Exit.UNAVAILABLE) from None
+            yield
+        except BaseException as error:  # the library raises bare Exception, and its panics are not even that
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise ReproError(f"{self._path}: unreadable tokenizer ({words_of(error)})", Exit.UNAVAILABLE) from None
 
     def decode(self, *ids: int) -> str:
         """The text of token ids; `‹id›` for each where there is no tokenizer."""
         if self._inner is None:
             return "".join(f"‹{token}›" for token in ids)  # noqa: RUF001 - marks that no text has
-        return self._inner.decode(list(ids), skip_special_tokens=False)  # type: ignore[attr-defined]
+        with self._readable():
+            return self._inner.decode(list(ids), skip_special_tokens=False)
 
     def encode(self, text: str) -> list[int]:
         """The token ids of a text, without BOS."""
         if self._inner is None:
             raise ReproError("examples given as text need a tokenizer.json in the model's folder", Exit.UNAVAILABLE)
-        return self._inner.encode(text, add_special_tokens=False).ids  # type: ignore[attr-defined]
+        with self._readable():
+            ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
+        outside = next((token for token in ids if token >= self._d_vocab), None)
+        if outside is not None:
+            raise ReproError(
+                f"{self._path}: gives token id {outside} for {plain(repr(text), 80)}, outside the vocabulary of "
+                f"{self._d_vocab}",
+                Exit.UNAVAILABLE,
+            )
+        return ids
 
     def single(self, text: str) -> int:
         """The id of a text that is one token."""
@@ -105,14 +136,14 @@ def _named(loaded: Loaded, name: str, access: Access) -> Chosen:
     declared = loaded.spec.subject
     if name in declared:
         return _at_hand(loaded, name, declared[name], access)
-    path = Path(name).expanduser()
+    path = _path(Path(), name, "--subject")
     if path.is_dir():
         return _at_hand(loaded, _label(path.resolve().name, declared), Subject(model=str(path.resolve())), access)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _at_hand(loaded, _label(name.split("/")[1], declared), Subject(model=name), access)
     raise ReproError(
-        f"--subject {name}: no such subject.{did_you_mean(name, declared)} Declared: {listing(list(declared))}; a "
-        "model folder or a hub name (owner/name) is also allowed"
+        f"--subject {plain(name, _LONGEST)}: no such subject.{did_you_mean(name, declared)} Declared: "
+        f"{listing(list(declared))}; a model folder or a hub name (owner/name) is also allowed"
     )
 
 
@@ -131,15 +162,28 @@ def _at_hand(loaded: Loaded, name: str, subject: Subject, access: Access) -> Cho
 
 
 def _local(loaded: Loaded, name: str, subject: Subject, access: Access) -> Folder:
-    here = loaded.folder / Path(subject.model).expanduser()
-    prompts = loaded.folder / Path(subject.prompts).expanduser() if isinstance(subject.prompts, str) else None
+    here = _path(loaded.folder, subject.model, f"[subject.{name}] model")
+    prompts = None
+    if isinstance(subject.prompts, str):
+        prompts = _path(loaded.folder, subject.prompts, f"[subject.{name}] prompts")
     if here.is_dir():
         return read_folder(here, prompts)
     if subject.model.count("/") != 1 or subject.model.startswith((".", "/", "~")):
-        raise AbsentError(f"[subject.{name}] model: {here}: no such model folder")
+        raise AbsentError(f"[subject.{name}] model: {plain(str(here), _LONGEST)}: no such model folder")
     from repro.hub_subject import fetch_subject
 
     return fetch_subject(loaded, name, subject, access)
+
+
+def _path(folder: Path, given: str, where: str) -> Path:
+    """A path as given, from a folder or from the user's home; ReproError if the system could not even look there."""
+    try:
+        path = folder / Path(given).expanduser()
+        path.is_dir()
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ReproError(f"{where}: {plain(given, _LONGEST)} is no path here ({reason})", Exit.UNAVAILABLE) from None
+    return path
 
 
 def _check_roles(chosen: Chosen) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import singledispatch
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ import xarray as xr
 from repro.declare import Context, mined_positions, patched_layer
 from repro.layout import Layout
 from repro.names import layer_of
+from repro.quarantine import NOTE, Kept
 from repro.reduce import QUANTILE_LABELS, density, fit_line, quantiles, quantiles_along, variance_shares
 from repro.roles import choose_erasers, choose_examples, choose_writer, distinct_other_heads
 from repro.spec import (
@@ -47,13 +48,24 @@ Decode = Callable[[int], str]
 """Token id -> text."""
 
 
-def summarise(experiment: Common, context: Context, raw: Raw, once: Mapping[str, Any], decode: Decode) -> xr.Dataset:
+def summarise(
+    experiment: Common,
+    context: Context,
+    raw: Raw,
+    once: Mapping[str, Any],
+    decode: Decode,
+    without: Sequence[int] = (),
+) -> xr.Dataset:
     """The reduced result of an experiment.
 
-    raw: its complete arrays; once: what was computed before the pass; decode: token id -> text. Returns a Dataset whose
-    attrs name quantiles, roles and sizes. Agreement: tests/test_summaries.py.
+    raw: its complete arrays; once: what was computed before the pass; decode: token id -> text; without: prompts that
+    are left out, as if they did not exist. Returns a Dataset whose attrs name quantiles, roles, sizes, and the prompts
+    left out where there are any. Raises ReproError (exit 1) where none is left. Agreement: tests/test_summaries.py,
+    tests/test_quarantine.py.
     """
-    dataset = reduced(experiment, context, raw, once, decode)
+    dataset = reduced(experiment, context, Kept(raw, without), once, decode)
+    if without:
+        dataset.attrs[NOTE] = list(without)
     dataset.attrs.update(
         measure=experiment.measure,  # type: ignore[attr-defined] # every subclass declares its own
         n_prompts=context.n_prompts,
@@ -78,7 +90,7 @@ def _variant(experiment: Common, context: Context) -> dict[str, object]:
 
 
 @singledispatch
-def reduced(experiment: Common, context: Context, raw: Raw, once: Mapping[str, Any], decode: Decode) -> xr.Dataset:
+def reduced(experiment: Common, context: Context, raw: Kept, once: Mapping[str, Any], decode: Decode) -> xr.Dataset:
     """One measure's own reduction."""
     raise NotImplementedError(type(experiment).__name__)
 
@@ -91,7 +103,7 @@ def _window(experiment: Windowed) -> slice:
     return slice(first, None if last == -1 else last + 1)
 
 
-def _pooled(experiment: Pooled, raw: Raw, name: str, nan_name: str = "nan_count") -> dict[str, tuple[Any, Any]]:
+def _pooled(experiment: Pooled, raw: Kept, name: str, nan_name: str = "nan_count") -> dict[str, tuple[Any, Any]]:
     """Median and quantiles of a variable over prompts x positions, one value per remaining label."""
     dims = [dim for dim in raw.layout.variable(name).dims if dim not in ("prompt", "position")]
     sizes = [len(raw.layout.coords[dim]) for dim in dims]
@@ -104,7 +116,7 @@ def _pooled(experiment: Pooled, raw: Raw, name: str, nan_name: str = "nan_count"
     return {name: (("quantile", *dims), out), nan_name: (tuple(dims), counts)}
 
 
-def _dataset(raw: Raw, variables: Mapping[str, tuple[Any, Any]]) -> xr.Dataset:
+def _dataset(raw: Kept, variables: Mapping[str, tuple[Any, Any]]) -> xr.Dataset:
     coords: dict[str, Any] = {dim: list(labels) for dim, labels in raw.layout.coords.items()}
     if any("quantile" in dims for dims, _ in variables.values()):
         coords["quantile"] = list(QUANTILE_LABELS)
@@ -112,7 +124,7 @@ def _dataset(raw: Raw, variables: Mapping[str, tuple[Any, Any]]) -> xr.Dataset:
 
 
 @reduced.register
-def _(experiment: Projection, context: Context, raw: Raw, once: Mapping[str, Any], decode: Decode) -> xr.Dataset:
+def _(experiment: Projection, context: Context, raw: Kept, once: Mapping[str, Any], decode: Decode) -> xr.Dataset:
     if experiment.summarise == "pooled":
         return _dataset(raw, _pooled(experiment, raw, "pr"))
     sites = raw.layout.coords["site"]
@@ -129,7 +141,7 @@ def _(experiment: Projection, context: Context, raw: Raw, once: Mapping[str, Any
 
 
 @reduced.register
-def _(experiment: VPatch, context: Context, raw: Raw, once: Mapping[str, Any], decode: Decode) -> xr.Dataset:
+def _(experiment: VPatch, context: Context, raw: Kept, once: Mapping[str, Any], decode: Decode) -> xr.Dataset:
     sites = _pooled(experiment, raw, "site_pr", "site_nan_count")
     dataset = _dataset(raw, sites | _pooled(experiment, raw, "head_pr", "head_nan_count"))
     dataset.attrs["layer"] = patched_layer(experiment, context)
@@ -137,7 +149,7 @@ def _(experiment: VPatch, context: Context, raw: Raw, once: Mapping[str, Any], d
 
 
 @reduced.register
-def _(experiment: ResampledDLA, context: Context, raw: Raw, once: Mapping[str, Any], decode: Decode) -> xr.Dataset:
+def _(experiment: ResampledDLA, context: Context, raw: Kept, once: Mapping[str, Any], decode: Decode) -> xr.Dataset:
     bands, counts = quantiles_along(raw.read("resampled"), experiment.quantiles, axes=1)
     dims = ("example", "head")
     dataset = _dataset(raw, {"resampled": (("quantile", *dims), bands), "nan_count": (dims, counts)})
@@ -163,7 +175,7 @@ def _(experiment: ResampledDLA, context: Context, raw: Raw, once: Mapping[str, A
 
 
 @reduced.register
-def _(experiment: DLAScatter, context: Context, raw: Raw, once: Mapping[str, Any], decode: Decode) -> xr.Dataset:
+def _(experiment: DLAScatter, context: Context, raw: Kept, once: Mapping[str, Any], decode: Decode) -> xr.Dataset:
     writer, answers = raw.read("writer_dla"), raw.read("answer_dla")
     window = _window(experiment)
     x = writer[:, window]
@@ -199,7 +211,7 @@ def _centres(edges: np.ndarray) -> np.ndarray:
 
 
 @reduced.register
-def _(experiment: FindWriter, context: Context, raw: Raw, once: Mapping[str, Any], decode: Decode) -> xr.Dataset:
+def _(experiment: FindWriter, context: Context, raw: Kept, once: Mapping[str, Any], decode: Decode) -> xr.Dataset:
     dataset = _dataset(raw, _pooled(experiment, raw, "pr"))
     heads, sites = list(raw.layout.coords["head"]), list(raw.layout.coords["site"])
     choice = choose_writer(dataset["pr"].sel(quantile="median").values, heads, sites)
@@ -209,7 +221,7 @@ def _(experiment: FindWriter, context: Context, raw: Raw, once: Mapping[str, Any
 
 
 @reduced.register
-def _(experiment: FindErasers, context: Context, raw: Raw, once: Mapping[str, Any], decode: Decode) -> xr.Dataset:
+def _(experiment: FindErasers, context: Context, raw: Kept, once: Mapping[str, Any], decode: Decode) -> xr.Dataset:
     dataset = _dataset(raw, _pooled(experiment, raw, "pr"))
     medians = dict(zip(raw.layout.coords["head"], dataset["pr"].sel(quantile="median").values.tolist(), strict=True))
     choice = choose_erasers(medians, context.known.found, experiment.bar)
@@ -221,7 +233,7 @@ def _(experiment: FindErasers, context: Context, raw: Raw, once: Mapping[str, An
 
 
 @reduced.register
-def _(experiment: MineExamples, context: Context, raw: Raw, once: Mapping[str, Any], decode: Decode) -> xr.Dataset:
+def _(experiment: MineExamples, context: Context, raw: Kept, once: Mapping[str, Any], decode: Decode) -> xr.Dataset:
     values = {name: raw.read(name) for name in ("writer_dla", "first", "second", "actual")}
     chosen = choose_examples(
         values["writer_dla"], values["first"], values["second"], values["actual"], experiment.count
@@ -235,7 +247,7 @@ def _(experiment: MineExamples, context: Context, raw: Raw, once: Mapping[str, A
     dataset.attrs["mined"] = json.dumps(
         [
             {
-                "prompt": item.prompt,
+                "prompt": int(raw.prompts[item.prompt]),
                 "position": item.position + start,
                 "first": item.first,
                 "second": item.second,

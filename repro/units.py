@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from repro import records
 from repro.claims import Claims, locked
@@ -20,7 +20,7 @@ from repro.errors import Exit, ReproError
 from repro.layout import Layout
 
 POLL_S = 0.05
-"""Seconds between two looks at a claim that another worker holds."""
+"""Seconds between two looks at a commit that another worker is at."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,9 @@ def create(
             target.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(built)
     records.sync_tree(path)
+    # A new folder's name lies in the one above it: key, experiment and subject.
+    for folder in list(path.parents)[:3]:
+        records.sync_folder(folder)
     environment = provenance.get("environment", {})
     body = {"format": records.FORMAT, "key": path.name, "unit": unit, "layout": layout.to_json(), "files": files}
     records.write_durably(path / records.MANIFEST, records.sealed({**body, "environment": environment}))
@@ -229,36 +232,3 @@ class Units:
         summary = [f.relative_to(self.path).as_posix() for f in (self.path / records.SUMMARY).rglob("*") if f.is_file()]
         names = [records.MANIFEST, records.PROVENANCE, *self._manifest["files"], *units, *summary]
         return {name: records.digest(self.path / name) for name in sorted(names)}
-
-
-_U = TypeVar("_U", bound=Units)
-
-
-def pending(results: Sequence[_U]) -> Iterator[tuple[int, list[_U]]]:
-    """Claims and yields unit after unit with the results that lack it, until none is missing.
-
-    Waits while another living worker holds what is missing. A unit that the caller left unwritten is given back and not
-    offered again, so the loop ends; `missing()` then still names it. Results must have the same unit.
-    Agreement: tests/test_store.py, tests/test_faults.py.
-    """
-    if len({result.unit for result in results}) > 1:
-        raise ReproError("results with different units cannot share a pass", Exit.FAILED)
-    offered: set[tuple[int, int]] = set()
-    while True:
-        missing = [(i, n) for n, result in enumerate(results) for i in result.missing() if (i, n) not in offered]
-        if not missing:
-            return
-        waiting = True
-        for i in sorted({i for i, _ in missing}):
-            mine = [n for j, n in missing if j == i and results[n].claim(i)]
-            if not mine:
-                continue
-            waiting = False
-            offered.update((i, n) for n in mine)
-            try:
-                yield i, [results[n] for n in mine]
-            finally:
-                for n in mine:
-                    results[n].release(i)
-        if waiting:
-            time.sleep(POLL_S)

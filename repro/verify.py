@@ -19,7 +19,7 @@ from repro.layout import DATA, Layout
 
 _RECORD = re.compile(re.escape(records.UNITS) + r"/(\d{6,})\.json")
 _CLAIM = re.compile(re.escape(records.UNITS) + r"/(\d+|commit)\.claim")
-_KEPT_AT_ROOT = ("README.md", ".gitignore", "bench")
+_KEPT_AT_ROOT = ("README.md", ".gitignore", "bench", "logs")
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
-from repro.errors import ReproError
+from repro.errors import Exit, ReproError
+from repro.loop import MAX_WAITING
 from repro.records import UNITS, load_manifest
 from repro.store import Result, read_raw
 from repro.verify import verify_result
 from tests.faulty import finish, measure, pipe, run, run_and_die, run_until_killed, start
+
+AT_RISK = MAX_WAITING + 1
+"""Units that a kill may cost: the one that is being computed, and those that wait to be written."""
+STOP_S = 5.0
+"""Seconds within which an interrupted run ends."""
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -44,31 +53,40 @@ def after_kill(path: Path) -> set[int]:
     return recorded(path)
 
 
-def kill_at_steps(root: Path, n_prompts: int) -> dict[str, int]:
-    """Kills a run before every single system call that it makes, and inside every write; resumes each to the end."""
-    reference = root / "s" / "e" / "reference"
+def numbers(log: Path) -> set[int]:
+    """The units that a run began to compute."""
+    return {int(line) for line in log.read_text().split()}
+
+
+def same_bytes(path: Path, expected: dict[str, bytes]) -> bool:
+    """Whether a result holds what an uninterrupted run leaves."""
+    left = contents(path)
+    return {name: left.get(name) for name in expected} == expected
+
+
+def kill_at_steps(root: Path, n_prompts: int, torn: bool, in_turn: bool = True, every: int = 1) -> dict[str, int]:
+    """Kills a run before every single system call that it makes, or inside every write; resumes each to the end.
+
+    in_turn: whether computing waits for commits, so that the calls come in the same order every time; every: only each
+    so manieth call.
+    """
+    reference, counted, log = root / "s" / "e" / "reference", root / "calls", root / "log"
     counts = {"kills": 0, "units kept": 0, "resumed": 0}
     run(reference, n_prompts)
     expected = contents(reference)
-    for torn in (False, True):
-        counted = root / f"calls-{torn}"
-        assert finish(start(run_and_die, root / "s" / "e" / f"count-{torn}", n_prompts, 0, torn, counted)) == 0
-        for step in range(1, int(counted.read_text()) + 1):
-            home = root / f"{torn}-{step}" / "s" / "e"
-            path = home / "reference"
-            assert finish(start(run_and_die, path, n_prompts, step, torn)) == -signal.SIGKILL
-            kept = after_kill(path)
-            log = root / "log"
-            log.write_text("")
-            run(path, n_prompts, log)
-            again = {int(line) for line in log.read_text().split()}
-            assert not kept & again, f"step {step}: units {kept & again} were lost"
-            left = contents(path)
-            assert {name: left[name] for name in expected} == expected, f"step {step}: resumed to other bytes"
-            counts["kills"] += 1
-            counts["units kept"] += len(kept)
-            counts["resumed"] += 1
-            shutil.rmtree(root / f"{torn}-{step}")
+    assert finish(start(run_and_die, root / "s" / "e" / "count", n_prompts, 0, torn, in_turn, counted)) == 0
+    for step in range(1, int(counted.read_text()) + 1, every):
+        path = root / str(step) / "s" / "e" / "reference"
+        assert finish(start(run_and_die, path, n_prompts, step, torn, in_turn)) == -signal.SIGKILL
+        kept = after_kill(path)
+        log.write_text("")
+        run(path, n_prompts, log)
+        assert not kept & numbers(log), f"step {step}: units {kept & numbers(log)} were lost"
+        assert same_bytes(path, expected), f"step {step}: resumed to other bytes"
+        counts["kills"] += 1
+        counts["units kept"] += len(kept)
+        counts["resumed"] += 1
+        shutil.rmtree(root / str(step))
     return counts
 
 
@@ -82,35 +100,82 @@ def _span(path: Path, n_prompts: int, log: Path) -> float:
     return time.perf_counter() - begun
 
 
-def kill_at_random(root: Path, n_prompts: int, kills: int, seed: int) -> dict[str, int]:
-    """Kills runs at random instants, each resuming what the last one left, until enough were killed at work."""
+def kill_at_random(root: Path, n_prompts: int, kills: int, seed: int, how: int = signal.SIGKILL) -> dict[str, int]:
+    """Kills runs at random instants, each resuming what the last one left, until enough were killed at work.
+
+    how: the signal; after SIGINT a run has to end within `STOP_S`.
+    """
     rng = random.Random(seed)
-    reference = root / "s" / "e" / "reference"
-    span = _span(reference, n_prompts, root / "log")
+    reference, log = root / "s" / "e" / "reference", root / "log"
+    span = _span(reference, n_prompts, log)
     expected = contents(reference)
     counts = {"kills": 0, "stores finished": 0, "units recomputed": 0}
     store = 0
     while counts["kills"] < kills:
         path = root / str(store) / "s" / "e" / "reference"
-        log = root / "log"
         log.write_text("")
         here, there = pipe()
         before = after_kill(path)
         child = start(run_until_killed, path, n_prompts, there, log)
         here.recv()
         time.sleep(rng.uniform(0, 0.7 * span))
-        child.kill()
-        killed = finish(child) == -signal.SIGKILL
-        again = {int(line) for line in log.read_text().split()}
+        assert child.pid is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child.pid, how)
+        begun = time.perf_counter()
+        code = finish(child)
+        assert time.perf_counter() - begun < STOP_S
+        assert code in (0, -how if how == signal.SIGKILL else Exit.INTERRUPTED)
+        again = numbers(log)
         assert not before & again, f"units {before & again} were lost"
-        counts["kills"] += killed
-        counts["units recomputed"] += len(again - after_kill(path))
-        if not killed:
-            left = contents(path)
-            assert {name: left[name] for name in expected} == expected
+        lost = again - after_kill(path)
+        assert len(lost) <= AT_RISK, f"units {lost} were computed and not written"
+        counts["kills"] += code != 0
+        counts["units recomputed"] += len(lost)
+        if code == 0:
+            assert same_bytes(path, expected)
             shutil.rmtree(root / str(store))
             counts["stores finished"] += 1
             store += 1
+    return counts
+
+
+def _refusal(path: Path) -> ReproError | None:
+    """How a run ended that could not go on; None if it could."""
+    try:
+        run(path, n_prompts=5)
+    except ReproError as error:
+        return error
+    return None
+
+
+def fill_disks(root: Path) -> dict[str, int]:
+    """Runs on ever larger disks of a few pages, until one suffices; each full one gets more room and is resumed.
+
+    For a process that may mount.
+    """
+    reference, disk = root / "s" / "e" / "reference", root / "disk"
+    path = disk / "s" / "e" / "reference"
+    run(reference, n_prompts=5)
+    expected = contents(reference)
+    disk.mkdir()
+    counts = {"full disks": 0, "units kept": 0, "resumed": 0}
+    enough = False
+    while not enough:
+        pages = counts["full disks"] + 1
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={4 * pages}k", "tmpfs", disk], check=True)
+        error = _refusal(path)
+        enough = error is None
+        if error is not None:
+            assert error.code == Exit.FAILED
+            assert str(error).startswith("cannot write "), error
+            assert "No space left" in str(error), error
+            counts["full disks"] += 1
+            counts["units kept"] += len(after_kill(path))
+            subprocess.run(["mount", "-o", "remount,size=16m", disk], check=True)
+            counts["resumed"] += _refusal(path) is None
+        assert same_bytes(path, expected)
+        subprocess.run(["umount", disk], check=True)
     return counts
 
 

@@ -1,7 +1,7 @@
 """A runner that can be killed at any step, fill its disk, or run where it may not write.
 
-The runner is the real unit loop with a measure that imports no torch. Children are forked from a server that has zarr
-loaded, so a kill costs milliseconds.
+The runner is the real unit loop, commit thread and all, with a measure that imports no torch. Children are forked from
+a server that has zarr loaded, so a kill costs milliseconds.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import multiprocessing
 import os
 import resource
 import signal
+import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from repro import records
-from repro.errors import ReproError
+from repro import loop, records
+from repro.errors import Exit, ReproError
+from repro.failures import Failures
 from repro.layout import Layout, Variable
-from repro.store import Result, open_result, pending
+from repro.store import Result, open_result
 
 UNIT = 2
 PROVENANCE = {"environment": {"numpy": "2", "device": "cpu"}, "git": "0000"}
@@ -58,19 +61,43 @@ def summary(result: Result) -> xr.Dataset:
     return xr.Dataset({"pr": ("node", pr)}, {"node": np.array(NODES, dtype=object)}, attrs)
 
 
-def run(path: Path, n_prompts: int, log: Path | None = None, n_positions: int = 8, pause_s: float = 0.0) -> None:
-    """The real unit loop: open or resume, compute what is missing, commit."""
-    declared = layout(n_prompts, n_positions)
-    with open_result(path, declared, UNIT, PROVENANCE) as result:
-        for i, mine in pending([result]):
-            if log is not None:
-                with log.open("a") as handle:
-                    handle.write(f"{i}\n")
-            time.sleep(pause_s)
-            for one in mine:
-                one.write_unit(i, measure(declared, one.unit_slice(i)), {"halved": 0})
+def nothing() -> None:
+    """What a run does beside computing, unless told otherwise."""
+
+
+def computed(result: Result, names: Sequence[str], unit: int) -> dict[str, loop.Filled]:
+    """What the unit loop wants of whoever computes: a unit's arrays for every name."""
+    arrays = measure(result.layout, result.unit_slice(unit))
+    return {name: loop.Filled(arrays, {"halved": 0}) for name in names}
+
+
+def complete(result: Result, log: Path | None = None, before: Callable[[], None] = nothing, **more: Any) -> None:
+    """The real unit loop over a result; `before` runs before each unit is computed, `log` takes its number."""
+
+    def compute(unit: int, names: Sequence[str]) -> dict[str, loop.Filled]:
+        if log is not None:
+            with log.open("a") as handle:
+                handle.write(f"{unit}\n")
+        before()
+        return computed(result, names, unit)
+
+    failures = Failures(lambda line: None)
+    loop.fill({"scan": result}, compute, failures, **more)
+    if failures.errors:
+        raise ReproError(failures.errors["scan"], Exit.FAILED)
+
+
+def run(path: Path, n_prompts: int, log: Path | None = None, n_positions: int = 8, **more: Any) -> None:
+    """What `python -m repro run` does with one experiment: open or resume, fill, reduce, commit."""
+    with open_result(path, layout(n_prompts, n_positions), UNIT, PROVENANCE) as result:
+        complete(result, log, **more)
         if not result.committed:
             result.finalise(summary(result))
+
+
+def run_slowly(path: Path, n_prompts: int, log: Path) -> None:
+    """`run` with 10 ms of computing a unit."""
+    run(path, n_prompts, log, before=lambda: time.sleep(0.01))
 
 
 def reopened(path: Path, n_prompts: int) -> Result:
@@ -79,20 +106,43 @@ def reopened(path: Path, n_prompts: int) -> Result:
 
 
 def _die() -> None:
+    assert "torch" not in sys.modules
     os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(60)
 
 
-def run_and_die(path: Path, n_prompts: int, step: int, torn: bool, counted: Path | None = None) -> None:
-    """`run`, killed just before the given system call, or in the middle of it if it is a write and `torn`."""
-    calls = 0
+def _in_turn() -> dict[str, Any]:
+    """Makes the loop wait for each commit before it goes on, so that system calls come in the same order every time."""
+    written = threading.Semaphore(0)
+    real = loop.write
+
+    def write(*args: Any) -> None:
+        try:
+            real(*args)
+        finally:
+            written.release()
+
+    setattr(loop, "write", write)  # noqa: B010 - a type checker refuses the assignment
+    return {"advance": written.acquire}
+
+
+def run_and_die(
+    path: Path, n_prompts: int, step: int, torn: bool, in_turn: bool = True, counted: Path | None = None
+) -> None:
+    """`run`, killed just before the given system call, or in the middle of it if it is a write and `torn`.
+
+    in_turn: whether computing waits for commits; else the kill meets both at once, wherever they are.
+    """
+    calls, one_by_one = 0, threading.Lock()
 
     def hooked(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             nonlocal calls
             if name == "write" or not torn:
-                calls += 1
-                if calls == step:
+                with one_by_one:
+                    calls += 1
+                    here = calls
+                if here == step:
                     if torn:
                         real(args[0], bytes(args[1])[: len(args[1]) // 2])
                     _die()
@@ -102,7 +152,7 @@ def run_and_die(path: Path, n_prompts: int, step: int, torn: bool, counted: Path
 
     for name in STEPS:
         setattr(os, name, hooked(name, getattr(os, name)))
-    run(path, n_prompts)
+    run(path, n_prompts, **(_in_turn() if in_turn else {}))
     if counted is not None:
         counted.write_text(str(calls))
 
@@ -120,9 +170,32 @@ def run_carelessly_and_die(path: Path, n_prompts: int, step: int) -> None:
 
 
 def run_until_killed(path: Path, n_prompts: int, ready: Any, log: Path) -> None:
-    """`run`, after saying that the imports are done."""
-    ready.send(None)
-    run(path, n_prompts, log)
+    """`run`, after saying that the imports are done; an interruption ends it as it ends the command."""
+    try:
+        ready.send(None)
+        run(path, n_prompts, log)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except KeyboardInterrupt:
+        sys.exit(Exit.INTERRUPTED)
+
+
+def run_out_of_memory(path: Path, n_prompts: int, log: Path, at: int) -> None:
+    """`run` in 256 MiB more than it has, of which unit `at` takes all there is."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**28, resource.RLIM_INFINITY))
+    hoard: list[bytearray] = []
+
+    def greedy() -> None:
+        while len(log.read_text().split()) > at:
+            hoard.append(bytearray(2**22))
+
+    run(path, n_prompts, log, before=greedy)
+
+
+def modules_of_a_run(path: Path, n_prompts: int, answer: Any) -> None:
+    """`run`; answers with the packages that it has imported."""
+    run(path, n_prompts)
+    answer.send(sorted({name.partition(".")[0] for name in sys.modules}))
 
 
 def run_on_full_disk(path: Path, n_prompts: int, limit: int, n_positions: int, answer: Any) -> None:

@@ -142,6 +142,11 @@ def toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
+def notes(path: Path) -> list[dict[str, Any]]:
+    """What the units' records say of how they were computed."""
+    return [json.loads(file.read_text())["notes"] for file in sorted((path / "units").glob("*.json"))]
+
+
 def lasting(store: Path) -> dict[str, bytes]:
     """The bytes of everything but provenance, which tells of threads and micro-batches, and what hashes it."""
     return {

@@ -2,7 +2,7 @@
 
     python -m pytest -s tests/soak.py
 
-Takes about ten minutes on one core, and prints its counts.
+Takes five to ten minutes on one core, and prints its counts.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def _outside(model: Path) -> list[str]:
 
 
 def _unreadable(model: Path) -> list[str]:
-    (model / "model.safetensors").write_bytes(b"\xff" * 100)
+    (model / "model.safetensors").write_bytes(b"\xff" * 100_000)
     return []
 
 

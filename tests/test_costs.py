@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from repro import costs
 from repro.costs import item_bytes, item_flop, pass_flop, plan_flop
+from repro.plan import WAITS
 from tests.runs import PAPER, ROOT, Run
 from tests.test_plan import NAMED, NODES, planned, world
 
@@ -36,6 +38,47 @@ def test_costs_are_told_before_anything_runs(tmp_path: Path, monkeypatch: pytest
     costs.remember(tmp_path / "new", plan_flop(plan), 2.0, plan)
     assert costs.total_cost(plan, tmp_path / "new").endswith("about 2 s at this machine's last rate")
     costs.remember(tmp_path / "spec.toml", 1.0, 2.0, plan)  # a file in the place of the folder is no error
+
+
+def test_what_is_there_already_costs_nothing(tmp_path: Path) -> None:
+    plan = planned(world(tmp_path, NAMED, nodes=NODES, patch={"measure": "v_patch"}))
+    nodes, patch = (replace(plan.item(name), state="partial 3/4") for name in ("nodes", "patch"))
+    begun, done = replace(plan, items=(nodes, patch)), replace(nodes, state="fresh")
+    assert plan_flop(begun) == pytest.approx(plan_flop(plan) / 4)
+    assert costs.predict(begun, tmp_path).size == round(costs.predict(plan, tmp_path).size / 4)
+    assert costs.cost_line(done) == ""
+    assert costs.lacking(done) == 0
+    # The pass is as long as the longest of the experiments that share it still needs.
+    uneven = replace(plan, items=(nodes, replace(patch, state="partial 2/4")))
+    once = pass_flop(nodes.context.shape, 5, 16)
+    assert plan_flop(uneven) == pytest.approx(once / 2 + item_flop(nodes) / 4 + item_flop(patch) / 2)
+    assert costs.predict(plan, tmp_path, [nodes]).flop == pytest.approx((once + item_flop(nodes)) / 4)
+
+
+def test_predicted_and_actual_are_said_in_one_line() -> None:
+    known = costs.Cost(71.2e12, 410 * 2**20, 84.0)
+    assert costs.compared(known, 88.0, 395 * 2**20) == (
+        "predicted 84 s, took 88 s (+5%); 71.2 TFLOP at 0.81 TFLOP/s; 410 MiB predicted, 395 MiB written"
+    )
+    unknown = known + costs.Cost(0.0, 0, None)
+    assert costs.compared(unknown, 88.0, 0).startswith(
+        "took 88 s, not predicted: this machine had not run such a model"
+    )
+    assert costs.compared(costs.Cost(1e9, 0, 0.2), 0.4, 0).startswith("predicted 0.2 s, took 0.4 s; 0.001 TFLOP at ")
+    assert costs.compared(costs.Cost(), 0.0, 0).endswith("; 0 TFLOP; 0 MiB predicted, 0 MiB written")
+    assert costs.Cost() + known + known == costs.Cost(142.4e12, 820 * 2**20, 168.0)
+
+
+def test_a_run_is_predicted_at_the_rate_of_the_last(tmp_path: Path) -> None:
+    plan = planned(world(tmp_path, NAMED, nodes=NODES))
+    assert costs.predict(plan, tmp_path / "rates").seconds is None
+    costs.remember(tmp_path / "rates", 2 * plan_flop(plan), 8.0, plan)
+    assert costs.predict(plan, tmp_path / "rates").seconds == pytest.approx(4.0)
+    item = plan.item("nodes")
+    assert costs.on_disk([item]) == 0
+    item.path.joinpath("units").mkdir(parents=True)
+    item.path.joinpath("units", "0.json").write_bytes(b"12345")
+    assert costs.on_disk([item, replace(item, state=WAITS, path=Path())]) == 5, "what waits has no place yet"
 
 
 def test_twice_the_prompts_cost_twice(tmp_path: Path) -> None:

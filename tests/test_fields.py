@@ -157,7 +157,7 @@ def spec_of(folder: Path, **changes: Entries) -> World:
     if not (folder / "toy").exists():
         write_tokenizer(make(folder / "toy") / "tokenizer.json")
         write_tokenizer(make(folder / "twin", tokens=np.ones((5, 16), np.int32)) / "tokenizer.json")
-        (folder / "twin" / "model.safetensors").write_bytes(b"other weights")
+        (folder / "twin" / "model.safetensors").write_bytes(b"other weights" + bytes(60_000))
         save_file({"tokens": np.full((7, 9), 2, np.int32)}, folder / "mine.safetensors")
     path = folder / "spec.toml"
     tables = {

@@ -12,11 +12,11 @@ import pytest
 
 from repro import figures as under_test
 from repro.errors import Exit, ReproError
-from repro.figures import Drawn, Source, draw, missing_error, subtitle
+from repro.figures import Drawn, Source, draw, lack, missing_error, subtitle
 from repro.spec import Loaded
 from repro.spec_read import read_spec
 from repro.store import commit_reduced
-from tests.runs import PAPER, Run, tree
+from tests.runs import PAPER, Run, only_error, tree
 
 Finished = Callable[[str], Run]
 ATTRS: dict[str, Any] = {
@@ -32,8 +32,9 @@ ATTRS: dict[str, Any] = {
 
 
 @pytest.fixture
-def rendered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def rendered(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the figures rendered, with files in the place of pictures: rendering takes most of the time."""
+    finished("native")  # has its pictures
     names: list[str] = []
 
     def save(chart: Any, out: Path, name: str) -> tuple[Path, ...]:
@@ -54,8 +55,8 @@ def spec_with(folder: Path, change: Callable[[str], str] = str) -> Loaded:
     return read_spec(path)
 
 
-def sources(run: Run) -> Callable[[str], Source | None]:
-    return lambda experiment: Source(run.result(experiment)) if (run.store / experiment).is_dir() else None
+def sources(run: Run) -> Callable[[str], Source | str]:
+    return lambda name: Source(run.result(name)) if (run.store / name).is_dir() else lack(name, "absent")
 
 
 # ------------------------------------------------------------------------------------------------------ what it says
@@ -71,6 +72,7 @@ def test_the_subtitle_always_names_subject_and_model() -> None:
         ({"found": False}, "", "", "no erasure found; strongest candidate shown"),
         ({"fallback": "gelu-4l cannot be had"}, "", "", "not the paper's model: the paper's own could not be had"),
         ({"examples": "mined", "measure": "resampled_dla"}, "", "", "examples MINED from its prompts"),
+        ({"quarantined": [3]}, "", "", "PARTIAL 7/8 prompts"),
         ({}, "COMMITTED", "", "COMMITTED"),
         ({}, "", "Figure 2 of the post", "Figure 2 of the post"),
     ],
@@ -161,6 +163,23 @@ def test_figures_of_nothing_exit_one(folders: dict[str, Path], tmp_path: Path) -
     answer = run.cli("figures", "--only", "post_2,post_3a")
     assert answer.code == Exit.FAILED
     assert answer.err.startswith("error: post_2: no result of nodes_onto_writer in the store; post_3a: no result of ")
+
+
+def test_an_unfinished_result_is_refused_with_how_much_there_is(finished: Finished, tmp_path: Path) -> None:
+    run = finished("native").copy(tmp_path)
+    (run.result("v_patch") / "COMMIT").unlink()
+    (run.result("v_patch") / "units" / "000001.json").unlink()
+    before = tree(tmp_path / "paper_figures")
+    answer = run.cli("figures", "--only", "post_3a")
+    assert answer.code == Exit.FAILED
+    assert only_error(answer) == (
+        "post_3a: the result of v_patch is unfinished: partial 1/2 units; compute it with `python -m repro run`"
+    )
+    assert tree(tmp_path / "paper_figures") == before
+    checked = run.cli("check")
+    assert "  the result of v_patch is unfinished: partial 1/2 units; it is not compared\n" in checked.out
+    rows = json.loads((run.figures / "check.json").read_text())["rows"]
+    assert {row["ours"] for row in rows if row["experiment"] == "v_patch"} == {None}
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -36,10 +37,10 @@ LLAMA = {
 
 
 def make(folder: Path, config: object = TL, tokens: np.ndarray | None = None) -> Path:
-    """A folder with a configuration, an empty weight file, and prompts."""
+    """A folder with a configuration, a weight file large enough for it, and prompts."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
-    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "model.safetensors").write_bytes(b"weights" + bytes(60_000))
     if tokens is None:
         tokens = np.zeros((5, 16), dtype=np.int32)
     save_file({"tokens": tokens}, folder / "prompts.safetensors")
@@ -102,6 +103,17 @@ def test_flop_per_token_counts_every_matrix_product() -> None:
         (TL | {"d_vocab": 2**31}, f"d_vocab is {2**31}; a positive whole number is expected"),
         (TL | {"attn_only": True}, "attn_only models are not supported: every layer needs an MLP"),
         (LLAMA | {"num_key_value_heads": 3}, "4 heads do not share 3 key/value heads"),
+        (LLAMA | {"n_layers": 4}, "n_layers and num_hidden_layers are one size and must not differ"),
+        (
+            TL | {"n_layers": 2**30},
+            "1073741824 layers of 4 heads and a context of 64 tokens; at most 65536 heads in all",
+        ),
+        (TL | {"n_ctx": 2**23}, "a context of 8388608 tokens; at most 65536 heads in all and 4194304 tokens"),
+        (TL | {"n_ctx": "x" * 10**6}, "…; a positive whole number is expected"),
+        (TL | {"rotary_dim": 2**30}, "rotary_dim is 1073741824, and a head has 8 dimensions"),
+        (TL | {"act_fn": {}}, "act_fn is {}; a text is expected"),
+        (TL | {"eps": True}, "eps is True; a number is expected"),
+        (LLAMA | {"architectures": "x"}, "architectures is 'x'; an array is expected"),
     ],
 )
 def test_an_unfit_configuration_is_unavailable_by_name(tmp_path: Path, config: object, sentence: str) -> None:
@@ -109,6 +121,39 @@ def test_an_unfit_configuration_is_unavailable_by_name(tmp_path: Path, config: o
     message = refused(lambda: read_folder(path), Exit.UNAVAILABLE)
     assert message.startswith(f"{path / 'config.json'}: ")
     assert sentence in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"d_vocab": 2**30},
+            "config.json describes at least 34359761920 weights, and the files of weights have 60007 bytes",
+        ),
+        ({"d_mlp": 2**30}, "config.json describes at least"),
+        ({"n_layers": 2**14}, "config.json describes at least"),
+        ({"n_ctx": 2**14}, "config.json describes at least"),
+        (
+            {"n_ctx": 2**16, "positional_embedding_type": "rotary"},
+            "a context of 65536 tokens is too long for the library's own model, which masks every pair",
+        ),
+    ],
+)
+def test_sizes_that_would_not_fit_are_refused_before_anything_is_allocated(
+    tmp_path: Path, changes: dict[str, Any], sentence: str
+) -> None:
+    path = make(tmp_path / "model", TL | changes)
+    assert f"{path}: {sentence}" in refused(lambda: read_folder(path), Exit.UNAVAILABLE)
+
+
+def test_a_configuration_that_is_no_file_of_bearable_size_is_refused(tmp_path: Path) -> None:
+    path = make(tmp_path / "model") / "config.json"
+    with path.open("r+b") as file:
+        file.truncate(2**26 + 1)
+    assert "a file of at most 64 MiB is expected" in refused(lambda: read_folder(path.parent), Exit.UNAVAILABLE)
+    path.unlink()
+    os.mkfifo(path)
+    assert "a file of at most 64 MiB is expected" in refused(lambda: read_folder(path.parent), Exit.UNAVAILABLE)
 
 
 def test_a_one_layer_model_is_a_usage_error(tmp_path: Path) -> None:
@@ -148,8 +193,27 @@ def test_weights_may_be_one_pth_file_or_several_safetensors(tmp_path: Path) -> N
     assert "2 files *final.pth" in refused(lambda: read_folder(path), Exit.UNAVAILABLE)
     shards = tuple(path / f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
     for shard in shards:
-        shard.write_bytes(b"")
+        shard.write_bytes(bytes(60_000))
     assert read_folder(path).weights == shards
+
+
+def test_a_folder_is_no_file_of_weights(tmp_path: Path) -> None:
+    path = make(tmp_path / "model")
+    (path / "model.safetensors").unlink()
+    (path / "x_final.pth").mkdir()
+    assert "no weights" in refused(lambda: read_folder(path), Exit.UNAVAILABLE)
+
+
+@pytest.mark.parametrize("name", ["../evil.safetensors", "/etc/model.safetensors", "model-3.safetensors", 5])
+def test_an_index_never_leads_out_of_the_folder(tmp_path: Path, name: object) -> None:
+    path = make(tmp_path / "model", LLAMA)
+    (path / "model.safetensors").rename(path / "model-1.safetensors")
+    index = path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors", "b": name}}))
+    said = refused(lambda: read_folder(path), Exit.UNAVAILABLE)
+    assert said == f"{index}: {name!r} is no file of weights in this folder"
+    index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
+    assert read_folder(path).weights == (path / "model-1.safetensors",)
 
 
 def test_prompts_may_lie_elsewhere(tmp_path: Path) -> None:
@@ -213,6 +277,9 @@ def test_a_file_that_holds_no_prompts_is_unavailable(tmp_path: Path) -> None:
     folder = prompts(tmp_path, np.zeros((2, 4), np.int32))
     folder.prompts.write_bytes(b"not safetensors")
     assert "unreadable prompts" in refused(lambda: read_prompts(folder), Exit.UNAVAILABLE)
+    header = b'{"\\n":{"dtype":"I32","shape":[1],"data_offsets":[0,8]}}'
+    folder.prompts.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert "unreadable prompts" in refused(lambda: read_prompts(folder), Exit.UNAVAILABLE)
     save_file({"ids": np.zeros((2, 4), np.int32)}, folder.prompts)
     assert refused(lambda: read_prompts(folder), Exit.UNAVAILABLE) == f"{folder.prompts}: holds no tensor `tokens`"
 
@@ -227,7 +294,7 @@ def test_a_fingerprint_changes_with_every_byte_that_counts_and_with_nothing_else
     assert weights_fingerprint(read_folder(Path(moved))) == first
     (tmp_path / "moved" / "README.md").write_text("a note")
     assert weights_fingerprint(read_folder(tmp_path / "moved")) == first
-    (tmp_path / "moved" / "model.safetensors").write_bytes(b"weightz")
+    (tmp_path / "moved" / "model.safetensors").write_bytes(b"weightz" + bytes(60_000))
     changed = weights_fingerprint(read_folder(tmp_path / "moved"))
     assert changed != first
     assert weights_fingerprint(read_folder(make(tmp_path / "moved", TL | {"eps": 1e-6}))) not in (first, changed)

@@ -10,7 +10,7 @@ import pytest
 
 from repro.errors import Exit, ReproError
 from repro.layout import Layout, Variable, result_path
-from repro.store import open_result, pending
+from repro.store import open_result
 from tests import faulty
 
 
@@ -29,7 +29,7 @@ def test_blocks_cover_everything_once(path: Path, max_bytes: int) -> None:
     values = np.random.default_rng(0).standard_normal((2, 3, 5, 4)).astype(np.float32)
     got = np.full_like(values, np.nan)
     with open_result(path, declared, 2, {}) as result:
-        for i, _ in pending([result]):
+        for i in result.missing():
             result.write_unit(i, {"pr": values[:, :, result.unit_slice(i)]})
         for index, block in result.iter_blocks("pr", max_bytes):
             assert block.nbytes <= max(max_bytes, 5 * 4 * 4)

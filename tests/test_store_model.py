@@ -1,4 +1,4 @@
-"""The store against a dictionary, under any order of work, damage and repair."""
+"""The store against a dictionary, under any order of work, claims, kills, damage and repair."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests import campaigns, faulty
 
 
 class Model(stateful.RuleBasedStateMachine):
-    """The store against a dictionary: which units are done, and whether the whole is committed."""
+    """Two workers' store against a dictionary: which units are done, who holds which, whether all is committed."""
 
     n_units = 3
 
@@ -28,6 +28,7 @@ class Model(stateful.RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
         self.path = Path(self.folder.name) / "s" / "e" / "k"
         self.done: set[int] = set()
+        self.held: dict[int, int] = {}
         self.committed = False
         self.results = [self._open(), self._open()]
 
@@ -37,17 +38,56 @@ class Model(stateful.RuleBasedStateMachine):
     units = st.integers(0, n_units - 1)
     workers = st.integers(0, 1)
 
+    def _mine(self, worker: int, i: int) -> bool:
+        """Whether a worker may have a unit."""
+        return i not in self.done and self.held.get(i, worker) == worker
+
     @stateful.rule(worker=workers, i=units)
     def write(self, worker: int, i: int) -> None:
         result = self.results[worker]
-        written = result.write_unit(i, faulty.measure(result.layout, result.unit_slice(i)))
-        assert written == (i not in self.done)
-        self.done.add(i)
+        arrays = faulty.measure(result.layout, result.unit_slice(i))
+        if i in self.done or self._mine(worker, i):
+            assert result.write_unit(i, arrays) == (i not in self.done)
+            self.done.add(i)
+            self.held.pop(i, None)
+        else:
+            with pytest.raises(ReproError, match=f"unit {i} is held by process"):
+                result.write_unit(i, arrays)
+
+    @stateful.rule(worker=workers, i=units)
+    def claim(self, worker: int, i: int) -> None:
+        assert self.results[worker].claim(i) == self._mine(worker, i)
+        if self._mine(worker, i):
+            self.held[i] = worker
+
+    @stateful.rule(worker=workers, i=units)
+    def release(self, worker: int, i: int) -> None:
+        self.results[worker].release(i)
+        if self.held.get(i) == worker:
+            del self.held[i]
 
     @stateful.rule(worker=workers)
     def reopen(self, worker: int) -> None:
         self.results[worker].close()
+        self.held = {i: holder for i, holder in self.held.items() if holder != worker}
         self.results[worker] = self._open()
+
+    @stateful.precondition(lambda self: len(set(self.held.values())) < 2)
+    @stateful.rule(worker=workers)
+    def fill(self, worker: int) -> None:
+        """The real unit loop, for which nobody is in the way."""
+        if set(self.held.values()) <= {worker}:
+            faulty.complete(self.results[worker])
+            self.done = set(range(self.n_units))
+            self.held.clear()
+
+    @stateful.rule(i=units)
+    def killed(self, i: int) -> None:
+        """What a process leaves that dies while it writes: half a temporary file, and a chunk without its record."""
+        folder = self.path / "data.zarr" / "pr"
+        (folder / f".c.0.{i}.0.0123456789ab.tmp").write_bytes(b"half")
+        if i not in self.done:
+            (folder / f"c.0.{i}.0").write_bytes(b"whole, of another run")
 
     @stateful.rule(worker=workers)
     def finalise(self, worker: int) -> None:

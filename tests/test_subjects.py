@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -176,13 +177,13 @@ def write_tokenizer(path: Path) -> Path:
 
 
 def test_without_a_tokenizer_texts_are_token_ids() -> None:
-    bare = Tokenizer(None)
+    bare = Tokenizer(None, 61)
     assert bare.decode(7, 12) == "‹7›‹12›"  # noqa: RUF001
     assert "need a tokenizer.json" in refused(lambda: bare.encode("a"), Exit.UNAVAILABLE)
 
 
 def test_a_tokenizer_gives_ids_and_texts(tmp_path: Path) -> None:
-    words = Tokenizer(write_tokenizer(tmp_path / "tokenizer.json"))
+    words = Tokenizer(write_tokenizer(tmp_path / "tokenizer.json"), 61)
     assert words.encode("one three") == [1, 3]
     assert words.decode(2, 1) == "two one"
     assert words.single("three") == 3
@@ -191,10 +192,46 @@ def test_a_tokenizer_gives_ids_and_texts(tmp_path: Path) -> None:
     )
 
 
+def change_tokenizer(path: Path, **model: Any) -> Tokenizer:
+    """A tokenizer of words, its model changed."""
+    found = json.loads(write_tokenizer(path).read_text())
+    path.write_text(json.dumps(found | {"model": found["model"] | model}))
+    return Tokenizer(path, 61)
+
+
+def test_a_tokenizer_that_fails_on_a_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    lacking = change_tokenizer(path, unk_token="unknown")
+    assert lacking.encode("one") == [1]
+    assert refused(lambda: lacking.encode("four"), Exit.UNAVAILABLE).startswith(f"{path}: unreadable tokenizer (")
+    high = change_tokenizer(path, vocab={"bos": 0, "one": 61})
+    assert refused(lambda: high.encode("one"), Exit.UNAVAILABLE) == (
+        f"{path}: gives token id 61 for 'one', outside the vocabulary of 61"
+    )
+
+
+def test_a_tokenizer_that_makes_its_library_panic_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "tokenizer.json"
+    merging = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}
+    assert change_tokenizer(path, **merging).encode("ab") == [2]
+    spoilt = change_tokenizer(path, **merging, continuing_subword_prefix="longer")
+    assert refused(lambda: spoilt.encode("ab"), Exit.UNAVAILABLE).startswith(f"{path}: unreadable tokenizer (")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_a_tokenizer_does_to_batches_is_not_done_to_texts(tmp_path: Path) -> None:
+    path = write_tokenizer(tmp_path / "tokenizer.json")
+    found = json.loads(path.read_text())
+    padding = {"strategy": {"Fixed": 10**12}, "direction": "Right", "pad_id": 0, "pad_type_id": 0, "pad_token": "x"}
+    cutting = {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0}
+    path.write_text(json.dumps(found | {"padding": padding | {"pad_to_multiple_of": None}, "truncation": cutting}))
+    assert Tokenizer(path, 61).encode("one two three") == [1, 2, 3]
+
+
 def test_an_unreadable_tokenizer_is_named(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text("{")
-    message = refused(lambda: Tokenizer(path).encode("a"), Exit.UNAVAILABLE)
+    message = refused(lambda: Tokenizer(path, 61).encode("a"), Exit.UNAVAILABLE)
     assert message.startswith(f"{path}: unreadable tokenizer")
 
 
