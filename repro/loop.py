@@ -51,15 +51,19 @@ def units_of(lacking: Missing) -> list[int]:
 
 
 def fill(
-    results: Mapping[str, Result], compute: Compute, failures: Failures, advance: Callable[[], None] = lambda: None
+    results: Mapping[str, Result],
+    compute: Compute,
+    failures: Failures,
+    advance: Callable[[], None] = lambda: None,
+    waits: Callable[[], None] = lambda: None,
 ) -> None:
     """Has every missing unit of the results computed and written; each unit is computed once for all that lack it.
 
     results: open results with the same unit, by experiment; compute: makes a unit; failures: what has failed and fails;
-    advance: called after each unit. What another living runner holds is waited for, not done twice; a unit that was
-    tried once is not tried again, so the loop ends. What was left out or not written is given back at once, so that
-    nobody waits for it. Raises what `compute` raises, with nothing claimed. Agreement: tests/test_claims.py,
-    tests/test_faults.py.
+    advance: called after each unit; waits: called while another living runner holds all that is left, which is waited
+    for, not done twice. A unit that was tried once is not tried again, so the loop ends. What was left out or not
+    written is given back at once, so that nobody waits for it. Raises what `compute` raises, with nothing claimed.
+    Agreement: tests/test_claims.py, tests/test_faults.py.
     """
     assert len({result.unit for result in results.values()}) <= 1, "one unit serves all results"
     tried: set[tuple[str, int]] = set()
@@ -67,6 +71,7 @@ def fill(
         before = len(tried)
         _over(units, lacking, results, compute, failures, tried, advance)
         if len(tried) == before:
+            waits()
             time.sleep(POLL_S)
 
 

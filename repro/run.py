@@ -107,7 +107,7 @@ class _Pass:
                 advance()
 
             if self.cluster is None:
-                fill(self.results, self.work.unit, self.failures, finished)
+                fill(self.results, self.work.unit, self.failures, finished, watchdog.feed)
             else:
                 recipe = Recipe.of(self.plan, list(self.work.items.values()), self.work.length, self.session.memory)
                 spent = self.cluster.fill(self.results, recipe, self.failures, finished, watchdog)

@@ -163,9 +163,11 @@ def test_a_unit_that_another_living_runner_holds_is_waited_for(
 
         later = threading.Timer(0.3, ends)
         later.start()
-        fill({"scan": one}, _computing({"scan": one}, seen), _say_nothing())
+        waited: list[None] = []
+        fill({"scan": one}, _computing({"scan": one}, seen), _say_nothing(), waits=lambda: waited.append(None))
         later.join()
         assert one.missing() == []
+        assert waited, "who waits for another runner is not hung"
         assert list(seen) == ([0, 2, 3, 4] if writes else [0, 2, 3, 4, 1])
 
 
