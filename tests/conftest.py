@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,10 @@ if not any(Path("/dev").glob("nvidia[0-9]*")):
 
 # Before anything imports torch: the same waiting as under `python -m repro`.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+
+# A shell starts what it runs in the background deaf to Ctrl-C, and children inherit that; they are to be interrupted.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 KINDS = ("native", "gpt2", "llama")
 
