@@ -176,7 +176,7 @@ def test_a_pth_file_that_runs_code_is_refused(copied: Callable[[str], Path]) -> 
     path = copied("native")
     (path / "model.safetensors").unlink()
     torch.save({"embed.W_E": Path("/"), "large": torch.zeros(50_000)}, path / "some_final.pth")
-    assert "the model cannot be loaded (UnpicklingError" in refusal(path)
+    assert "some_final.pth: holds more than tensors; refused" in refusal(path)
 
 
 def wrong_scale(model: Any, x: torch.Tensor) -> torch.Tensor:
