@@ -63,15 +63,7 @@ class Failures:
             if error.code in (Exit.CORRUPT, Exit.USAGE):
                 raise
             self.errors[name] = error.message
-        except (
-            ArithmeticError,
-            AssertionError,
-            LookupError,
-            MemoryError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:
+        except _ONE_EXPERIMENTS as error:
             self.errors[name] = f"{type(error).__name__}: {error}"
             if ran_out_of_memory(error):
                 self.errors[name] += "; free some memory, then run the same command again to go on"

@@ -89,7 +89,7 @@ def _over(
         waiting: list[Future[None]] = []
         for unit in units:
             names = [name for name in lacking if unit in lacking[name] and name not in failures]
-            mine = _claimed(unit, names, results, failures)
+            mine = claimed(unit, names, results, failures)
             tried.update((name, unit) for name in mine)
             if not mine:
                 continue
@@ -106,7 +106,7 @@ def _over(
             future.result()
 
 
-def _claimed(unit: int, names: Sequence[str], results: Mapping[str, Result], failures: Failures) -> list[str]:
+def claimed(unit: int, names: Sequence[str], results: Mapping[str, Result], failures: Failures) -> list[str]:
     """The experiments that lack the unit and of which nobody else holds it; this runner now does."""
     mine: list[str] = []
 

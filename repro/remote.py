@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from repro import __version__
 from repro.errors import Exit, ReproError
 from repro.failures import Failures
 from repro.folder import Folder, tokens_fingerprint
-from repro.loop import Compute, write
+from repro.loop import Compute, claimed, write
 from repro.plan import Item, Plan, Settings
 from repro.records import MANIFEST, load_manifest
 from repro.store import Result
@@ -101,9 +100,7 @@ class _Desk:
 
     def fill(self, unit: int, names: Sequence[str]) -> Outcome:
         started = time.perf_counter()
-        mine: list[str] = []
-        for name in names:
-            self.failures.guard(name, partial(self._claim, name, unit, mine))
+        mine = claimed(unit, names, self.results, self.failures)
         others = [name for name in names if name not in mine and name not in self.failures]
         held = [name for name in others if not self.results[name].has(unit)]
         try:
@@ -120,10 +117,6 @@ class _Desk:
             said=said,
             seconds=time.perf_counter() - started,
         )
-
-    def _claim(self, name: str, unit: int, mine: list[str]) -> None:
-        if self.results[name].claim(unit):
-            mine.append(name)
 
 
 _one_at_a_time = threading.Lock()
