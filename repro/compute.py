@@ -6,13 +6,13 @@ import gc
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial, reduce
+from functools import partial, reduce
 from operator import or_
 
 import numpy as np
 import torch
 
-from repro.declare import wanted
+from repro.declare import Stream, wanted
 from repro.errors import Exit, ReproError
 from repro.failures import Failures, NoMemoryError, Say, memory_told
 from repro.folder import Shape
@@ -21,6 +21,7 @@ from repro.layout import Layout
 from repro.loop import Filled
 from repro.measures import Bound, bind
 from repro.model import load
+from repro.names import in_precision
 from repro.plan import Item, Plan, Settings
 from repro.quarantine import NOTE
 from repro.stream import Batch, Engine
@@ -32,7 +33,7 @@ NUMPY_TYPES = {"float32": torch.float32, "int32": torch.int32}
 
 @dataclass
 class Session:
-    """One process's share of a run: the model is loaded once, however many passes there are."""
+    """One process's share of a run: the model is loaded once for each precision, however many passes there are."""
 
     subject: Chosen
     settings: Settings
@@ -44,10 +45,17 @@ class Session:
     """Largest micro-batch since memory ran out."""
     unfit: set[int] = field(default_factory=set)
     """Prompts already told to be left out."""
+    engines: dict[str, Engine] = field(default_factory=dict)
+    """The model that is in memory, by its precision."""
 
-    @cached_property
-    def engine(self) -> Engine:
-        """The model and kernels."""
+    def engine(self, precision: str) -> Engine:
+        """The model at a precision, and kernels. One model is in memory: another precision's makes room for it."""
+        if precision not in self.engines:
+            self.engines.clear()
+            self.engines[precision] = self._loaded(precision)
+        return self.engines[precision]
+
+    def _loaded(self, precision: str) -> Engine:
         from repro.kernels.errors import KernelError
         from repro.kernels.select import provider
 
@@ -57,20 +65,28 @@ class Session:
             kernels = provider(self.settings.kernels, self.settings.device)
         except KernelError as error:
             raise ReproError(f"--kernels {self.settings.kernels}: {str(error).removeprefix('kernels: ')}") from None
-        engine = Engine(load(self.subject.folder, self.settings.precision, self.settings.device), kernels)
-        self.seconds["start-up"] = time.perf_counter() - started
+        engine = Engine(load(self.subject.folder, precision, self.settings.device), kernels)
+        self.seconds["start-up"] = self.seconds.get("start-up", 0) + time.perf_counter() - started
         return engine
 
-    def micro_batch(self, length: int) -> int:
+    def took(self, precision: str) -> float:
+        """Seconds spent so far on passes at a precision and on reductions of what they found."""
+        return sum(self.seconds.get(stage + in_precision(precision), 0.0) for stage in ("passes", "reductions"))
+
+    def micro_batch(self, stream: Stream) -> int:
         """Prompts that go through the model together: as many of a unit as fit the memory asked for.
 
         Raises ReproError (exit 2) where not even one fits.
         """
-        width = 8 if self.settings.precision == "float64" else 4
-        fit = int(self.memory // (2 * working_bytes(self.subject.folder.shape, length, width)))
+        # bf16 is the type of products alone: what is held of a prompt is float32.
+        width = 8 if stream.precision == "float64" else 4
+        needed = 2 * working_bytes(self.subject.folder.shape, stream.length, width)
+        fit = self.memory // needed
         if fit < 1:
-            need = -(-2 * working_bytes(self.subject.folder.shape, length, width) // 2**20)
-            raise ReproError(f"--memory: one prompt of {length} tokens needs about {need} MiB on this model; give more")
+            raise ReproError(
+                f"--memory: one prompt of {stream.length} tokens needs about {-(-needed // 2**20)} MiB on this model; "
+                "give more"
+            )
         return min(self.settings.unit, fit, self.at_most or fit)
 
     def halve(self, micro_batch: int) -> None:
@@ -95,12 +111,12 @@ def working_bytes(shape: Shape, length: int, width: int) -> int:
 
 
 class Work:
-    """The units of one pass over the prompts, cut to `length` tokens, for several experiments."""
+    """The units of one pass over the prompts, for several experiments."""
 
-    def __init__(self, plan: Plan, items: Iterable[Item], length: int, session: Session, failures: Failures) -> None:
+    def __init__(self, plan: Plan, items: Iterable[Item], stream: Stream, session: Session, failures: Failures) -> None:
         self.plan = plan
         self.items = {item.name: item for item in items}
-        self.length = length
+        self.stream = stream
         self.session = session
         self.failures = failures
         self.bound: dict[str, Bound] = {}
@@ -108,7 +124,7 @@ class Work:
     def bind(self, name: str) -> None:
         """Computes what an experiment needs to know of the model before any prompt is seen."""
         item = self.items[name]
-        self.bound[name] = bind(item.experiment, item.context, self.session.engine)
+        self.bound[name] = bind(item.experiment, item.context, self.session.engine(self.stream.precision))
 
     def unit(self, unit: int, names: Sequence[str]) -> dict[str, Filled]:
         """All arrays of one unit for the named experiments, computed micro-batch by micro-batch.
@@ -118,7 +134,7 @@ class Work:
         Agreement: tests/test_trouble.py, tests/test_quarantine.py.
         """
         while True:
-            step = self.session.micro_batch(self.length)
+            step = self.session.micro_batch(self.stream)
             try:
                 with memory_told():
                     return self._unit(unit, names, step)
@@ -160,8 +176,8 @@ class Work:
 
     def _too_big(self) -> ReproError:
         return ReproError(
-            f"out of memory with a single prompt of {self.length} tokens, which no --memory makes smaller: use prompts "
-            "of fewer tokens, free some memory, or try --device cpu",
+            f"out of memory with a single prompt of {self.stream.length} tokens, which no --memory makes smaller: use "
+            "prompts of fewer tokens, free some memory, or try --device cpu",
             Exit.FAILED,
         )
 
@@ -177,11 +193,12 @@ class Work:
             if end <= start:
                 continue
             wanting = [name for name in names if self.items[name].context.n_prompts >= end]
-            tokens = self.plan.subject.tokens[start:end, : self.length]
+            tokens = self.plan.subject.tokens[start:end, : self.stream.length]
             placed = torch.from_numpy(tokens.astype(np.int64)).to(self.plan.settings.device)
             asked = reduce(or_, (wanted(self.items[name].experiment) for name in wanting))
             roles = next((c.roles for n in wanting if (c := self.items[n].context).roles is not None), None)
-            yield Batch(self.session.engine, placed, start, roles, asked), wanting
+            engine = self.session.engine(self.stream.precision)
+            yield Batch(engine, placed, start, roles, asked), wanting
             start = end
 
     def _join(self, name: str, share: _Share) -> None:

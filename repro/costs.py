@@ -74,17 +74,17 @@ def lacking(item: Item) -> float:
 
 
 def _flop(items: Sequence[Item]) -> float:
-    """FLOP of some experiments together: one pass per length, and what each adds."""
+    """FLOP of some experiments together: one pass for all that read the same, and what each adds."""
     passes = 0.0
-    for length in {item.length for item in items}:
-        group = [item for item in items if item.length == length]
+    for stream in {item.stream for item in items}:
+        group = [item for item in items if item.stream == stream]
         most = max(group, key=lambda item: item.context.n_prompts * lacking(item))
-        passes += pass_flop(most.context.shape, most.context.n_prompts, length) * lacking(most)
+        passes += pass_flop(most.context.shape, most.context.n_prompts, stream.length) * lacking(most)
     return passes + sum(item_flop(item) * lacking(item) for item in items)
 
 
 def plan_flop(plan: Plan) -> float:
-    """FLOP of everything that can be computed now: one pass per length, and what each experiment adds."""
+    """FLOP of everything that can be computed now: the passes, and what each experiment adds."""
     return _flop(plan.todo)
 
 
@@ -93,10 +93,18 @@ def predict(plan: Plan, folder: Path, items: Sequence[Item] | None = None) -> Co
 
     folder: where `remember` keeps this machine's rate. Agreement: tests/test_costs.py.
     """
-    chosen = plan.todo if items is None else items
-    flop, rate = _flop(chosen), _rates(folder).get(_name(plan))
-    size = sum(item_bytes(item) * lacking(item) for item in chosen)
-    return Cost(flop, round(size), flop / rate if rate else None)
+    return sum(predict_each(plan, folder, plan.todo if items is None else items).values(), Cost())
+
+
+def predict_each(plan: Plan, folder: Path, items: Sequence[Item]) -> dict[str, Cost]:
+    """`predict` for each precision by itself, as each has a rate of its own."""
+    costs, rates = {}, _rates(folder)
+    for precision in dict.fromkeys(item.precision for item in items):
+        group = [item for item in items if item.precision == precision]
+        flop, rate = _flop(group), rates.get(_name(plan, precision))
+        size = sum(item_bytes(item) * lacking(item) for item in group)
+        costs[precision] = Cost(flop, round(size), flop / rate if rate else None)
+    return costs
 
 
 def compared(predicted: Cost, seconds: float, written: int) -> str:
@@ -145,24 +153,24 @@ def total_cost(plan: Plan, folder: Path) -> str:
         waiting = [item.name for item in plan.items if item.waits]
         return f"nothing to compute; waiting: {', '.join(waiting)}" if waiting else "nothing to compute"
     cost = predict(plan, folder)
-    lengths = sorted({item.length for item in todo})
+    streams = list(map(str, plan.passes(todo)))
     seconds = "time unknown before a first run"
     if cost.seconds is not None:
         seconds = f"about {cost.seconds:.0f} s at this machine's last rate"
     later = sum(item.waits for item in plan.items)
     more = f"; {later} more once roles are known" if later else ""
-    passes = f"{len(lengths)} pass{'es' if len(lengths) > 1 else ''} ({', '.join(f'{n} tokens' for n in lengths)})"
+    passes = f"{len(streams)} pass{'es' if len(streams) > 1 else ''} ({', '.join(streams)})"
     return (
         f"next: {len(todo)} experiments in {passes}, {cost.flop / 1e12:.2f} TFLOP, {cost.size / 2**20:.0f} MiB, "
         f"{seconds}{more}"
     )
 
 
-def remember(folder: Path, flop: float, seconds: float, plan: Plan) -> None:
-    """Keeps the rate of a run, for later predictions; not worth an error if the disk refuses."""
+def remember(folder: Path, flop: float, seconds: float, plan: Plan, precision: str) -> None:
+    """Keeps the rate of a run at a precision, for later predictions; not worth an error if the disk refuses."""
     if seconds < 1 or flop <= 0:
         return
-    rates = _rates(folder) | {_name(plan): flop / seconds}
+    rates = _rates(folder) | {_name(plan, precision): flop / seconds}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RATES).write_text(json.dumps(rates, indent=1, sort_keys=True))
@@ -178,6 +186,6 @@ def _rates(folder: Path) -> dict[str, float]:
     return {key: float(value) for key, value in found.items() if isinstance(value, int | float) and value > 0}
 
 
-def _name(plan: Plan) -> str:
+def _name(plan: Plan, precision: str) -> str:
     settings, shape = plan.settings, plan.subject.folder.shape
-    return f"{settings.device} {settings.kernels} {settings.precision} d_model {shape.d_model}"
+    return f"{settings.device} {settings.kernels} {precision} d_model {shape.d_model}"

@@ -8,7 +8,7 @@ from functools import singledispatch
 from repro.errors import ReproError
 from repro.folder import Shape
 from repro.layout import Layout, Variable
-from repro.names import heads, heads_of, layer_of, nodes, sites
+from repro.names import heads, heads_of, in_precision, layer_of, nodes, sites
 from repro.roles import ExampleTokens, Roles, later_heads
 from repro.spec import (
     Common,
@@ -71,6 +71,17 @@ class Context:
         """The context cut to the experiment's own number of prompts."""
         wanted = experiment.prompts
         return replace(self, n_prompts=self.n_prompts if wanted is None else min(wanted, self.n_prompts))
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What one pass reads: the prompts' first `length` tokens, through the model at a precision."""
+
+    length: int
+    precision: str
+
+    def __str__(self) -> str:
+        return f"{self.length} tokens{in_precision(self.precision)}"
 
 
 def needs(experiment: Common) -> frozenset[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import paper_figures
 from paper_figures import page
 from repro.errors import Exit, ReproError
-from repro.names import layer_of
+from repro.names import in_precision, layer_of
 from repro.plan import Plan
 from repro.quarantine import NOTE, partial
 from repro.spec import Figure, Loaded
@@ -179,6 +179,8 @@ def subtitle(attrs: Mapping[str, Any], stamp: str, labels: str = "") -> str:
     parts += [
         f"subject {attrs['subject']} ({attrs['model']}), {attrs['n_prompts']} prompts x {attrs['n_positions']} tokens"
     ]
+    if "precision" in attrs:
+        parts.append(f"computed{in_precision(attrs['precision'])}")
     if attrs.get("fallback"):
         parts.append("not the paper's model: the paper's own could not be had")
     if not attrs.get("found", True):

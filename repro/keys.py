@@ -22,9 +22,10 @@ def key_parts(
 ) -> dict[str, Any]:
     """Everything that can change a number of this result.
 
-    settings: precision, kernels, device and prompts_per_unit. Returns JSON values. Agreement: tests/test_plan.py.
+    settings: precision (the experiment's own or the run's), kernels, device and prompts_per_unit. Returns JSON values.
+    Agreement: tests/test_plan.py.
     """
-    spec = experiment.model_dump(mode="json", exclude={"about", "group", "prompts", "variant_of"})
+    spec = experiment.model_dump(mode="json", exclude={"about", "group", "prompts", "precision", "variant_of"})
     key: dict[str, Any] = {
         "experiment": spec,
         "measure_version": MEASURE_VERSIONS[spec["measure"]],

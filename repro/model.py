@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from repro.casting import DTYPES, cast, rounded
 from repro.errors import Exit, ReproError
 from repro.folder import Folder
-from repro.forward import ACTIVATIONS, Block, Model, Rotary
+from repro.forward import Block, Model, Rotary
+from repro.linear import ACTIVATIONS
 from repro.names import listing
 from repro.quiet import quiet
 
@@ -31,14 +33,14 @@ _NATIVE_DEFAULTS: dict[str, object] = {
     "use_qk_norm": False,
 }
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
-
 
 def load(folder: Folder, precision: str = "float32", device: str = "cpu") -> Model:
     """The model of a folder, its weights processed by the library, and checked against it.
 
     Processing is `enable_compatibility_mode()`: norms folded, writing weights centred (LayerNorm only), unembedding
-    centred, value biases folded into b_O. precision: type of weights and activations. Returns a `Model` on `device`.
+    centred, value biases folded into b_O. precision: float32 or float64, the type of weights and activations; or bf16,
+    to which all weights and the inputs and outputs of every product are rounded, while the stream, norms and sums stay
+    float32 (the check is of the unrounded model). Returns a `Model` on `device`.
     Raises ReproError (exit 4) naming what is unreadable, not finite, unsupported, or computed differently from the
     library's own model. Agreement: tests/test_model.py.
     """
@@ -51,7 +53,8 @@ def load(folder: Folder, precision: str = "float32", device: str = "cpu") -> Mod
         raise ReproError(
             f"{folder.path}: the model cannot be loaded ({type(error).__name__}: {said})", Exit.UNAVAILABLE
         ) from error
-    return cast(model, DTYPES[precision], device)
+    model = cast(model, DTYPES[precision], device)
+    return rounded(model) if precision == "bf16" else model
 
 
 def _checked(folder: Folder, dtype: torch.dtype) -> Model:
@@ -67,19 +70,6 @@ def _checked(folder: Folder, dtype: torch.dtype) -> Model:
         model = _extract(folder, bridge, rotary)
         check_against_library(folder, bridge, model, probe, raw_logits)
     return model
-
-
-def cast(model: Model, dtype: torch.dtype, device: str) -> Model:
-    """The same model with its tensors in another type or place."""
-
-    def move(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.detach().to(device=device, dtype=dtype)
-        if isinstance(value, Rotary | Block):
-            return type(value)(**{key: move(item) for key, item in vars(value).items()})
-        return tuple(move(item) for item in value) if isinstance(value, tuple) else value
-
-    return Model(**{key: move(item) for key, item in vars(model).items()})
 
 
 def _bridge(folder: Folder, dtype: torch.dtype, probe: Tensor) -> tuple[Any, Rotary | None, Tensor]:

@@ -6,6 +6,8 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 
+FLOAT32 = "float32"
+"""The precision that goes without saying."""
 _HEAD = re.compile(r"L(\d{1,6})H(\d{1,6})\Z", re.ASCII)
 _MLP = re.compile(r"MLP(\d{1,6})\Z", re.ASCII)
 
@@ -52,6 +54,11 @@ def layer_of(label: str) -> int:
     if match := _MLP.match(label):
         return int(match[1])
     return head_index(label)[0]
+
+
+def in_precision(precision: str) -> str:
+    """' in bf16': what is said of whatever was computed in another precision than float32, else the empty string."""
+    return "" if precision == FLOAT32 else f" in {precision}"
 
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from repro.declare import MINED_POSITIONS, Context, layout, needs
+from repro.declare import MINED_POSITIONS, Context, Stream, layout, needs
 from repro.errors import Exit, ReproError
 from repro.keys import key_parts, what_changed
 from repro.layout import Layout, key12, result_path
-from repro.names import did_you_mean, listing
+from repro.names import FLOAT32, did_you_mean, listing
 from repro.records import status
 from repro.roles import ExampleTokens, Roles
 from repro.spec import Common, Example, FindErasers, FindWriter, Loaded, MineExamples, Windowed
@@ -26,6 +26,7 @@ class Settings:
     """How to compute: everything that may change a number, and nothing else."""
 
     precision: str
+    """Of experiments that name none."""
     kernels: str
     device: str
     unit: int
@@ -45,6 +46,8 @@ class Item:
     key: Mapping[str, Any] = field(default_factory=dict)
     path: Path = Path()
     layout: Layout | None = None
+    precision: str = FLOAT32
+    """The experiment's own, or the run's."""
 
     @property
     def waits(self) -> bool:
@@ -62,6 +65,11 @@ class Item:
         if isinstance(self.experiment, MineExamples):
             return min(MINED_POSITIONS[1] + 2, self.context.n_positions)
         return self.context.n_positions
+
+    @property
+    def stream(self) -> Stream:
+        """What its pass reads; experiments that read the same share one."""
+        return Stream(self.length, self.precision)
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,15 @@ class Plan:
         """What to compute next: while something waits for roles, what finds them, so that one pass serves the rest."""
         finders = [item for item in self.ready if isinstance(item.experiment, FindWriter | FindErasers | MineExamples)]
         return finders if finders and any(item.waits for item in self.items) else self.ready
+
+    def passes(self, items: Iterable[Item]) -> dict[Stream, list[Item]]:
+        """Which of some experiments share a pass: one model after the other, the run's own precision first."""
+        found: dict[Stream, list[Item]] = {}
+        for item in sorted(
+            items, key=lambda item: (item.precision != self.settings.precision, item.precision, item.length)
+        ):
+            found.setdefault(item.stream, []).append(item)
+        return found
 
     def item(self, name: str) -> Item:
         """The item of an experiment."""
@@ -269,10 +286,10 @@ class _Builder:
         """One experiment: its key and the state of its result."""
         experiment = self.loaded.spec.experiment[name]
         context = context.within(experiment)
+        precision = experiment.precision or self.settings.precision
         if roles is not None and not all(_known(need, roles, examples) for need in needs(experiment)):
-            return Item(
-                name, experiment, context, WAITS, "its roles are not known before the role experiments have run"
-            )
+            why = "its roles are not known before the role experiments have run"
+            return Item(name, experiment, context, WAITS, why, precision=precision)
         try:
             declared = layout(experiment, context)
         except ReproError as error:
@@ -286,7 +303,7 @@ class _Builder:
                     f"tokens (positions 0 to {context.n_positions - 1})"
                 )
         settings = self.settings
-        how = {part: getattr(settings, part) for part in ("precision", "kernels", "device")}
+        how = {"precision": precision, "kernels": settings.kernels, "device": settings.device}
         key = key_parts(experiment, context, self.subject, {**how, "prompts_per_unit": settings.unit})
         path = result_path(self.store, self.subject.name, name, key12(key))
         state, _, why = status(path).partition(": ")
@@ -294,4 +311,4 @@ class _Builder:
             state = "fresh"
         elif state == "absent":
             state, why = what_changed(path.parent, key)
-        return Item(name, experiment, context, state, why, key, path, declared)
+        return Item(name, experiment, context, state, why, key, path, declared, precision)

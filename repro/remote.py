@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repro import __version__
+from repro.declare import Stream
 from repro.errors import Exit, ReproError
 from repro.failures import Failures
 from repro.folder import Folder, tokens_fingerprint
@@ -149,19 +150,19 @@ class Recipe:
     subject: Chosen
     settings: Settings
     items: tuple[Item, ...]
-    length: int
-    """Tokens per prompt."""
+    stream: Stream
+    """What the pass reads."""
     memory: int
     """Bytes that a pass may take in each worker."""
 
     @classmethod
-    def of(cls, plan: Plan, items: Sequence[Item], length: int, memory: int) -> Recipe:
+    def of(cls, plan: Plan, items: Sequence[Item], stream: Stream, memory: int) -> Recipe:
         """The recipe of some items of a plan, with absolute paths and nothing that a worker can read for itself."""
         subject = Chosen(plan.subject.name, plan.subject.subject, _absolute(plan.subject.folder))
-        return cls(subject, plan.settings, tuple(items), length, memory)
+        return cls(subject, plan.settings, tuple(items), stream, memory)
 
     def __call__(self, failures: Failures, threads: int) -> Compute:
-        """Loads the model, unless it is the last one loaded, and prepares the experiments.
+        """Loads the model at the pass's precision, unless it is the last one loaded, and prepares the experiments.
 
         Raises ReproError (exit 4) if model or prompts are not the ones that were planned.
         """
@@ -175,9 +176,9 @@ class Recipe:
             raise self._other(self.subject.folder.prompts)
         session = Session(self.subject, self.settings, self.memory, failures.say)
         with torch.inference_mode():
-            session.engine = self._engine(session)
+            session.engines = {self.stream.precision: self._engine(session)}
             plan = Plan(self.subject, self.settings, self.items, None, ())
-            work = Work(plan, self.items, self.length, session, failures)
+            work = Work(plan, self.items, self.stream, session, failures)
             for item in self.items:
                 failures.guard(item.name, lambda name=item.name: work.bind(name))  # type: ignore[misc]
 
@@ -190,13 +191,13 @@ class Recipe:
         return compute
 
     def _engine(self, session: Any) -> Engine:
-        settings, weights = self.settings, self.items[0].key["weights"]
-        loaded = (weights, settings.precision, settings.kernels, settings.device)
+        precision, settings, weights = self.stream.precision, self.settings, self.items[0].key["weights"]
+        loaded = (weights, precision, settings.kernels, settings.device)
         if loaded not in _engines:
             if self.subject.weights != weights:
                 raise self._other(self.subject.folder.path)
             _engines.clear()
-            _engines[loaded] = session.engine
+            _engines[loaded] = session.engine(precision)
         return _engines[loaded]
 
     def _other(self, path: Path) -> ReproError:

@@ -13,8 +13,10 @@ import torch
 
 from repro.cluster import Cluster
 from repro.compute import Session, Work
+from repro.declare import Stream
 from repro.failures import Failures
 from repro.loop import fill, missing, units_of
+from repro.names import FLOAT32, in_precision
 from repro.plan import Item, Plan
 from repro.progress import progress
 from repro.quarantine import quarantined
@@ -33,31 +35,31 @@ class Outcome:
 
 
 def execute(plan: Plan, items: Sequence[Item], session: Session, cluster: Cluster | None = None) -> list[Outcome]:
-    """Computes and commits some of a plan's items: one pass per length of prompts, all experiments sharing it.
+    """Computes and commits some of a plan's items: one pass per length of prompts and precision, shared by all.
 
     cluster: whose workers fill the units; None: this process does. A failing experiment does not stop the others.
     Raises ReproError if the model cannot be had.
     """
     outcomes: list[Outcome] = []
     with torch.inference_mode():
-        assert session.engine is not None  # loaded first: a model that cannot be had must cost nothing
-        for length in sorted({item.length for item in items}):
-            group = [item for item in items if item.length == length]
-            outcomes += _Pass(plan, group, length, session, cluster).run()
+        for stream, group in plan.passes(items).items():
+            session.engine(stream.precision)  # loaded first: a model that cannot be had must cost nothing
+            outcomes += _Pass(plan, group, stream, session, cluster).run()
     return outcomes
 
 
 class _Pass:
-    """One stream over the prompts, cut to `length` tokens, for several experiments."""
+    """One stream over the prompts, for several experiments."""
 
     def __init__(
-        self, plan: Plan, items: Sequence[Item], length: int, session: Session, cluster: Cluster | None
+        self, plan: Plan, items: Sequence[Item], stream: Stream, session: Session, cluster: Cluster | None
     ) -> None:
         self.plan = plan
+        self.stream = stream
         self.session = session
         self.cluster = cluster
         self.failures = Failures(session.say)
-        self.work = Work(plan, items, length, session, self.failures)
+        self.work = Work(plan, items, stream, session, self.failures)
         self.results: dict[str, Result] = {}
 
     def run(self) -> list[Outcome]:
@@ -66,7 +68,7 @@ class _Pass:
         for item in self.work.items.values():
             self.failures.guard(item.name, lambda item=item: self._open(item))  # type: ignore[misc]
         try:
-            self._stream()
+            self._fill()
         finally:
             for result in self.results.values():
                 result.close()
@@ -77,8 +79,8 @@ class _Pass:
         return [Outcome(name, self.failures.errors.get(name, "")) for name in self.work.items]
 
     def _spent(self, stage: str, started: float) -> float:
-        """Adds the time since `started` to a stage; returns the time now."""
-        now = time.perf_counter()
+        """Adds the time since `started` to a stage, each precision's its own; returns the time now."""
+        now, stage = time.perf_counter(), stage + in_precision(self.stream.precision)
         self.session.seconds[stage] = self.session.seconds.get(stage, 0) + now - started
         return now
 
@@ -88,17 +90,17 @@ class _Pass:
             findings = repair(item.path)
             self.session.say(f"{item.name}: damage found ({len(findings)}); what was lost is computed again")
         threads = torch.get_num_threads() if self.cluster is None else self.cluster.threads
-        provenance = _provenance(self.plan, item, self.session, self.work.length, threads)
+        provenance = _provenance(self.plan, item, self.session, threads)
         self.results[item.name] = open_result(item.path, item.layout, self.plan.settings.unit, provenance)
         self.work.bind(item.name)
 
-    def _stream(self) -> None:
+    def _fill(self) -> None:
         """Says what is missing, and has it computed."""
         lacking = missing(self.results, self.failures, set())
         units = units_of(lacking)
         if not units:
             return
-        size = f"{len(units)} units of {self.plan.settings.unit} prompts x {self.work.length} tokens"
+        size = f"{len(units)} units of {self.plan.settings.unit} prompts x {self.stream}"
         self.session.say(f"pass over {size}: {', '.join(lacking)}")
         with self.session.watchdog as watchdog, progress(len(units), "units", self.session.say) as advance:
 
@@ -109,7 +111,7 @@ class _Pass:
             if self.cluster is None:
                 fill(self.results, self.work.unit, self.failures, finished, watchdog.feed)
             else:
-                recipe = Recipe.of(self.plan, list(self.work.items.values()), self.work.length, self.session.memory)
+                recipe = Recipe.of(self.plan, list(self.work.items.values()), self.stream, self.session.memory)
                 spent = self.cluster.fill(self.results, recipe, self.failures, finished, watchdog)
                 self.session.seconds["workers"] = self.session.seconds.get("workers", 0) + spent
 
@@ -126,11 +128,13 @@ class _Pass:
             experiment=name,
             n_layers=item.context.shape.n_layers,
         )
+        if item.precision != FLOAT32:
+            dataset.attrs["precision"] = item.precision
         dataset.attrs.setdefault("examples", "named" if self.plan.subject.subject.examples != "auto" else "mined")
         result.finalise(dataset)
 
 
-def _provenance(plan: Plan, item: Item, session: Session, length: int, threads: int) -> dict[str, Any]:
+def _provenance(plan: Plan, item: Item, session: Session, threads: int) -> dict[str, Any]:
     """Where a result comes from; only `key` and `environment` decide about freshness."""
     settings = plan.settings
     return {
@@ -142,11 +146,11 @@ def _provenance(plan: Plan, item: Item, session: Session, length: int, threads: 
         "environment": {
             "torch": item.key["torch"],
             "device": settings.device,
-            "precision": settings.precision,
-            "kernels": session.engine.kernels.name,
+            "precision": item.precision,
+            "kernels": session.engine(item.precision).kernels.name,
         },
         "versions": versions(),
         "host": {"python": platform.python_version(), "machine": platform.machine(), "cpus": os.cpu_count()},
         "threads": threads,
-        "micro_batch": session.micro_batch(length),
+        "micro_batch": session.micro_batch(item.stream),
     }

@@ -16,6 +16,7 @@ from repro.names import is_head, layer_of
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
 NAME_WORDS = "1 to 64 letters, digits, '_', '-' and '.', beginning with a letter or digit"
 Name = Annotated[str, Field(pattern=NAME.pattern)]
+Precision = Literal["float32", "float64", "bf16"]
 
 
 class Strict(BaseModel):
@@ -130,6 +131,8 @@ class Common(Strict):
     """Only the first so many prompts; nothing: all of the subject's."""
     about: str = ""
     """One line for `plan`."""
+    precision: Precision | None = None
+    """As `[run] precision`, for this experiment alone; nothing: the run's."""
     variant_of: str | None = None
     """The experiment that this one varies; `check` shows the two side by side."""
 
@@ -278,8 +281,9 @@ class Run(Strict):
     """Groups of experiments that `all` runs."""
     prompts_per_unit: int = Field(default=4, gt=0)
     """Prompts computed, written and recorded together."""
-    precision: Literal["float32", "float64"] = "float32"
-    """Floating-point type of weights and activations."""
+    precision: Precision = "float32"
+    """Floating-point type of weights and activations; `bf16` rounds weights and the inputs and outputs of the forward's
+    products, while the stream, norms and all that is measured stay float32."""
     paper_subject: str
     """The subject whose numbers `check` compares with the published ones."""
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from repro import figures as drawing
 from repro.cluster import Cluster
-from repro.costs import Cost, compared, cost_line, item_bytes, item_flop, on_disk, predict, remember, total_cost
+from repro.costs import Cost, compared, cost_line, item_bytes, item_flop, on_disk, predict_each, remember, total_cost
 from repro.errors import Exit, ReproError
+from repro.names import in_precision
 from repro.places import cache_folder
 from repro.plan import Item, Plan
 from repro.quarantine import NOTE, kept, left_out_line, quarantined
@@ -38,8 +39,9 @@ def show_plan(world: World, plan: Plan, about: bool = False) -> None:
     width = max((len(item.name) for item in plan.items), default=0)
     for item in plan.items:
         why = f"  ({item.why})" if item.why else ""
+        precision = in_precision(item.precision)
         what = f"  {item.experiment.about}" if about and item.experiment.about else ""
-        world.say(f"  {item.name:<{width}}  {item.state}{why}{cost_line(item)}{what}")
+        world.say(f"  {item.name:<{width}}  {item.state}{precision}{why}{cost_line(item)}{what}")
     world.say(total_cost(plan, cache_folder()))
 
 
@@ -49,6 +51,7 @@ def plan_rows(plan: Plan) -> list[dict[str, Any]]:
         {
             "experiment": item.name,
             "about": item.experiment.about,
+            "precision": item.precision,
             "state": item.state,
             "why": item.why,
             "key": item.path.name or None,
@@ -90,11 +93,14 @@ def _rounds(
     session = Session(plan.subject, world.settings, memory, world.say, watchdog)
     discarded: set[str] = set()
     failed: set[str] = set()
-    cost, written = Cost(), 0
+    costs: dict[str, Cost] = {}
+    written = 0
+    if world.request.fresh:
+        # First the model: one that cannot be had must not cost the results that are there.
+        for stream in list(plan.passes(plan.items))[:1]:
+            session.engine(stream.precision)
     for _ in range(MAX_ROUNDS):
         if world.request.fresh:
-            # First the model: one that cannot be had must not cost the results that are there.
-            assert session.engine is not None
             plan = _discard(world, plan, discarded)
         # Where what finds roles has failed, the experiments that do not need those still run.
         items = [item for item in plan.todo if item.name not in failed]
@@ -102,7 +108,8 @@ def _rounds(
         if not items:
             break
         show_plan(world, plan)
-        cost += predict(plan, cache_folder(), items)
+        for precision, cost in predict_each(plan, cache_folder(), items).items():
+            costs[precision] = costs.get(precision, Cost()) + cost
         before = on_disk(items)
         outcomes = execute(plan, items, session, cluster)
         written += on_disk(items) - before
@@ -111,10 +118,11 @@ def _rounds(
     spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in session.seconds.items())
     world.say(f"time: {spent}")
     if cluster is None:  # the speed of one process is what plans are costed with
-        took = session.seconds.get("passes", 0.0) + session.seconds.get("reductions", 0.0)
-        if cost.flop:
-            world.say(compared(cost, took, written))
-        remember(cache_folder(), cost.flop, took, plan)
+        took = {precision: session.took(precision) for precision in costs}
+        if costs:
+            world.say(compared(sum(costs.values(), Cost()), sum(took.values()), written))
+        for precision, seconds in took.items():
+            remember(cache_folder(), costs[precision].flop, seconds, plan, precision)
     return plan, failed
 
 

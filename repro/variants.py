@@ -62,6 +62,11 @@ def headlines(dataset: xr.Dataset) -> dict[str, float]:
         for quantile in dataset["quantile"].values:
             value = dataset["pr"].sel(component=SUM_OF_ERASERS, quantile=quantile)
             found[f"PR(sum of erasers, {writer}), {quantile}"] = float(value)
+    elif measure == "projection" and "node" in dataset.dims:
+        for site in dataset["site"].values:
+            found[f"PR({site}, {writer}), median"] = float(
+                dataset["pr"].sel(node=writer, site=site, quantile="median")
+            )
     elif measure == "v_patch":
         for site in dataset["site"].values[-2:]:
             found[f"PR({site}, {writer}), patched median"] = float(

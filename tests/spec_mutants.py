@@ -77,7 +77,7 @@ FITTING: dict[str, list[str]] = {
     "quantiles": ["[0.0, 1.0]", "[0.4999999999999999, 0.5000000000000001]", "[1e-300, 1]", "[0, 1]"],
     "bar": ["1e308", "-1e308", "0", "1", "-1e-320"],
     "variant_of": [*TEXTS, '"v_patch"', '"writer"'],
-    "precision": ['"float64"'],
+    "precision": ['"float64"', '"bf16"', '"float32"'],
     "default_subjects": ["['mini']", "['mini', 'mini']", "['gelu-4l']"],
     "groups": ["['roles']", "['variants']", "['beyond']", "['paper', 'paper']", "['post_1_top']"],
     "options": ["{}", "{ x = '<b>' }", "{ layers = [1, 'a'] }"],

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from repro.forward import ACTIVATIONS, Rotary, logits, norm_scale, normed, rotate, tail, trace
+from repro.forward import Rotary, logits, norm_scale, normed, rotate, tail, trace
+from repro.linear import ACTIVATIONS
 from tests import oracle
 from tests.scenes import KINDS, assert_close, changed_block, is_close, scene
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 import repro.forward
+import repro.linear
 from repro.errors import Exit, ReproError
 from repro.folder import read_folder
 from repro.forward import logits, norm_scale, trace
@@ -206,7 +207,7 @@ def test_a_pass_that_computes_something_else_is_caught(
     kind, wrong, quantity = MISCOMPUTED[name]
     assert load(read_folder(folders[kind])).shape.n_layers == 3
     for attribute, value in wrong.items():
-        monkeypatch.setattr(repro.forward, attribute, value)
+        monkeypatch.setattr(repro.linear if attribute == "ACTIVATIONS" else repro.forward, attribute, value)
     assert f"{folders[kind]}: {quantity} {DIFFERS}" in refusal(folders[kind])
 
 
