@@ -42,7 +42,7 @@ def projection(z: Tensor, W_O: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
             for t in _tiles(P, TILE_POSITIONS):
                 heads = _product(z[b, t, h].transpose(0, 1).to(dtype), weight, tile)
                 num[:, h, b, t] = _dots(heads, of[:, b, t].to(dtype)).transpose(0, 1)
-                norm2[h, b, t] = torch.linalg.vector_norm(heads, dim=-1)
+                norm2[h, b, t] = torch.linalg.vector_norm(heads.view(-1, D), dim=-1).view(heads.shape[:2])
     return num, norm2.square_()
 
 

@@ -6,7 +6,7 @@ value biases folded), so the stream here is the stream that direct logit attribu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -91,7 +91,7 @@ def normed(model: Model, x: Tensor) -> Tensor:
 
 def embed(model: Model, tokens: Tensor) -> Tensor:
     """resid_pre0 [B, P, D] of tokens [B, P]."""
-    x = model.W_E[tokens]
+    x = F.embedding(tokens, model.W_E)
     return x if model.W_pos is None else x + model.W_pos[: tokens.shape[1]]
 
 
@@ -151,11 +151,13 @@ def attn_out(model: Model, layer: int, z: Tensor) -> Tensor:
 class Trace:
     """A clean pass over B prompts of P tokens.
 
-    sites [S, B, P, D]: the 2L+1 residual-stream states, then free slots for directions; mlp_out: per layer [B, P, D];
-    attention: per layer; scale_final [B, P].
+    sites [S, B, P, D]: the 2L+1 residual-stream states, then free slots for directions; z [B, P, L H, K]: of all heads,
+    layer after layer, which those of `attention` are parts of; mlp_out: per layer [B, P, D]; attention: per layer;
+    scale_final [B, P].
     """
 
     sites: Tensor
+    z: Tensor
     attention: tuple[Attention, ...]
     mlp_out: tuple[Tensor, ...]
     scale_final: Tensor
@@ -171,20 +173,21 @@ def trace(model: Model, tokens: Tensor, slots: int = 0) -> Trace:
 
     slots: free rows behind the sites, so that further directions can share one projection call with them.
     """
-    L = model.shape.n_layers
-    sites = torch.empty(
-        (2 * L + 1 + slots, *tokens.shape, model.shape.d_model), dtype=model.W_E.dtype, device=tokens.device
-    )
+    L, H = model.shape.n_layers, model.shape.n_heads
+    sites = model.W_E.new_empty((2 * L + 1 + slots, *tokens.shape, model.shape.d_model))
+    z = model.W_E.new_empty((*tokens.shape, L * H, model.shape.d_head))
     sites[0] = embed(model, tokens)
     attention, mlps = [], []
     for layer in range(L):
+        own = z[:, :, layer * H : (layer + 1) * H]
         seen = attend(model, layer, sites[2 * layer])
+        seen = replace(seen, z=own.copy_(seen.z))
         torch.add(sites[2 * layer], attn_out(model, layer, seen.z), out=sites[2 * layer + 1])
         out = mlp(model, layer, sites[2 * layer + 1])
         torch.add(sites[2 * layer + 1], out, out=sites[2 * layer + 2])
         attention.append(seen)
         mlps.append(out)
-    return Trace(sites, tuple(attention), tuple(mlps), norm_scale(model, sites[2 * L]))
+    return Trace(sites, z, tuple(attention), tuple(mlps), norm_scale(model, sites[2 * L]))
 
 
 def tail(model: Model, layer: int, resid_mid: Tensor) -> Tensor:

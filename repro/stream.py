@@ -15,6 +15,9 @@ from repro.kernels.select import Kernels
 from repro.names import head_index
 from repro.roles import Roles
 
+HEADS_TOGETHER = 32
+"""Heads that sites are projected on in one call: their outputs at a few positions still fit the cache."""
+
 
 @dataclass(frozen=True)
 class Engine:
@@ -126,11 +129,19 @@ class Batch:
 
     @cached_property
     def _inner(self) -> list[tuple[Tensor, Tensor]]:
-        """Per layer, sites and directions on every head: (num [S + N, H, B, P], norm2 [H, B, P])."""
-        of = self._components()
-        blocks = self.engine.model.blocks
-        project = self.engine.kernels.projection
-        return [project(seen.z, blocks[layer].W_O, of) for layer, seen in enumerate(self.trace.attention)]
+        """Per layer, sites and directions on every head: (num [S + N, H, B, P], norm2 [H, B, P]).
+
+        Layers go together while their heads are few, so that the sites are read once for all of them.
+        """
+        of, blocks, H = self._components(), self.engine.model.blocks, self.engine.model.shape.n_heads
+        together = max(HEADS_TOGETHER // H, 1)
+        found: list[tuple[Tensor, Tensor]] = []
+        for first in range(0, len(blocks), together):
+            W_O = torch.cat([block.W_O for block in blocks[first : first + together]])
+            z = self.trace.z[:, :, first * H : first * H + len(W_O)]
+            num, norm2 = self.engine.kernels.projection(z, W_O, of)
+            found += zip(num.split(H, 1), norm2.split(H), strict=True)
+        return found
 
     @cached_property
     def _inner_mlp(self) -> list[tuple[Tensor, Tensor]]:
