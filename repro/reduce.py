@@ -13,20 +13,27 @@ def quantiles(values: np.ndarray, at: tuple[float, float]) -> tuple[np.ndarray, 
     """Lower quantile, median and upper quantile of the non-NaN values, and how many are NaN.
 
     Linear interpolation between order statistics, as `numpy.nanquantile`, by partial selection instead of a sort.
-    values: any shape, any unit; at: lower and upper probability. Returns (float64 [3], NaN count); NaN where nothing
-    is left. Agreement: tests/test_reduce.py.
+    values: any shape, any unit; at: lower and upper probability, one on each side of 0.5. Returns (float64 [3], NaN
+    count); NaN where nothing is left. Agreement: tests/test_reduce.py.
     """
     flat = values.ravel()
-    kept = flat[~np.isnan(flat)]
+    undefined = np.isnan(flat)
+    # Undefined values are rare, and a copy takes half as long as a selection by a mask.
+    kept = flat[~undefined] if undefined.any() else flat.copy()
     if kept.size == 0:
         return np.full(3, np.nan), flat.size
     places = np.array((at[0], 0.5, at[1])) * (kept.size - 1)
     low = np.floor(places).astype(np.int64)
     high = np.minimum(low + 1, kept.size - 1)
     below, above = np.empty(3), np.empty(3)
-    # Several selections of one element each, in place, are five times as fast as one selection of six elements.
+    # Selections of one element each are five times as fast as one of several; the outer two look on one side of the
+    # median only, which itself must not be moved again.
+    kept.partition(low[1])
+    if low[0] < low[1]:
+        kept[: low[1]].partition(low[0])
+    if low[1] < low[2]:
+        kept[low[1] + 1 :].partition(low[2] - low[1] - 1)
     for index, place in enumerate(low):
-        kept.partition(place)
         below[index] = kept[place]
         above[index] = kept[place + 1 :].min() if high[index] > place else kept[place]
     return below + (above - below) * (places - low), int(flat.size - kept.size)

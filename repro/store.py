@@ -6,7 +6,10 @@ store/README.md describes the files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +19,7 @@ from repro import records
 from repro.claims import locked
 from repro.copies import commit_reduced
 from repro.errors import Exit, ReproError
-from repro.layout import Layout, Variable, check_place
+from repro.layout import Layout, check_place
 from repro.records import status
 from repro.units import Chunk, Units, create
 
@@ -25,8 +28,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Result", "commit_reduced", "open_result", "read_raw", "read_summary", "status"]
 
-BLOCK_BYTES = 128 * 2**20
+BLOCK_BYTES = 256 * 2**20
 """Default size of a block of `Result.iter_blocks`, in bytes."""
+RAW_LEVEL, SMALL_LEVEL = -1, 3
+"""zstd levels of raw values, and of labels and summaries.
+
+Of raw values hardly more than the exponents can be compressed: level 3 would save 8 % of their bytes and take three
+times as long to write and ten to read. An array that was begun at another level keeps it."""
 
 
 def open_result(path: Path, layout: Layout, unit: int, provenance: Mapping[str, Any]) -> Result:
@@ -71,70 +79,88 @@ def _difference(there: Layout, here: Layout) -> str:
     return "; ".join(parts)[:400]
 
 
-def _codecs() -> list[Any]:
+def _codecs(level: int) -> list[Any]:
     """zstd, then a checksum of what it made: a flipped bit in a chunk is an error on reading, never a number."""
     from zarr.codecs import Crc32cCodec, ZstdCodec
 
-    return [ZstdCodec(level=3), Crc32cCodec()]
-
-
-def _array(where: Any, variable: Variable, layout: Layout, unit: int) -> Any:
-    """Creates the zarr array of a variable in a store or folder: one chunk per unit, full in every other dimension."""
-    import zarr
-
-    shape = layout.shape(variable)
-    floating = np.dtype(variable.dtype).kind == "f"
-    return zarr.create_array(
-        where,
-        shape=shape,
-        chunks=tuple(unit if dim == "prompt" else n for dim, n in zip(variable.dims, shape, strict=True)),
-        dtype=variable.dtype,
-        compressors=_codecs(),
-        fill_value=float("nan") if floating else 0,
-        dimension_names=variable.dims,
-        # Flat keys: a variable's chunks lie in one folder, so one fsync makes a new name durable.
-        chunk_key_encoding={"name": "default", "separator": "."},
-        attributes={"units": variable.units, "long_name": variable.long_name},
-        # Without it an all-NaN chunk would leave no file, and could not be told from one that was lost.
-        config={"write_empty_chunks": True},
-    )
+    return [ZstdCodec(level=level), Crc32cCodec()]
 
 
 def _write_template(folder: Path, layout: Layout, unit: int) -> None:
-    """Writes the group, the labels and the arrays without chunks."""
+    """Writes the group, the labels, and the arrays without chunks: one a unit, full in every dimension but prompts."""
     import zarr
 
+    # Flat keys: a variable's chunks lie in one folder, so one fsync makes a new name durable.
+    keys = {"name": "default", "separator": "."}
     zarr.create_group(folder, zarr_format=3)
     for dim, labels in layout.coords.items():
         coordinate = zarr.create_array(
             folder / dim,
             shape=(len(labels),),
             dtype=str,
-            compressors=_codecs(),
+            compressors=_codecs(SMALL_LEVEL),
             dimension_names=(dim,),
-            chunk_key_encoding={"name": "default", "separator": "."},
+            chunk_key_encoding=keys,
         )
         coordinate[:] = np.array(labels, dtype=object)
     for variable in layout.variables:
-        _array(folder / variable.name, variable, layout, unit)
+        shape = layout.shape(variable)
+        zarr.create_array(
+            folder / variable.name,
+            shape=shape,
+            chunks=tuple(unit if dim == "prompt" else n for dim, n in zip(variable.dims, shape, strict=True)),
+            dtype=variable.dtype,
+            compressors=_codecs(RAW_LEVEL),
+            fill_value=float("nan") if np.dtype(variable.dtype).kind == "f" else 0,
+            dimension_names=variable.dims,
+            chunk_key_encoding=keys,
+            attributes={"units": variable.units, "long_name": variable.long_name},
+        )
 
 
-def _encode(variable: Variable, layout: Layout, unit: int, i: int, values: np.ndarray) -> bytes:
-    """Bytes of the chunk that holds unit i of a variable."""
-    from zarr.storage import MemoryStore
+class _Encoder:
+    """Arrays in memory under the metadata that lies on disk: what a chunk is here, it is there for every reader.
 
-    memory: dict[str, Any] = {}
-    index = layout.index(variable, layout.prompts(unit, i))
-    _array(MemoryStore(memory), variable, layout, unit)[index] = values
-    content: bytes = memory[layout.chunk(variable, i)].to_bytes()
-    return content
+    data: the folder of the arrays; names: theirs. An array goes on with the codecs that it was begun with.
+    """
+
+    def __init__(self, data: Path, names: Iterable[str]) -> None:
+        import zarr
+        from zarr.buffer.cpu import Buffer
+        from zarr.storage import MemoryStore
+
+        metadata = {f"{name}/zarr.json": (data / name / "zarr.json").read_bytes() for name in names}
+        self._memory: dict[str, Any] = {file: Buffer.from_bytes(content) for file, content in metadata.items()}
+        store = MemoryStore(self._memory)
+        # Without it an all-NaN chunk would leave no file, and could not be told from one that was lost.
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            self._arrays = {name: zarr.open_array(store, path=name, mode="r+", zarr_format=3) for name in names}
+
+    def chunk(self, name: str, key: str, index: tuple[slice, ...], values: np.ndarray) -> bytes:
+        """Bytes of the chunk `key`, which holds `values` at `index`, once they have decoded to the same bits again."""
+        self._arrays[name][index] = values
+        decoded = self._arrays[name][index]
+        content: bytes = self._memory.pop(f"{name}/{key}").to_bytes()
+        # Bytes, so that signed zeros and the payloads of NaN count.
+        if decoded.tobytes() != values.tobytes():
+            raise ReproError(f"{name} decodes differently from what was encoded: check zarr and numcodecs", Exit.FAILED)
+        return content
+
+
+@contextmanager
+def _readable(what: str) -> Iterator[None]:
+    """Turns what zarr and the operating system say about a read into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ReproError(f"{what} cannot be read: {error}; see `python -m repro verify`", Exit.CORRUPT) from error
 
 
 class Result(Units):
     """One experiment's arrays, open for writing unit by unit and for reading back. Made by `open_result`."""
 
     def write_unit(self, i: int, arrays: Mapping[str, np.ndarray], notes: Mapping[str, Any] | None = None) -> bool:
-        """Writes unit i for good: chunks, fsync, read back and compare, then its record.
+        """Writes unit i for good: chunks encoded and decoded again, fsync, read back and compare, then its record.
 
         arrays: every variable of the layout, with the prompts of this unit only; notes: JSON values for the record.
         Returns False, having written nothing, if the unit was done before. Raises ReproError (exit 1) for arrays that
@@ -144,16 +170,16 @@ class Result(Units):
         values = self._checked(arrays, prompts)
         chunks = {}
         for variable in self.layout.variables:
-            array = values[variable.name]
-            content = _encode(variable, self.layout, self.unit, i, array)
-            nan = int(np.isnan(array).sum()) if array.dtype.kind == "f" else 0
+            array, index = values[variable.name], self.layout.index(variable, prompts)
+            content = self._encoder.chunk(variable.name, self.layout.chunk(variable, i), index, array)
+            nan = int(np.count_nonzero(np.isnan(array))) if array.dtype.kind == "f" else 0
             chunks[variable.name] = Chunk(self.layout.chunk_file(variable, i), content, nan)
+        return self._put(i, chunks, records.plain(notes or {}))
 
-        def reads_back(name: str) -> bool:
-            index = self.layout.index(self.layout.variable(name), prompts)
-            return _same_bits(self._open(name)[index], values[name])
-
-        return self._put(i, chunks, records.plain(notes or {}), reads_back)
+    @cached_property
+    def _encoder(self) -> _Encoder:
+        with _readable(f"{self.path}: the metadata of its arrays"):
+            return _Encoder(self.path / records.DATA, [variable.name for variable in self.layout.variables])
 
     def _checked(self, arrays: Mapping[str, np.ndarray], prompts: slice) -> dict[str, np.ndarray]:
         """The arrays, if they are exactly what the layout declares."""
@@ -170,16 +196,13 @@ class Result(Units):
                 raise ReproError(f"{variable.name} must be {want}, given {given.dtype} {given.shape}", Exit.FAILED)
         return values
 
-    def _open(self, name: str) -> Any:
-        import zarr
-
-        return zarr.open_array(self.path / records.DATA / self.layout.variable(name).name, mode="r", zarr_format=3)
-
     def read(self, variable: str, **isel: int | slice) -> np.ndarray:
         """Part of a raw variable, by position along named dimensions, as a numpy array.
 
         Raises ReproError (exit 1) for prompts whose unit is not recorded: what was never computed reads as NaN in zarr.
         """
+        import zarr
+
         declared = self.layout.variable(variable)
         unknown = set(isel) - set(declared.dims)
         if unknown:
@@ -188,23 +211,25 @@ class Result(Units):
         absent = [int(i) for i in np.unique(prompts // self.unit) if not self.has(int(i))]
         if absent:
             raise ReproError(f"{self.path}: units {absent[:8]} are not recorded yet", Exit.FAILED)
-        try:
-            return np.asarray(self._open(variable)[tuple(isel.get(dim, slice(None)) for dim in declared.dims)])
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            message = f"{self.path}: {variable} cannot be read: {error}; see `python -m repro verify`"
-            raise ReproError(message, Exit.CORRUPT) from error
+        with _readable(f"{self.path}: {variable}"):
+            array = zarr.open_array(self.path / records.DATA / variable, mode="r", zarr_format=3)
+            return np.asarray(array[tuple(isel.get(dim, slice(None)) for dim in declared.dims)])
 
     def iter_blocks(self, variable: str, max_bytes: int = BLOCK_BYTES) -> Iterator[tuple[dict[str, slice], np.ndarray]]:
         """The whole of a variable in blocks, each with all prompts and positions of some labels.
 
-        max_bytes: size of a block; one label of every dimension is the least. Each block is filled unit by unit, so
-        memory is one block and one chunk. Yields ({labelled dimension: slice}, array with the variable's dims).
+        max_bytes: size of a block; one label of every dimension is the least. Each block is filled unit by unit in the
+        place of the one before, so memory is one block and one chunk; every chunk is decoded once a block.
+        Yields ({labelled dimension: slice}, array with the variable's dims, which holds until the next is asked for).
         """
         declared = self.layout.variable(variable)
         shape = dict(zip(declared.dims, self.layout.shape(declared), strict=True))
+        room = np.empty(0, declared.dtype)
         for block in self.layout.blocks(declared, max_bytes):
             sizes = [block[dim].stop - block[dim].start if dim in block else n for dim, n in shape.items()]
-            out = np.empty(sizes, declared.dtype)
+            # The first block is the largest.
+            room = room if room.size else np.empty(math.prod(sizes), declared.dtype)
+            out = room[: math.prod(sizes)].reshape(sizes)
             for i in range(self.n_units):
                 prompts = self.unit_slice(i)
                 out[self.layout.index(declared, prompts)] = self.read(variable, prompt=prompts, **block)
@@ -219,11 +244,6 @@ class Result(Units):
         self._commit(lambda folder: _write_dataset(summary, folder))
 
 
-def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-    """Equal to the last bit, signed zeros and NaN payloads included."""
-    return np.array_equal(np.ascontiguousarray(a).view(np.uint8), np.ascontiguousarray(b).view(np.uint8))
-
-
 def _write_dataset(dataset: xr.Dataset, folder: Path) -> None:
     """Writes a small labelled Dataset, one chunk a variable, the same bytes for the same values."""
     plain = dataset.copy(deep=False).drop_encoding()
@@ -233,7 +253,7 @@ def _write_dataset(dataset: xr.Dataset, folder: Path) -> None:
             plain[name] = (variable.dims, variable.values.astype(object), records.plain(variable.attrs))
     encoding: dict[Any, dict[str, Any]] = {}
     for name, variable in plain.variables.items():
-        encoding[name] = {"compressors": _codecs(), "chunks": variable.shape}
+        encoding[name] = {"compressors": _codecs(SMALL_LEVEL), "chunks": variable.shape}
         if variable.dtype.kind == "f":
             encoding[name]["_FillValue"] = None
     plain.to_zarr(folder, mode="w", zarr_format=3, consolidated=False, encoding=encoding)

@@ -36,6 +36,22 @@ def test_quantiles_are_numpys(values: np.ndarray, at: tuple[float, float]) -> No
     assert np.array_equal(values, before, equal_nan=True)  # partial selection works on a copy
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 40, 1001, 4096, 50_000])  # numpy sorts few values where it should select
+@pytest.mark.parametrize("at", [(0.25, 0.75), (0.125, 0.875), (0.0, 1.0), (0.49999, 0.50001)])
+def test_quantiles_are_those_of_a_sort_to_the_bit(n: int, at: tuple[float, float]) -> None:
+    smooth = np.random.default_rng(n).standard_normal(n).astype(np.float32)
+    for values in (smooth, np.round(smooth), -np.sort(smooth)):  # distinct, with many ties and signed zeros, falling
+        ordered = np.sort(values).astype(np.float64)
+        places = np.array((at[0], 0.5, at[1])) * (n - 1)
+        below = np.floor(places).astype(int)
+        low, high = ordered[below], ordered[np.minimum(below + 1, n - 1)]
+        expected = (low + (high - low) * (places - below)).tobytes()
+        assert quantiles(values, at)[0].tobytes() == expected
+        holed = np.insert(values, [0, n // 2, n], np.nan)
+        ours, undefined = quantiles(holed, at)
+        assert (ours.tobytes(), undefined) == (expected, 3)
+
+
 @QUICK
 @given(arrays(np.float64, array_shapes(min_dims=3, max_dims=3, max_side=6), elements=NUMBERS), BANDS)
 def test_quantiles_along_reduces_the_last_axes(values: np.ndarray, at: tuple[float, float]) -> None:
