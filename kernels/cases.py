@@ -90,7 +90,7 @@ def _projection(s: Shape, draw: Callable[..., Tensor]) -> dict[str, Any]:
 
 def _projection_onto_vectors(s: Shape, draw: Callable[..., Tensor]) -> dict[str, Any]:
     return {
-        "v": draw(s.prompts, s.positions, s.d_model),
+        "v": draw(1, s.prompts, s.positions, s.d_model),
         "of": draw(s.sites, s.prompts, s.positions, s.d_model),
     }
 

@@ -137,10 +137,11 @@ def project_kernel(
 
 @triton.jit
 def onto_vectors_kernel(
-    v_ptr,  # [B, P, D] f32, f16 or bf16; rows of D contiguous
+    v_ptr,  # [M, B, P, D] f32, f16 or bf16; rows of D contiguous
     of_ptr,  # [S, B, P, D] f32, f16 or bf16; rows of D contiguous
-    num_ptr,  # [S, B, P] f32
-    norm2_ptr,  # [B, P] f32
+    num_ptr,  # [S, M, B, P] f32
+    norm2_ptr,  # [M, B, P] f32
+    v_m,
     v_b,
     v_p,
     of_s,
@@ -150,14 +151,17 @@ def onto_vectors_kernel(
     P,
     S,
     D,
+    M,
     BT: tl.constexpr,
     BD: tl.constexpr,
     BS: tl.constexpr,
 ):
-    i_t, i_b, i_s0 = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2) * BS
+    i_t, i_mb, i_s0 = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2) * BS
+    i_m, i_b = i_mb // B, i_mb % B
     o_t = i_t * BT + tl.arange(0, BT)
     m_t = o_t < P
     o_row = o_t.to(tl.int64)
+    p_v = v_ptr + i_m * v_m + i_b * v_b + o_row[:, None] * v_p
     b_nums = ()
     for _ in tl.static_range(BS):
         b_nums = b_nums + (tl.zeros([BT, BD], tl.float32),)  # noqa: RUF005
@@ -166,7 +170,7 @@ def onto_vectors_kernel(
     for i_d in range(0, D, BD):
         o_d = i_d + tl.arange(0, BD)
         m_td = m_t[:, None] & (o_d < D)[None, :]
-        b_v = tl.load(v_ptr + i_b * v_b + o_row[:, None] * v_p + o_d[None, :], mask=m_td, other=0.0).to(tl.float32)
+        b_v = tl.load(p_v + o_d[None, :], mask=m_td, other=0.0).to(tl.float32)
         b_sums = ()
         for s in tl.static_range(BS):
             p_of = of_ptr + (i_s0 + s).to(tl.int64) * of_s + i_b * of_b + o_row[:, None] * of_p + o_d[None, :]
@@ -177,10 +181,10 @@ def onto_vectors_kernel(
         b_norm2 += b_v * b_v
 
     for s in tl.static_range(BS):
-        p_num = num_ptr + ((i_s0 + s).to(tl.int64) * B + i_b) * P + o_row
+        p_num = num_ptr + (((i_s0 + s).to(tl.int64) * M + i_m) * B + i_b) * P + o_row
         tl.store(p_num, tl.sum(b_nums[s], 1), mask=o_t < tl.where(i_s0 + s < S, P, 0))
     if i_s0 == 0:
-        tl.store(norm2_ptr + i_b * P + o_row, tl.sum(b_norm2, 1), mask=m_t)
+        tl.store(norm2_ptr + i_mb * P + o_row, tl.sum(b_norm2, 1), mask=m_t)
 
 
 def projection(z: Tensor, W_O: Tensor, of: Tensor, *, precision: str = "ieee") -> tuple[Tensor, Tensor]:
@@ -207,22 +211,23 @@ def projection(z: Tensor, W_O: Tensor, of: Tensor, *, precision: str = "ieee") -
 
 
 def projection_onto_vectors(v: Tensor, of: Tensor, *, precision: str = "ieee") -> tuple[Tensor, Tensor]:
-    """Inner products of every component with one vector per position, and that vector's squared norm, in one launch.
+    """Inner products of every component with vectors at every position, and the vectors' squared norms, in one launch.
 
-    num[s, b, t] = <of[s, b, t], v[b, t]>,  norm2[b, t] = |v[b, t]|^2   (PR(a, b) of arXiv 2310.07325 is num / norm2)
+    num[s, m, b, t] = <of[s, b, t], v[m, b, t]>,  norm2[m, b, t] = |v[m, b, t]|^2
+    (PR(a, b) of arXiv 2310.07325 is num / norm2)
 
-    v:   [prompt, pos, d_model]     of: [component, prompt, pos, d_model], in activation units
+    v:   [vector, prompt, pos, d_model]     of: [component, prompt, pos, d_model], in activation units
     precision: taken for likeness; there is no matrix product here, so all multiply alike
-    Returns num [component, prompt, pos] and norm2 [prompt, pos], float32, squared activation units.
+    Returns num [component, vector, prompt, pos] and norm2 [vector, prompt, pos], float32, squared activation units.
     Raises ShapeError naming both shapes if they do not fit, UnsupportedError for a dtype or precision that does not
     exist on the device. Agreement: tests/test_projection.py.
     """
     dims = shapes.projection_onto_vectors(v, of)
     vendor = precisions.check("projection_onto_vectors", v.device, precision, v=v)
     precisions.check("projection_onto_vectors", v.device, "ieee", of=of)
-    B, P, S = (dims[name] for name in "BPS")
-    num = outputs.empty((S, B, P), torch.float32, v.device)
-    norm2 = outputs.empty((B, P), torch.float32, v.device)
+    B, P, S, M = (dims[name] for name in "BPSM")
+    num = outputs.empty((S, M, B, P), torch.float32, v.device)
+    norm2 = outputs.empty((M, B, P), torch.float32, v.device)
     project_onto_vectors(v, of, num, norm2, vendor).run()
     return num, norm2
 
@@ -256,16 +261,18 @@ def project(
 
 
 def project_onto_vectors(v: Tensor, of: Tensor, num: Tensor, norm2: Tensor, vendor: str) -> Launch:
-    """The launch that writes num [component, prompt, pos] and norm2 [prompt, pos] of `projection_onto_vectors`."""
+    """The launch that writes num [component, vector, prompt, pos] and norm2 [vector, prompt, pos]."""
     v, of = rows(v), rows(of)
-    (B, P, D), S = v.shape, len(of)
+    (M, B, P, D), S = v.shape, len(of)
     arguments: dict[str, Argument] = {"v_ptr": v, "of_ptr": of, "num_ptr": num, "norm2_ptr": norm2}
-    numbers = named_strides("v", v, "b p") | named_strides("of", of, "s b p") | {"B": B, "P": P, "S": S, "D": D}
+    numbers = named_strides("v", v, "m b p") | named_strides("of", of, "s b p")
+    numbers |= {"B": B, "P": P, "S": S, "D": D, "M": M}
 
     def build(blocks: tuning.Blocks) -> Launch:
         chunks = triton.cdiv(S, blocks["BS"])
         constants = {**blocks, "BS": triton.cdiv(S, chunks)}
-        return Launch(onto_vectors_kernel, arguments | numbers, constants, (triton.cdiv(P, blocks["BT"]), B, chunks))
+        grid = (triton.cdiv(P, blocks["BT"]), M * B, chunks)
+        return Launch(onto_vectors_kernel, arguments | numbers, constants, grid)
 
     key = ("project_onto_vectors", v.shape, of.shape, v.dtype, of.dtype, str(v.device))
     return tuning.choose(key, VECTOR_BLOCKS[vendor], build)
@@ -284,6 +291,6 @@ def compile_specs(
     num, norm2 = tensor(1, H, S, B, P, of=torch.float32), tensor(H, B, P, of=torch.float32)
     launches = {
         "projection": project(z, W_O, of, num, norm2, precision, vendor),
-        "projection_onto_vectors": project_onto_vectors(tensor(B, P, D), of, num[0, 0], norm2[0], vendor),
+        "projection_onto_vectors": project_onto_vectors(tensor(1, B, P, D), of, num[0, 0, :, None], norm2[:1], vendor),
     }
     return {name: launch.compile_spec() for name, launch in launches.items()}

@@ -26,18 +26,20 @@ def projection(z: Tensor, W_O: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def projection_onto_vectors(v: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
-    """Inner products of every component with one vector per position, and that vector's squared norm.
+    """Inner products of every component with vectors at every position, and the vectors' squared norms.
 
-    num[s, b, t] = <of[s, b, t], v[b, t]>,  norm2[b, t] = |v[b, t]|^2   (PR(a, b) of arXiv 2310.07325 is num / norm2)
+    num[s, m, b, t] = <of[s, b, t], v[m, b, t]>,  norm2[m, b, t] = |v[m, b, t]|^2
+    (PR(a, b) of arXiv 2310.07325 is num / norm2)
 
-    v:   [prompt, pos, d_model]     of: [component, prompt, pos, d_model], in activation units
-    Returns num [component, prompt, pos] and norm2 [prompt, pos], squared activation units, float32 or wider.
+    v:   [vector, prompt, pos, d_model]     of: [component, prompt, pos, d_model], in activation units
+    Returns num [component, vector, prompt, pos] and norm2 [vector, prompt, pos], squared activation units, float32 or
+    wider.
     Raises ShapeError naming both shapes if they do not fit. Agreement: tests/test_projection.py.
     """
     shapes.projection_onto_vectors(v, of)
     dtype = shapes.at_least_fp32(v, of)
     v = v.to(dtype)
-    return torch.einsum("sbpd,bpd->sbp", of.to(dtype), v), torch.einsum("bpd,bpd->bp", v, v)
+    return torch.einsum("sbpd,mbpd->smbp", of.to(dtype), v), torch.einsum("mbpd,mbpd->mbp", v, v)
 
 
 def v_composition(

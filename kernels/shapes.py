@@ -50,7 +50,7 @@ def projection(z: Tensor, W_O: Tensor, of: Tensor) -> Dims:
 
 def projection_onto_vectors(v: Tensor, of: Tensor) -> Dims:
     """Dimensions B, P, D, S of a projection onto vectors."""
-    return bind("projection_onto_vectors", v=(v, "B P D"), of=(of, "S B P D"))
+    return bind("projection_onto_vectors", v=(v, "M B P D"), of=(of, "S B P D"))
 
 
 def v_composition(

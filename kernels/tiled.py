@@ -48,24 +48,26 @@ def projection(z: Tensor, W_O: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def projection_onto_vectors(v: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
-    """Inner products of every component with one vector per position, and that vector's squared norm, tile by tile.
+    """Inner products of every component with vectors at every position, and the vectors' squared norms, tile by tile.
 
-    num[s, b, t] = <of[s, b, t], v[b, t]>,  norm2[b, t] = |v[b, t]|^2   (PR(a, b) of arXiv 2310.07325 is num / norm2)
+    num[s, m, b, t] = <of[s, b, t], v[m, b, t]>,  norm2[m, b, t] = |v[m, b, t]|^2
+    (PR(a, b) of arXiv 2310.07325 is num / norm2)
 
-    v:   [prompt, pos, d_model]     of: [component, prompt, pos, d_model], in activation units
-    Returns num [component, prompt, pos] and norm2 [prompt, pos], squared activation units, float32 or wider.
+    v:   [vector, prompt, pos, d_model]     of: [component, prompt, pos, d_model], in activation units
+    Returns num [component, vector, prompt, pos] and norm2 [vector, prompt, pos], squared activation units, float32 or
+    wider.
     Raises ShapeError naming both shapes if they do not fit. Agreement: tests/test_projection.py.
     """
     dims = shapes.projection_onto_vectors(v, of)
-    B, P, S = (dims[name] for name in "BPS")
+    B, P, D, S, M = (dims[name] for name in "BPDSM")
     dtype = shapes.at_least_fp32(v, of)
-    num = outputs.empty((S, B, P), dtype, v.device)
-    norm2 = outputs.empty((B, P), dtype, v.device)
+    num = outputs.empty((S, M, B, P), dtype, v.device)
+    norm2 = outputs.empty((M, B, P), dtype, v.device)
     for b in range(B):
-        for t in _tiles(P, TILE_POSITIONS):
-            onto = v[b, t].to(dtype)
-            num[:, b, t] = _dots(onto[None], of[:, b, t].to(dtype))[0]
-            norm2[b, t] = torch.linalg.vecdot(onto, onto)
+        for t in _tiles(P, _fit((S + M) * D, dtype)):
+            onto = v[:, b, t].to(dtype)
+            num[:, :, b, t] = _dots(onto, of[:, b, t].to(dtype)).transpose(0, 1)
+            norm2[:, b, t] = torch.linalg.vecdot(onto, onto)
     return num, norm2
 
 

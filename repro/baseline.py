@@ -66,8 +66,8 @@ def _quantiles(experiment: Common, name: str, values: Tensor, labels: Labels) ->
 
 def _onto(vectors: Tensor, of: Tensor) -> Tensor:
     """PR(of, vectors): [component, B, P]."""
-    num, norm2 = projection_onto_vectors(vectors, of)
-    return num / norm2
+    num, norm2 = projection_onto_vectors(vectors[None], of)
+    return (num / norm2)[:, 0]
 
 
 def _sites_onto_nodes(bridge: Any, item: Item, tokens: Tensor) -> xr.Dataset:

@@ -144,10 +144,9 @@ class Batch:
         return found
 
     @cached_property
-    def _inner_mlp(self) -> list[tuple[Tensor, Tensor]]:
-        """The same for the MLPs: (num [S + N, B, P], norm2 [B, P])."""
-        of = self._components()
-        return [self.engine.kernels.projection_onto_vectors(out, of) for out in self.trace.mlp_out]
+    def _inner_mlp(self) -> tuple[Tensor, Tensor]:
+        """The same for the MLPs of all layers: num [S + N, L, B, P], norm2 [L, B, P]."""
+        return self.engine.kernels.projection_onto_vectors(self.trace.mlp_out, self._components())
 
     def sites_on_heads(self, layer: int) -> tuple[Tensor, Tensor]:
         """<site, h> and |h|² for the heads of one layer: [S, H, B, P], [H, B, P]."""
@@ -156,8 +155,8 @@ class Batch:
 
     def sites_on_mlp(self, layer: int) -> tuple[Tensor, Tensor]:
         """<site, m> and |m|² for one MLP: [S, B, P], [B, P]."""
-        num, norm2 = self._inner_mlp[layer]
-        return num[: len(self.sites)], norm2
+        num, norm2 = self._inner_mlp
+        return num[: len(self.sites), layer], norm2[layer]
 
     @cached_property
     def sites_on_writer(self) -> Tensor:
@@ -176,7 +175,7 @@ class Batch:
 
     def mlp_on(self, name: str, layer: int) -> Tensor:
         """<m, direction> for one MLP: [B, P]."""
-        return self._inner_mlp[layer][0][self._slot(name)]
+        return self._inner_mlp[0][self._slot(name), layer]
 
     def _slot(self, name: str) -> int:
         return (len(self.sites) if self.wanted.sites_on_nodes else 0) + self.wanted.directions.index(name)

@@ -35,7 +35,7 @@ from tests.kernel_helpers import (
 @pytest.mark.parametrize(("name", "dtype"), PROVIDERS)
 def test_agrees_with_float64(name: str, dtype: torch.dtype, shape: Shape) -> None:
     arguments = projection_arguments(shape, dtype)
-    vectors = {"v": arguments["of"][0], "of": arguments["of"]}
+    vectors = {"v": arguments["of"][:2], "of": arguments["of"]}
     with poisoned():
         got = kernels(name).projection(**arguments)
         onto = kernels(name).projection_onto_vectors(**vectors)
@@ -79,8 +79,9 @@ def test_a_head_that_wrote_nothing_has_no_ratio(name: str, dtype: torch.dtype) -
 @pytest.mark.parametrize(("name", "dtype"), PROVIDERS)
 def test_ratio_of_a_vector_on_itself_is_one_and_changes_sign_with_it(name: str, dtype: torch.dtype) -> None:
     v = randn(2, 17, 96, dtype=dtype)
-    num, norm2 = kernels(name).projection_onto_vectors(v=v, of=torch.stack([v, -v]))
-    agree((num[0] / norm2, num[1] / norm2), (torch.ones(2, 17).double(), -torch.ones(2, 17).double()), "ieee")
+    num, norm2 = kernels(name).projection_onto_vectors(v=v[None], of=torch.stack([v, -v]))
+    ones = torch.ones(1, 2, 17).double()
+    agree((num[0] / norm2, num[1] / norm2), (ones, -ones), "ieee")
 
 
 @pytest.mark.parametrize(("name", "dtype"), PROVIDERS)
@@ -159,8 +160,10 @@ def test_shapes_that_do_not_fit_name_both(name: str) -> None:
         kernels(name).projection(z[0], W_O, of)
     with pytest.raises(ShapeError, match="P must be at least 1"):
         kernels(name).projection(z[:, :0], W_O, of)
-    with pytest.raises(ShapeError, match=r"of\[S, B, P, D\] is \[1, 1, 6, 64\], but v\[B, P, D\] is \[1, 7, 64\]"):
-        kernels(name).projection_onto_vectors(of[0], of[:, :, :6])
+    with pytest.raises(
+        ShapeError, match=r"of\[S, B, P, D\] is \[1, 1, 6, 64\], but v\[M, B, P, D\] is \[1, 1, 7, 64\]"
+    ):
+        kernels(name).projection_onto_vectors(of[:1], of[:, :, :6])
     with pytest.raises(KernelError, match="on one device"):
         kernels(name).projection(z, W_O, of.to("meta"))
 
@@ -213,8 +216,8 @@ def test_declared_precision_reaches_the_kernel() -> None:
     split = kernels("triton", "tf32x3")
     agree(split.projection(**arguments), reference.projection(**wide(arguments)), "tf32x3")
     agree(
-        split.projection_onto_vectors(arguments["of"][0], arguments["of"]),
-        reference.projection_onto_vectors(arguments["of"][0].double(), arguments["of"].double()),
+        split.projection_onto_vectors(arguments["of"][:1], arguments["of"]),
+        reference.projection_onto_vectors(arguments["of"][:1].double(), arguments["of"].double()),
         "tf32x3",
     )
     with pytest.raises(UnsupportedError, match="no precision 'tf32'"):
