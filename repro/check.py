@@ -13,6 +13,7 @@ import xarray as xr
 
 from repro.errors import Exit
 from repro.intervals import RESAMPLES, Bootstrap, Interval
+from repro.names import FLOAT32
 from repro.published import Claim, Drawn, Number, Published, read_published
 
 Verdict = Literal["match", "within interval", "differs", "not determinable here"]
@@ -39,6 +40,8 @@ class Row:
     source: str
     obtained: str
     group: str | None = None
+    precision: str = FLOAT32
+    """What ours was computed in."""
 
 
 def check(
@@ -49,6 +52,7 @@ def check(
     raw: Callable[[str], xr.Dataset] | None = None,
     published: Published | None = None,
     resamples: int = RESAMPLES,
+    tables: bool = True,
 ) -> list[Row]:
     """One verdict for every published number and claim.
 
@@ -58,7 +62,8 @@ def check(
     published value lies in the 95 % cluster-bootstrap interval of ours over prompts; else `differs`.
     results: summaries by experiment name; subject_is_papers: the model is the one published about;
     same_prompts: its prompts are the published ones, in their order; raw: raw values by experiment name, KeyError where
-    there are none; published: the numbers (default: the bundled ones); resamples: bootstrap resamples.
+    there are none; published: the numbers (default: the bundled ones); resamples: bootstrap resamples; tables: whether
+    the numbers of large tables get an interval where they do not match, too, which may take a minute.
     Returns rows, numbers before claims, in the published order. Agreement: tests/test_check.py.
     """
     published = published or read_published()
@@ -67,7 +72,7 @@ def check(
     waiting = [
         (number, row)
         for number, row in zip(published.numbers, numbers, strict=True)
-        if row.verdict != "not determinable here" and _wants_interval(number, row)
+        if row.verdict != "not determinable here" and (tables or number.group is None) and _wants_interval(number, row)
     ]
     intervals = _intervals(waiting, reader, Bootstrap(raw, resamples))
     rows = [
@@ -94,8 +99,14 @@ class _Reader:
         self._values: dict[tuple[str, str], np.ndarray] = {}
 
     def subject(self, entry: Number | Claim) -> str:
+        return str(self._attrs(entry).get("subject", ""))
+
+    def precision(self, entry: Number | Claim) -> str:
+        return str(self._attrs(entry).get("precision", FLOAT32))
+
+    def _attrs(self, entry: Number | Claim) -> Mapping[Any, Any]:
         found = self.results.get(self.published.drawn_by(entry).experiment)
-        return "" if found is None else str(found.attrs.get("subject", ""))
+        return {} if found is None else found.attrs
 
     def require(self, entry: Number | Claim) -> None:
         """Raises _NoCounterpartError unless the variant that drew this entry has a result here under the same roles."""
@@ -197,6 +208,7 @@ def _blank(reader: _Reader, entry: Number | Claim, published: float | str, toler
         source=entry.source,
         obtained=entry.obtained,
         group=entry.group,
+        precision=reader.precision(entry),
     )
 
 

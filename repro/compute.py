@@ -12,6 +12,7 @@ from operator import or_
 import numpy as np
 import torch
 
+from repro.casting import packed
 from repro.declare import Stream, wanted
 from repro.errors import Exit, ReproError
 from repro.failures import Failures, NoMemoryError, Say, memory_told
@@ -65,7 +66,7 @@ class Session:
             kernels = provider(self.settings.kernels, self.settings.device)
         except KernelError as error:
             raise ReproError(f"--kernels {self.settings.kernels}: {str(error).removeprefix('kernels: ')}") from None
-        engine = Engine(load(self.subject.folder, precision, self.settings.device), kernels)
+        engine = Engine(packed(load(self.subject.folder, precision, self.settings.device)), kernels)
         self.seconds["start-up"] = self.seconds.get("start-up", 0) + time.perf_counter() - started
         return engine
 

@@ -109,7 +109,7 @@ def child(spec: Path, prompts: int) -> dict[str, Any]:
     chosen = world.choose(ask=False)
     plan = world.plan(chosen)
     session = Session(chosen, world.settings, 2**31, lambda line: None)
-    model = session.engine.model
+    model = session.engine(world.settings.precision).model
     start_up, loaded = time.perf_counter() - started, resident()
     bare = Bare(model, torch.from_numpy(chosen.tokens[:prompts].astype(np.int64)))
     bare.over(range(0, prompts, 2))

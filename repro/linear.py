@@ -74,8 +74,11 @@ def linear(x: Tensor, W: Weight, b: Tensor, act: str = "none") -> Tensor:
     """
     x = x.to(W.dtype)
     if isinstance(W, Packed):
-        name, algorithm = _FUSED[act]
+        # In bfloat16 the product is rounded before the activation, as it is where nothing is packed.
+        fused = act if W.dtype is torch.float32 else "none"
+        name, algorithm = _FUSED[fused]
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, W.content, b, name, [], algorithm)
-        return y
-    y = torch.addmm(b, x, W)
+        act = "none" if fused == act else act
+    else:
+        y = torch.addmm(b, x, W)
     return y if act == "none" else ACTIVATIONS[act](y)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from repro.check import VERDICTS, Row
+from repro.names import FLOAT32, in_precision
 from repro.quarantine import left_out_line, partial
 
 _ORDER = ("1 top", "1 bottom", "2", "3a", "3b", "4a", "4b", "5")
@@ -83,6 +84,9 @@ def _preamble(rows: Sequence[Row], heading: Heading) -> list[str]:
     ]
     if heading.left_out:
         lines += [f"**{partial(heading.left_out, heading.n_prompts)}**: {left_out_line(heading.left_out)}.", ""]
+    for precision in dict.fromkeys(row.precision for row in rows if row.precision != FLOAT32):
+        named = dict.fromkeys(row.experiment for row in rows if row.precision == precision)
+        lines += [f"**Computed{in_precision(precision)}**: {', '.join(named)}.", ""]
     if not heading.subject_is_papers:
         lines += [
             f"**{heading.subject} is not the model of the publications: no published number can be checked on it.** "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def show_plan(world: World, plan: Plan, about: bool = False) -> None:
     width = max((len(item.name) for item in plan.items), default=0)
     for item in plan.items:
         why = f"  ({item.why})" if item.why else ""
-        precision = in_precision(item.precision)
+        precision = in_precision(item.precision) and f",{in_precision(item.precision)}"
         what = f"  {item.experiment.about}" if about and item.experiment.about else ""
         world.say(f"  {item.name:<{width}}  {item.state}{precision}{why}{cost_line(item)}{what}")
     world.say(total_cost(plan, cache_folder()))
@@ -170,10 +171,13 @@ def draw(world: World, plan: Plan) -> list[drawing.Drawn]:
 def check(world: World, plan: Plan) -> list[Exit]:
     """Compares the numbers with the published ones and writes check.md and check.json beside the figures."""
     from repro import check as checking
+    from repro.precision import effects, unpaired
+    from repro.precision_report import write_effects
     from repro.published import PAPER_PROMPTS
     from repro.report import Heading, summary_line, write_report
     from repro.store import read_raw, read_summary
 
+    plan = _widened(world, plan)
     paths = {name: at for name in world.loaded.spec.experiment if (at := _result(world, plan, name)) is not None}
     results = {name: read_summary(path) for name, path in paths.items()}
     own = plan.subject.name == world.loaded.spec.run.paper_subject
@@ -187,12 +191,19 @@ def check(world: World, plan: Plan) -> list[Exit]:
         same_prompts=own and _recipe(plan.subject) == PAPER_PROMPTS and not left_out,
         left_out=left_out,
     )
-    rows = checking.check(
-        results,
-        subject_is_papers=own,
-        same_prompts=heading.same_prompts,
-        raw=lambda name: kept(read_raw(paths[name]), results[name].attrs),
-    )
+
+    def judge(places: Mapping[str, str]) -> list[checking.Row]:
+        """The comparison, with the results of some experiments in the place of others'; large tables then in haste."""
+        stored = {name: places.get(name, name) for name in results}
+        return checking.check(
+            {name: results[other] for name, other in stored.items()},
+            subject_is_papers=own,
+            same_prompts=heading.same_prompts,
+            raw=lambda name: kept(read_raw(paths[stored[name]]), results[stored[name]].attrs),
+            tables=not places,
+        )
+
+    rows = judge({})
     out = world.figures_folder(plan.subject.name)
     try:
         table, _ = write_report(rows, out, heading)
@@ -201,6 +212,9 @@ def check(world: World, plan: Plan) -> list[Exit]:
     world.say(f"check: {summary_line(rows)}; {table}")
     if lines := variant_lines(world.loaded.spec.experiment, results):
         world.say(f"variants: {write_variants(lines, out, plan.subject.name)}")
+    declared = world.loaded.spec.experiment
+    if found := effects(declared, results, rows, judge, own):
+        world.say(f"precision: {write_effects(found, unpaired(declared, found), out, heading)}")
     if not own:
         paper = world.loaded.spec.run.paper_subject
         world.say(f"  published numbers belong to {paper}; {plan.subject.name} is another model")
@@ -212,6 +226,14 @@ def _recipe(subject: Chosen) -> object:
     """The recipe of a subject's prompts from the hub."""
     prompts = subject.subject.prompts
     return prompts.model_dump(mode="json") if isinstance(prompts, HubPrompts) else None
+
+
+def _widened(world: World, plan: Plan) -> Plan:
+    """The plan with all experiments of the spec, where they all fit the subject: at once they are planned sooner."""
+    try:
+        return world.plan(plan.subject, [*(item.name for item in plan.items), *world.loaded.spec.experiment])
+    except ReproError:
+        return plan
 
 
 def _result(world: World, plan: Plan, name: str) -> Path | None:

@@ -48,10 +48,15 @@ def variant_lines(experiments: Mapping[str, Common], results: Mapping[str, xr.Da
     return lines
 
 
-def _changes(base: Common, variant: Common) -> str:
+def changed_fields(base: Common, variant: Common) -> list[str]:
+    """The fields in which a variant differs from what it varies, `measure` excepted."""
     here, there = variant.model_dump(mode="json"), base.model_dump(mode="json")
-    changed = [key for key in here if key not in _IGNORED and here[key] != there.get(key)]
-    return ", ".join(f"{key} = {here[key]}" for key in changed)
+    return [key for key in here if key not in _IGNORED and here[key] != there.get(key)]
+
+
+def _changes(base: Common, variant: Common) -> str:
+    here = variant.model_dump(mode="json")
+    return ", ".join(f"{key} = {here[key]}" for key in changed_fields(base, variant))
 
 
 def headlines(dataset: xr.Dataset) -> dict[str, float]:
@@ -64,9 +69,7 @@ def headlines(dataset: xr.Dataset) -> dict[str, float]:
             found[f"PR(sum of erasers, {writer}), {quantile}"] = float(value)
     elif measure == "projection" and "node" in dataset.dims:
         for site in dataset["site"].values:
-            found[f"PR({site}, {writer}), median"] = float(
-                dataset["pr"].sel(node=writer, site=site, quantile="median")
-            )
+            found[f"PR({site}, {writer}), median"] = float(dataset["pr"].sel(node=writer, site=site, quantile="median"))
     elif measure == "v_patch":
         for site in dataset["site"].values[-2:]:
             found[f"PR({site}, {writer}), patched median"] = float(

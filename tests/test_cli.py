@@ -66,7 +66,7 @@ def test_json_is_all_that_machines_are_told(finished: Finished) -> None:
     answer = run.cli("plan", "--json")
     rows = json.loads(answer.out)
     assert rows["subject"] == "native"
-    assert set(rows["items"][0]) == {"experiment", "about", "state", "why", "key", "flop", "bytes"}
+    assert set(rows["items"][0]) == {"experiment", "about", "precision", "state", "why", "key", "flop", "bytes"}
     assert "subject: native" in answer.err
     assert json.loads(run.cli("check", "--json").out)["subject"] == "native"
     names = [row["name"] for row in json.loads(cli("subjects", "--spec", PAPER, "--json").out)]

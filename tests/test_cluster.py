@@ -271,7 +271,7 @@ def sent(model: Path, tmp_path: Path) -> bytes:
     world = World(Request(PAPER, subject=str(model), out=tmp_path), print)
     plan = world.plan(world.choose(ask=False))
     (item,) = plan.todo
-    return pickle.dumps(Recipe.of(plan, [item], item.length, 2**30))
+    return pickle.dumps(Recipe.of(plan, [item], item.stream, 2**30))
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -280,6 +280,18 @@ def test_what_travels_is_small_and_another_number_of_threads_changes_last_bits_o
     one, two = (pickle.loads(sent)(Failures(print), n)(0, ["writer"])["writer"].arrays["pr"] for n in (1, 2))
     assert one.shape[-2:] == (4, 40)
     np.testing.assert_allclose(two, one, rtol=0, atol=TOLERANCE * np.nanmax(np.abs(one)))
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_worker_computes_a_pass_at_its_own_precision_and_keeps_one_model(sent: bytes) -> None:
+    recipe = pickle.loads(sent)
+    coarse = replace(recipe, stream=replace(recipe.stream, precision="bf16"))
+    one, other, again = (
+        each(Failures(print), 1)(0, ["writer"])["writer"].arrays["pr"] for each in (recipe, coarse, recipe)
+    )
+    assert len(remote._engines) == 1
+    np.testing.assert_array_equal(again, one)
+    assert 1e-4 < np.nanmax(np.abs(other - one)) / np.nanmax(np.abs(one)) < 0.1
 
 
 @pytest.mark.usefixtures("one_thread")

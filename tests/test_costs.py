@@ -18,6 +18,7 @@ from tests.runs import PAPER, ROOT, Run
 from tests.test_plan import NAMED, NODES, planned, world
 
 Finished = Callable[[str], Run]
+BF16 = {"precision": "bf16"}
 
 
 def test_costs_are_told_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,9 +36,9 @@ def test_costs_are_told_before_anything_runs(tmp_path: Path, monkeypatch: pytest
     assert item_flop(patch) > item_flop(nodes) > 0
     assert plan_flop(plan) == pytest.approx(once + sum(map(item_flop, plan.items))), "one pass serves all three"
     assert costs.total_cost(plan, tmp_path).endswith("time unknown before a first run")
-    costs.remember(tmp_path / "new", plan_flop(plan), 2.0, plan)
+    costs.remember(tmp_path / "new", plan_flop(plan), 2.0, plan, "float32")
     assert costs.total_cost(plan, tmp_path / "new").endswith("about 2 s at this machine's last rate")
-    costs.remember(tmp_path / "spec.toml", 1.0, 2.0, plan)  # a file in the place of the folder is no error
+    costs.remember(tmp_path / "spec.toml", 1.0, 2.0, plan, "float32")  # a file in the place of the folder is no error
 
 
 def test_what_is_there_already_costs_nothing(tmp_path: Path) -> None:
@@ -72,13 +73,28 @@ def test_predicted_and_actual_are_said_in_one_line() -> None:
 def test_a_run_is_predicted_at_the_rate_of_the_last(tmp_path: Path) -> None:
     plan = planned(world(tmp_path, NAMED, nodes=NODES))
     assert costs.predict(plan, tmp_path / "rates").seconds is None
-    costs.remember(tmp_path / "rates", 2 * plan_flop(plan), 8.0, plan)
+    costs.remember(tmp_path / "rates", 2 * plan_flop(plan), 8.0, plan, "float32")
     assert costs.predict(plan, tmp_path / "rates").seconds == pytest.approx(4.0)
     item = plan.item("nodes")
     assert costs.on_disk([item]) == 0
     item.path.joinpath("units").mkdir(parents=True)
     item.path.joinpath("units", "0.json").write_bytes(b"12345")
     assert costs.on_disk([item, replace(item, state=WAITS, path=Path())]) == 5, "what waits has no place yet"
+
+
+def test_each_precision_has_a_pass_and_a_rate_of_its_own(tmp_path: Path) -> None:
+    plan = planned(world(tmp_path, NAMED, nodes=NODES, patch={"measure": "v_patch"}, coarse=NODES | BF16))
+    nodes, coarse = plan.item("nodes"), plan.item("coarse")
+    once = pass_flop(nodes.context.shape, 5, 16)
+    assert plan_flop(plan) == pytest.approx(2 * once + sum(map(item_flop, plan.items)))
+    assert costs.total_cost(plan, tmp_path).startswith(
+        "next: 3 experiments in 2 passes (16 tokens, 16 tokens in bf16), "
+    )
+    costs.remember(tmp_path / "rates", 3 * (once + item_flop(coarse)), 6.0, plan, "bf16")
+    assert costs.predict(plan, tmp_path / "rates", [coarse]).seconds == pytest.approx(2.0)
+    assert costs.predict(plan, tmp_path / "rates", [nodes]).seconds is None
+    assert costs.predict(plan, tmp_path / "rates").seconds is None
+    assert costs.predict(plan, tmp_path).flop == pytest.approx(plan_flop(plan))
 
 
 def test_twice_the_prompts_cost_twice(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ WRITER: Entries = {"measure": "find_writer"}
 ERASERS: Entries = {"measure": "find_erasers"}
 EXAMPLES: Entries = {"measure": "mine_examples"}
 
-COMMON: list[tuple[str, object]] = [("prompts", 5)]
+COMMON: list[tuple[str, object]] = [("prompts", 5), ("precision", "bf16")]
 BANDED: list[tuple[str, object]] = [("quantiles", [0.1, 0.9])]
 WINDOWED: list[tuple[str, object]] = [("positions", [3, -2])]
 

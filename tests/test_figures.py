@@ -73,6 +73,7 @@ def test_the_subtitle_always_names_subject_and_model() -> None:
         ({"fallback": "gelu-4l cannot be had"}, "", "", "not the paper's model: the paper's own could not be had"),
         ({"examples": "mined", "measure": "resampled_dla"}, "", "", "examples MINED from its prompts"),
         ({"quarantined": [3]}, "", "", "PARTIAL 7/8 prompts"),
+        ({"precision": "bf16"}, "", "", "computed in bf16"),
         ({}, "COMMITTED", "", "COMMITTED"),
         ({}, "", "Figure 2 of the post", "Figure 2 of the post"),
     ],

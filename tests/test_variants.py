@@ -18,7 +18,9 @@ SPEC = Path(__file__).parent.parent / "experiments.toml"
 def lines(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
     """All variants of the paper's spec, on a toy with named roles left to the rule."""
     root = tmp_path_factory.mktemp("variants")
-    ran = cli("run", "roles", "paper", "variants", "--spec", SPEC, "--subject", folders["native"], "--out", root)
+    ran = cli(
+        "run", "roles", "paper", "variants", "precision", "--spec", SPEC, "--subject", folders["native"], "--out", root
+    )
     assert ran.code == 0, ran.out
     checked = cli("check", "--spec", SPEC, "--subject", folders["native"], "--out", root)
     assert "variants.md" in checked.out
@@ -53,6 +55,15 @@ def test_wider_quantiles_move_the_bars_and_not_the_median(lines: list[dict[str, 
 )
 def test_a_variant_that_changes_the_computation_changes_numbers(lines: list[dict[str, object]], variant: str) -> None:
     assert any(_differ(line) for line in _of(lines, variant))
+
+
+def test_another_precision_is_a_variant_like_others_and_moves_numbers_little(lines: list[dict[str, object]]) -> None:
+    for variant in ("sites_onto_nodes_bf16", "nodes_onto_writer_bf16", "v_patch_bf16", "resampled_dla_bf16"):
+        found = _of(lines, variant)
+        assert {line["changes"] for line in found} == {"precision = bf16"}
+        assert any(_differ(line) for line in found)
+        for line in found:
+            assert line["value"] == pytest.approx(line["default"], rel=0.1, abs=0.1), line["quantity"]
 
 
 def test_leaving_out_the_pattern_moves_v_composition_and_not_the_output(lines: list[dict[str, object]]) -> None:
