@@ -11,42 +11,42 @@ from torch import Tensor
 
 from repro.forward import Model, logits, trace
 
-EVERY = 4
-"""Prompts between two rounds of matrix products."""
-
 
 class Bare:
-    """The bare forward pass, one prompt after the other, with what it is compared with timed in between."""
+    """The bare forward pass, a few prompts at a time, with what it is compared with timed in between."""
 
-    def __init__(self, model: Model, tokens: Tensor) -> None:
-        """model: processed weights; tokens [B, P]. Runs the first prompt once, untimed."""
+    def __init__(self, model: Model, tokens: Tensor, together: int) -> None:
+        """model: processed weights; tokens [B, P]; together: prompts at a time. Runs the first once, untimed."""
         self.model = model
         self.tokens = tokens
+        self.together = together
+        self.prompts = 0
         self.seconds: list[float] = []
         self.unembedded: list[float] = []
         self.products: dict[tuple[int, int, int], list[float]] = {}
-        self._final(0)
+        self._final(slice(together))
 
-    def _final(self, row: int) -> Tensor:
+    def _final(self, rows: slice) -> Tensor:
         with torch.inference_mode():
-            return trace(self.model, self.tokens[row : row + 1]).final
+            return trace(self.model, self.tokens[rows]).final
 
     def over(self, rows: range, unembed: bool = False) -> None:
         """Times some prompts; after every few the products, and with `unembed` one more prompt up to its logits."""
-        for count, row in enumerate(rows):
+        for first in rows[:: self.together]:
+            several = slice(first, min(first + self.together, rows.stop))
             begun = time.perf_counter()
-            self._final(row)
+            self._final(several)
             self.seconds.append(time.perf_counter() - begun)
-            if count % EVERY == 0:
-                self._multiply()
-                if unembed:
-                    self.unembed(row)
+            self.prompts += several.stop - first
+            self._multiply()
+            if unembed:
+                self.unembed(first)
 
     def unembed(self, row: int) -> None:
         """Times one prompt up to its logits."""
         begun = time.perf_counter()
         with torch.inference_mode():
-            logits(self.model, self._final(row))
+            logits(self.model, self._final(slice(row, row + 1)))
         self.unembedded.append(time.perf_counter() - begun)
 
     def _multiply(self) -> None:
@@ -66,8 +66,9 @@ class Bare:
         seconds = {size: median(times) for size, times in self.products.items()}
         largest = max(flop, key=lambda size: flop[size])
         length = self.tokens.shape[1]
+        forward = self.model.shape.flop_per_token(length) * length * self.prompts
         return {
-            "bare_flop_per_s": self.model.shape.flop_per_token(length) * length * len(self.seconds) / sum(self.seconds),
+            "bare_flop_per_s": forward / sum(self.seconds),
             "products_flop_per_s": sum(flop.values()) / sum(seconds.values()),
             "matmul_flop_per_s": flop[largest] / seconds[largest],
         }

@@ -24,7 +24,7 @@ from torch import Tensor
 from repro.declare import components, patched_layer
 from repro.folder import Folder
 from repro.kernels.reference import projection, projection_onto_vectors, v_composition
-from repro.meter import age, peak, resident
+from repro.meter import above, age, peak
 from repro.names import head_index, heads_of
 from repro.plan import Item
 from repro.quiet import quiet
@@ -201,7 +201,7 @@ def child(spec: Path, prompts: int) -> dict[str, Any]:
     world = World(Request(spec=spec, subject="shape", prompts=prompts), lambda line: None)
     plan = world.plan(world.choose(ask=False))
     bridge = library_model(plan.subject.folder)
-    start_up, weights = time.perf_counter() - started, resident()
+    start_up = time.perf_counter() - started
     tokens = torch.from_numpy(plan.subject.tokens[:prompts].astype(np.int64))
     with torch.no_grad():
         bridge(tokens[:1])
@@ -218,7 +218,7 @@ def child(spec: Path, prompts: int) -> dict[str, Any]:
         "left_out": [item.name for item in plan.items if item.name not in EXPERIMENTS],
         "baseline_s": sum(seconds.values()),
         "peak_bytes": peak(),
-        "peak_above_weights_bytes": peak() - weights,
+        "peak_above_weights_bytes": above(plan.subject.folder.weights),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }

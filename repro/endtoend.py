@@ -21,7 +21,7 @@ import numpy as np
 
 from repro.endtoend_report import baseline_line, growth, line, medians, unfit
 from repro.errors import Exit, ReproError
-from repro.meter import age, peak, resident
+from repro.meter import above, age, peak
 
 if TYPE_CHECKING:
     from repro.session import World
@@ -110,19 +110,18 @@ def child(spec: Path, prompts: int) -> dict[str, Any]:
     plan = world.plan(chosen)
     session = Session(chosen, world.settings, 2**31, lambda line: None)
     model = session.engine(world.settings.precision).model
-    start_up, loaded = time.perf_counter() - started, resident()
-    bare = Bare(model, torch.from_numpy(chosen.tokens[:prompts].astype(np.int64)))
-    bare.over(range(0, prompts, 2))
+    start_up = time.perf_counter() - started
+    tokens = torch.from_numpy(chosen.tokens[:prompts].astype(np.int64))
+    bare = Bare(model, tokens, session.micro_batch(plan.todo[0].stream))
+    bare.over(range(prompts // 2))
     begun = time.perf_counter()
     outcomes = execute(plan, plan.todo, session)
     paper = time.perf_counter() - begun
     if failed := [outcome for outcome in outcomes if outcome.error]:
         raise ReproError(f"{failed[0].name}: {failed[0].error}", Exit.FAILED)
     # Before any logits: they are larger than all that the paper's passes hold.
-    highest = peak()
-    bare.over(range(1, prompts, 2), unembed=True)
-    if not bare.unembedded:
-        bare.unembed(0)
+    highest, above_weights = peak(), above(chosen.folder.weights)
+    bare.over(range(prompts // 2, prompts), unembed=True)
     begun = time.perf_counter()
     figures = _draw(world)
     return {
@@ -139,7 +138,7 @@ def child(spec: Path, prompts: int) -> dict[str, Any]:
         "ratio": paper / sum(bare.seconds),
         **bare.rates(),
         "peak_bytes": highest,
-        "peak_above_weights_bytes": highest - loaded,
+        "peak_above_weights_bytes": above_weights,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }

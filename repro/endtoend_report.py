@@ -24,7 +24,7 @@ def line(row: Row) -> str:
         f"forward at {rate / 1e9:.0f} GFLOP/s, {rate / products:.0%} of its four products' {products / 1e9:.0f}, "
         f"{rate / largest:.0%} of the largest one's {largest / 1e9:.0f}; start-up {row['start_up_s']:.1f} s and "
         f"rendering {row['rendering_s']:.1f} s, together {apart:.1f} s; peak {row['peak_bytes'] / 2**20:.0f} MiB, "
-        f"{row['peak_above_weights_bytes'] / 2**20:.0f} above the loaded model"
+        f"{row['peak_above_weights_bytes'] / 2**20:.0f} above the weights"
     )
 
 

@@ -152,14 +152,14 @@ class Trace:
     """A clean pass over B prompts of P tokens.
 
     sites [S, B, P, D]: the 2L+1 residual-stream states, then free slots for directions; z [B, P, L H, K]: of all heads,
-    layer after layer, which those of `attention` are parts of; mlp_out [L, B, P, D]; attention: per layer;
-    scale_final [B, P].
+    layer after layer, which those of `attention` are parts of; mlp_out: per layer [B, P, D]; attention: per
+    layer; scale_final [B, P].
     """
 
     sites: Tensor
     z: Tensor
     attention: tuple[Attention, ...]
-    mlp_out: Tensor
+    mlp_out: tuple[Tensor, ...]
     scale_final: Tensor
 
     @property
@@ -177,8 +177,7 @@ def trace(model: Model, tokens: Tensor, slots: int = 0) -> Trace:
     sites = model.W_E.new_empty((2 * L + 1 + slots, *tokens.shape, model.shape.d_model))
     z = model.W_E.new_empty((*tokens.shape, L * H, model.shape.d_head))
     sites[0] = embed(model, tokens)
-    mlps = sites.new_empty((L, *sites.shape[1:]))
-    attention = []
+    attention, mlps = [], []
     for layer in range(L):
         own = z[:, :, layer * H : (layer + 1) * H]
         seen = attend(model, layer, sites[2 * layer])
@@ -187,8 +186,8 @@ def trace(model: Model, tokens: Tensor, slots: int = 0) -> Trace:
         out = mlp(model, layer, sites[2 * layer + 1])
         torch.add(sites[2 * layer + 1], out, out=sites[2 * layer + 2])
         attention.append(seen)
-        mlps[layer] = out
-    return Trace(sites, z, tuple(attention), mlps, norm_scale(model, sites[2 * L]))
+        mlps.append(out)
+    return Trace(sites, z, tuple(attention), tuple(mlps), norm_scale(model, sites[2 * L]))
 
 
 def tail(model: Model, layer: int, resid_mid: Tensor) -> Tensor:

@@ -73,12 +73,11 @@ def linear(x: Tensor, W: Weight, b: Tensor, act: str = "none") -> Tensor:
     x [N, I]; W [I, O]; b [O], in the type of W; act: a name in ACTIVATIONS, or `none`. Returns [N, O] in W's type.
     """
     x = x.to(W.dtype)
-    if isinstance(W, Packed):
-        # In bfloat16 the product is rounded before the activation, as it is where nothing is packed.
-        fused = act if W.dtype is torch.float32 else "none"
-        name, algorithm = _FUSED[fused]
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, W.content, b, name, [], algorithm)
-        act = "none" if fused == act else act
-    else:
+    if not isinstance(W, Packed):
         y = torch.addmm(b, x, W)
+    else:
+        # In bfloat16 the product is rounded before the activation, as it is where nothing is packed.
+        fused, act = (act, "none") if W.dtype is torch.float32 else ("none", act)
+        name, algorithm = _FUSED[fused]
+        y = torch.ops.mkldnn._linear_pointwise(x, W.content, b, name, [], algorithm)
     return y if act == "none" else ACTIVATIONS[act](y)

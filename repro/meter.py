@@ -5,23 +5,20 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
-
-
-def resident() -> int:
-    """Resident bytes now."""
-    return _status("VmRSS")
 
 
 def peak() -> int:
     """The most bytes that were ever resident in this program; unlike `getrusage`, not in the one that started it."""
-    return _status("VmHWM")
-
-
-def _status(name: str) -> int:
-    found = re.search(rf"^{name}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert found is not None
     return int(found[1]) * 1024
+
+
+def above(weights: Iterable[Path]) -> int:
+    """How far the peak lies above the files of a model's weights, in bytes."""
+    return peak() - sum(file.stat().st_size for file in weights)
 
 
 def age() -> float:

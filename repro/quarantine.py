@@ -61,7 +61,7 @@ class Kept:
         if not self.prompts.size:
             raise ReproError(
                 "the model's activations are not finite on any prompt, so that there is nothing to reduce: look at the "
-                "model and at [run] precision",
+                "model and at its precision",
                 Exit.FAILED,
             )
 

@@ -146,7 +146,7 @@ class Batch:
     @cached_property
     def _inner_mlp(self) -> tuple[Tensor, Tensor]:
         """The same for the MLPs of all layers: num [S + N, L, B, P], norm2 [L, B, P]."""
-        return self.engine.kernels.projection_onto_vectors(self.trace.mlp_out, self._components())
+        return self.engine.kernels.projection_onto_vectors(torch.stack(self.trace.mlp_out), self._components())
 
     def sites_on_heads(self, layer: int) -> tuple[Tensor, Tensor]:
         """<site, h> and |h|² for the heads of one layer: [S, H, B, P], [H, B, P]."""

@@ -39,19 +39,19 @@ def test_a_child_measures_the_whole_paper(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_bare_forward_is_timed_between_its_products(folders: dict[str, Path]) -> None:
     model = load(read_folder(folders["native"]))
-    bare = Bare(model, torch.ones((10, 16), dtype=torch.int64))
+    bare = Bare(model, torch.ones((10, 16), dtype=torch.int64), together=4)
     bare.over(range(10))
-    assert len(bare.seconds) == 10
+    assert (bare.prompts, len(bare.seconds)) == (10, 3)
     assert not bare.unembedded
     s = model.shape
     qkv, heads = 3 * s.n_heads * s.d_head, s.n_heads * s.d_head
     sizes = [(16, s.d_model, qkv), (16, heads, s.d_model), (16, s.d_model, s.d_mlp), (16, s.d_mlp, s.d_model)]
     assert list(bare.products) == sizes
-    assert {len(times) for times in bare.products.values()} == {3}, "before prompts 1, 5 and 9 of ten, between others"
+    assert {len(times) for times in bare.products.values()} == {3}, "after prompts 4, 8 and 10"
     bare.over(range(2), unembed=True)
     assert len(bare.unembedded) == 1
     bare.products = {(1, 2, 3): [2.0], (1, 2, 1): [4.0, 1.0, 2.0]}
-    bare.seconds = [0.5, 1.5]
+    bare.prompts, bare.seconds = 2, [0.5, 1.5]
     rates = bare.rates()
     assert rates["matmul_flop_per_s"] == 12 / 2
     assert rates["products_flop_per_s"] == (12 + 4) / (2 + 2)
@@ -123,8 +123,9 @@ def test_a_failure_is_a_sentence(tmp_path: Path) -> None:
             endtoend._in_child(module, tmp_path / "none.toml", 3)
 
 
-def test_the_meter_reads_this_process() -> None:
-    assert meter.peak() >= meter.resident() - 2**20 > 2**20
+def test_the_meter_reads_this_process(tmp_path: Path) -> None:
+    (file := tmp_path / "weights").write_bytes(bytes(1000))
+    assert meter.peak() - meter.above([file, file]) == 2000
     assert 0 < meter.age() < 1e6
     held = np.ones(2**25)
     assert meter.peak() >= held.nbytes

@@ -24,7 +24,7 @@ def traced(kind: str) -> tuple[torch.Tensor, ...]:
     ]
     inputs = [norm_scale(shown.model, passed.sites[2 * layer]) for layer in range(len(passed.attention))]
     scales = torch.stack([*inputs, passed.scale_final])
-    return passed.sites, torch.stack(heads), passed.mlp_out, scales
+    return passed.sites, torch.stack(heads), torch.stack(passed.mlp_out), scales
 
 
 @pytest.mark.parametrize("kind", KINDS)
