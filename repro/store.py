@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Result", "commit_reduced", "open_result", "read_raw", "read_summary", "status"]
 
-BLOCK_BYTES = 256 * 2**20
+BLOCK_BYTES = 128 * 2**20
 """Default size of a block of `Result.iter_blocks`, in bytes."""
 RAW_LEVEL, SMALL_LEVEL = -1, 3
 """zstd levels of raw values, and of labels and summaries.
