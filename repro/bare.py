@@ -50,8 +50,8 @@ class Bare:
         self.unembedded.append(time.perf_counter() - begun)
 
     def _multiply(self) -> None:
-        """Times the four products that a layer consists of: into QKV, out of the heads, into and out of the MLP."""
-        s, P = self.model.shape, self.tokens.shape[1]
+        """Times plain products of a layer's four shapes: into QKV, out of the heads, into and out of the MLP."""
+        s, P = self.model.shape, min(self.together, len(self.tokens)) * self.tokens.shape[1]
         wide, narrow = (s.n_heads + 2 * s.n_kv_heads) * s.d_head, s.n_heads * s.d_head
         for size in ((P, s.d_model, wide), (P, narrow, s.d_model), (P, s.d_model, s.d_mlp), (P, s.d_mlp, s.d_model)):
             a, b = torch.rand(size[:2]), torch.rand(size[1:])

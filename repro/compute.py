@@ -66,7 +66,7 @@ class Session:
         except KernelError as error:
             raise ReproError(f"--kernels {self.settings.kernels}: {str(error).removeprefix('kernels: ')}") from None
         engine = Engine(packed(load(self.subject.folder, precision, self.settings.device)), kernels)
-        # The library's own model is full of cycles; only once it is gone is freed memory worth keeping.
+        # The library's own model is full of cycles, and what it leaves behind is not worth keeping.
         gc.collect()
         keep_freed_memory()
         self.seconds["start-up"] = self.seconds.get("start-up", 0) + time.perf_counter() - started
@@ -189,20 +189,22 @@ class Work:
         share.parts.append(bound.compute(batch))
 
     def _batches(self, first: int, last: int, names: Sequence[str]) -> Iterator[tuple[Batch, list[str]]]:
-        """The prompts first to last; cut where an experiment ends inside, so that each sees only its own."""
-        ends = sorted({min(self.items[name].context.n_prompts, last) for name in names})
+        """The prompts first to last; cut where an experiment ends inside, so that each sees only its own.
+
+        Cut, and filled with directions, for all experiments of the pass, whichever of them lack the unit: what is
+        computed with others, and so its last bits, must not depend on what an interruption has left.
+        """
         start = first
-        for end in ends:
-            if end <= start:
-                continue
+        for end in sorted({min(item.context.n_prompts, last) for item in self.items.values()}):
             wanting = [name for name in names if self.items[name].context.n_prompts >= end]
-            tokens = self.plan.subject.tokens[start:end, : self.stream.length]
-            placed = torch.from_numpy(tokens.astype(np.int64)).to(self.plan.settings.device)
-            asked = reduce(or_, (wanted(self.items[name].experiment) for name in wanting))
-            roles = next((c.roles for n in wanting if (c := self.items[n].context).roles is not None), None)
-            engine = self.session.engine(self.stream.precision)
-            yield Batch(engine, placed, start, roles, asked), wanting
-            start = end
+            if end > start and wanting:
+                sharing = [item for item in self.items.values() if item.context.n_prompts >= end]
+                tokens = self.plan.subject.tokens[start:end, : self.stream.length]
+                placed = torch.from_numpy(tokens.astype(np.int64)).to(self.plan.settings.device)
+                asked = reduce(or_, (wanted(item.experiment) for item in sharing))
+                roles = next((item.context.roles for item in sharing if item.context.roles is not None), None)
+                yield Batch(self.session.engine(self.stream.precision), placed, start, roles, asked), wanting
+            start = max(start, end)
 
     def _join(self, name: str, share: _Share) -> None:
         """One array per variable; prompts left out become NaN, or -1 where the type has no NaN."""

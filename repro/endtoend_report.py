@@ -21,8 +21,9 @@ def line(row: Row) -> str:
         f"{row['prompts']:>4} prompts: paper {row['paper_s']:.1f} s (passes {row['passes_s']:.1f}, reductions "
         f"{row['reductions_s']:.1f}), bare forward {row['bare_s']:.1f} s, ratio {row['ratio']:.2f}; a prompt takes "
         f"{row['bare_s'] / row['prompts']:.2f} s, with unembedding {row['with_unembedding_s_per_prompt']:.2f} s; "
-        f"forward at {rate / 1e9:.0f} GFLOP/s, {rate / products:.0%} of its four products' {products / 1e9:.0f}, "
-        f"{rate / largest:.0%} of the largest one's {largest / 1e9:.0f}; start-up {row['start_up_s']:.1f} s and "
+        f"forward at {rate / 1e9:.0f} GFLOP/s, {rate / products:.0%} of plain products of its shapes "
+        f"({products / 1e9:.0f}), {rate / largest:.0%} of the largest one's {largest / 1e9:.0f}; "
+        f"start-up {row['start_up_s']:.1f} s and "
         f"rendering {row['rendering_s']:.1f} s, together {apart:.1f} s; peak {row['peak_bytes'] / 2**20:.0f} MiB, "
         f"{row['peak_above_weights_bytes'] / 2**20:.0f} above the weights"
     )

@@ -31,7 +31,7 @@ _CONFIG = (
 )  # fmt: skip
 
 
-def export(model: Any, tokens: np.ndarray, folder: Path, tokenizer: Path | None = None) -> Path:
+def export(model: Any, tokens: np.ndarray, folder: Path | str, tokenizer: Path | str | None = None) -> Path:
     """Writes a model and its prompts in the local-folder format.
 
     model: a Hugging Face causal language model, or an unprocessed native TransformerLens bridge (before
@@ -39,6 +39,7 @@ def export(model: Any, tokens: np.ndarray, folder: Path, tokenizer: Path | None 
     tokenizer.json to copy. Returns the folder, which `--subject` takes. Raises ReproError (exit 2) for another kind of
     model, or where the folder exists. Agreement: tests/test_export.py, the same numbers either way.
     """
+    folder = Path(folder)
     if folder.exists():
         raise ReproError(f"{folder}: exists; give a folder that can be created")
     writer = _writer(model)
@@ -46,7 +47,7 @@ def export(model: Any, tokens: np.ndarray, folder: Path, tokenizer: Path | None 
     writer(folder)
     save_arrays({"tokens": np.ascontiguousarray(tokens, dtype=np.int32)}, folder / PROMPTS)
     if tokenizer is not None:
-        (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+        (folder / "tokenizer.json").write_bytes(Path(tokenizer).read_bytes())
     return folder
 
 

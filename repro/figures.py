@@ -28,8 +28,6 @@ class Source:
 
     path: Path
     stamp: str = ""
-    fallback: str = ""
-    """Why this is not the subject that was wanted first; said in the subtitle."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +47,12 @@ def source_of(plan: Plan, experiment: str, committed: Path) -> Source | str:
     """
     item = next((item for item in plan.items if item.name == experiment), None)
     if item is not None and item.state == "fresh":
-        return Source(item.path, fallback=plan.subject.fallback)
+        return Source(item.path)
     if item is not None:
         item.refuse_damage()
     copy = committed / plan.subject.name / experiment
     if (copy / "COMMIT").is_file():
-        return Source(copy, "COMMITTED", plan.subject.fallback)
+        return Source(copy, "COMMITTED")
     return lack(experiment, "" if item is None else item.state)
 
 
@@ -82,13 +80,13 @@ def draw(
         if isinstance(at, str):
             drawn.append(Drawn(name, skipped=at))
             continue
-        digest = _digest(figure, at)
+        digest = _digest(figure, at, loaded.spec.run.paper_subject)
         files = tuple(out / file for file in before.get(name, {}).get("files", ()))
         if not fresh and before.get(name, {}).get("digest") == digest and files and all(f.is_file() for f in files):
             drawn.append(Drawn(name, files, "unchanged"))
             continue
         try:
-            files = _render(name, figure, at, out)
+            files = _render(name, figure, at, out, loaded.spec.run.paper_subject)
         except ValueError as error:
             refused.append(f"[figure.{name}] options: {error}")
             continue
@@ -114,22 +112,22 @@ def _write_stamps(path: Path, stamps: Mapping[str, Any]) -> None:
     temporary.replace(path)
 
 
-def _digest(figure: Figure, at: Source) -> str:
+def _digest(figure: Figure, at: Source, papers: str) -> str:
     """Changes with the data, the declaration, the drawing code and the drawing library."""
-    parts = [figure.model_dump_json(), at.stamp, str(bool(at.fallback)), at.path.name, (at.path / "COMMIT").read_text()]
+    parts = [figure.model_dump_json(), at.stamp, papers, at.path.name, (at.path / "COMMIT").read_text()]
     parts.append(version("altair"))
     parts += [file.read_text() for file in sorted(Path(paper_figures.__file__).parent.glob("*.py"))]
     parts.append(Path(__file__).read_text())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def _render(name: str, figure: Figure, at: Source, out: Path) -> tuple[Path, ...]:
+def _render(name: str, figure: Figure, at: Source, out: Path, papers: str) -> tuple[Path, ...]:
+    """Draws a figure; papers: the subject whose numbers are the paper's."""
     from repro.store import read_summary
 
     dataset = read_summary(at.path)
     dataset.attrs.pop("provenance", None)
-    # Whether this subject stands in for another is a matter of now, not of when the numbers were computed.
-    dataset.attrs["fallback"] = at.fallback
+    dataset.attrs["own"] = dataset.attrs["subject"] == papers
     dataset.attrs.update(
         title=_filled(figure.title, dataset.attrs),
         subtitle=subtitle(dataset.attrs, at.stamp, _labels(figure)),
@@ -181,8 +179,8 @@ def subtitle(attrs: Mapping[str, Any], stamp: str, labels: str = "") -> str:
     ]
     if "precision" in attrs:
         parts.append(f"computed{in_precision(attrs['precision'])}")
-    if attrs.get("fallback"):
-        parts.append("not the paper's model: the paper's own could not be had")
+    if not attrs["own"]:
+        parts.append("NOT the paper's model")
     if not attrs.get("found", True):
         parts.append("no erasure found; strongest candidate shown")
     if attrs.get("examples") == "mined" and attrs.get("measure") == "resampled_dla":

@@ -6,8 +6,8 @@ import ctypes
 import sys
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-ALL = 2**30
-"""Larger than any activation."""
+MOST = (2**30, 2**25)
+"""Larger than any activation; and what older versions of glibc take at most."""
 
 
 def keep_freed_memory() -> None:
@@ -19,6 +19,5 @@ def keep_freed_memory() -> None:
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_TRIM_THRESHOLD, ALL)
-        mallopt(M_MMAP_THRESHOLD, ALL)
+    if mallopt is not None and any(mallopt(M_MMAP_THRESHOLD, size) for size in MOST):
+        mallopt(M_TRIM_THRESHOLD, MOST[0])

@@ -39,8 +39,8 @@ def load(folder: Folder, precision: str = "float32", device: str = "cpu") -> Mod
 
     Processing is `enable_compatibility_mode()`: norms folded, writing weights centred (LayerNorm only), unembedding
     centred, value biases folded into b_O. precision: float32 or float64, the type of weights and activations; or bf16,
-    to which all weights and the inputs and outputs of every product are rounded, while the stream, norms and sums stay
-    float32 (the check is of the unrounded model). Returns a `Model` on `device`.
+    to which all weights, and inputs and outputs of every product but the unembedding, are rounded, while the stream,
+    norms and sums stay float32 (the check is of the unrounded model). Returns a `Model` on `device`.
     Raises ReproError (exit 4) naming what is unreadable, not finite, unsupported, or computed differently from the
     library's own model. Agreement: tests/test_model.py.
     """

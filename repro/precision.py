@@ -76,6 +76,8 @@ class Effect:
     headlines: tuple[Quantity, ...]
     published: tuple[Quantity, ...]
     variables: tuple[Spread, ...]
+    uneven: tuple[str, ...]
+    """Experiments of which the two precisions leave out different prompts."""
 
 
 def _declared(experiments: Mapping[str, Common]) -> list[tuple[str, str]]:
@@ -134,6 +136,7 @@ def effects(
                 tuple(line for pair in own for line in _headlines(pair, results)),
                 tuple(_published(rows, others, {pair.base for pair in own}, subject_is_papers)),
                 tuple(line for pair in own for line in spreads(pair, results)),
+                tuple(pair.base for pair in own if _uneven(pair, results)),
             )
         )
     return found
@@ -166,17 +169,22 @@ def _verdict(row: Row) -> str:
 def spreads(pair: Pair, results: Mapping[str, xr.Dataset]) -> list[Spread]:
     """How far each variable of a summary moves between the precisions of a pair."""
     before, after = results[pair.base], results[pair.variant]
-    other_prompts = list(before.attrs.get(NOTE, ())) != list(after.attrs.get(NOTE, ()))
+    uneven = _uneven(pair, results)
     found = []
     for name in sorted(map(str, before.data_vars)):
         one, other = before[name], after[name]
-        if "prompt" in one.dims and other_prompts:
+        if "prompt" in one.dims and uneven:
             found.append(Spread(pair.base, name, 0, 0, None, None, "other prompts are left out"))
         elif not _same_labels(one, other):
             found.append(Spread(pair.base, name, 0, 0, None, None, "its bins are its own"))
         else:
             found.append(_spread(pair.base, name, one, other))
     return found
+
+
+def _uneven(pair: Pair, results: Mapping[str, xr.Dataset]) -> bool:
+    before, after = (list(results[name].attrs.get(NOTE, ())) for name in (pair.base, pair.variant))
+    return before != after
 
 
 def _same_labels(one: xr.DataArray, other: xr.DataArray) -> bool:

@@ -15,9 +15,9 @@ from repro.quarantine import left_out_line, partial
 from repro.report import Heading
 
 _MEANS = {
-    "bf16": "`bf16`: weights, and the inputs and outputs of every matrix product and attention of the forward, are "
-    "rounded to bf16 (8 significant bits); sums inside a product, the residual stream, norms and all that is measured "
-    "stay float32.",
+    "bf16": "`bf16`: weights, and the inputs and outputs of attention and of every matrix product but the unembedding, "
+    "are rounded to bf16 (8 significant bits); sums inside a product, the residual stream, norms and all that is "
+    "measured stay float32.",
     "float64": "`float64`: weights, activations and all that is measured are float64; the store holds float32.",
     "float32": "`float32`: weights, activations and all that is measured are float32.",
 }
@@ -51,18 +51,23 @@ def markdown(effects: Sequence[Effect], missing: Sequence[str], heading: Heading
     lines = [
         f"# Precision on {heading.subject}",
         "",
-        f"Subject: **{heading.subject}**, {size}. Every number here is from ",
+        f"Subject: **{heading.subject}**, {size}. Every number here is from this subject. Roles and examples are the "
+        "same at every precision, so that only the arithmetic differs.",
     ]
-    lines[-1] += (
-        "this subject. Roles and examples are the same at every precision, so that only the arithmetic differs."
-    )
     if heading.left_out:
         lines += ["", f"**{partial(heading.left_out, heading.n_prompts)}**: {left_out_line(heading.left_out)}."]
     if missing:
-        lines += ["", f"Not shown, as the store does not hold both sides: {', '.join(missing)}."]
+        lines += [
+            "",
+            f"Not shown, as the store does not hold both sides: {', '.join(missing)}. To compute them: "
+            f"`python -m repro all --subject {heading.subject} --only roles,paper,variants,precision`.",
+        ]
     for effect in effects:
         lines += ["", f"## {effect.after} beside {effect.before}", ""]
         lines.append(_MEANS[effect.after])
+        if effect.uneven:
+            names = ", ".join(effect.uneven)
+            lines += ["", f"**Different prompts are left out** of {names}: not only the arithmetic differs there."]
         lines += ["", "### Published quantities", "", *_published(effect, heading)]
         lines += ["", "### What the texts argue with, under this subject's roles", "", *_headlines(effect)]
         lines += ["", "### Every stored variable", "", *_variables(effect)]
@@ -74,7 +79,7 @@ def _published(effect: Effect, heading: Heading) -> list[str]:
         return [f"None can be read on {heading.subject}: they belong to named heads and texts of another model."]
     own = heading.subject_is_papers
     single = [line for line in effect.published if line.group is None]
-    lines = ["Of a rule for several values, the one that meets it most narrowly.", ""]
+    lines = ["Where a claim is about several values, the one nearest to failing it is shown.", ""]
     if own:
         lines = [*_verdicts(effect), "", *lines]
     names = f"{effect.before} | {effect.after}"

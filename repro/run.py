@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from repro.casting import products
 from repro.cluster import Cluster
 from repro.compute import Session, Work
 from repro.declare import Stream
@@ -136,7 +137,7 @@ class _Pass:
 
 def _provenance(plan: Plan, item: Item, session: Session, threads: int) -> dict[str, Any]:
     """Where a result comes from; only `key` and `environment` decide about freshness."""
-    settings = plan.settings
+    settings, engine = plan.settings, session.engine(item.precision)
     return {
         "subject": plan.subject.name,
         "model": plan.subject.subject.model,
@@ -147,7 +148,8 @@ def _provenance(plan: Plan, item: Item, session: Session, threads: int) -> dict[
             "torch": item.key["torch"],
             "device": settings.device,
             "precision": item.precision,
-            "kernels": session.engine(item.precision).kernels.name,
+            "kernels": engine.kernels.name,
+            "products": products(engine.model),
         },
         "versions": versions(),
         "host": {"python": platform.python_version(), "machine": platform.machine(), "cpus": os.cpu_count()},

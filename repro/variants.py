@@ -39,8 +39,8 @@ def variant_lines(experiments: Mapping[str, Common], results: Mapping[str, xr.Da
     """
     lines = []
     for name, base in variant_pairs(experiments):
-        if name not in results:
-            continue
+        if name not in results or changed_fields(experiments[base], experiments[name]) == ["precision"]:
+            continue  # what precision does has a page of its own
         before = headlines(results[base]) if base in results else {}
         changes = _changes(experiments[base], experiments[name])
         for quantity, value in headlines(results[name]).items():

@@ -45,7 +45,8 @@ def test_the_bare_forward_is_timed_between_its_products(folders: dict[str, Path]
     assert not bare.unembedded
     s = model.shape
     qkv, heads = 3 * s.n_heads * s.d_head, s.n_heads * s.d_head
-    sizes = [(16, s.d_model, qkv), (16, heads, s.d_model), (16, s.d_model, s.d_mlp), (16, s.d_mlp, s.d_model)]
+    rows = 4 * 16
+    sizes = [(rows, s.d_model, qkv), (rows, heads, s.d_model), (rows, s.d_model, s.d_mlp), (rows, s.d_mlp, s.d_model)]
     assert list(bare.products) == sizes
     assert {len(times) for times in bare.products.values()} == {3}, "after prompts 4, 8 and 10"
     bare.over(range(2), unembed=True)
@@ -89,7 +90,10 @@ def test_rows_are_kept_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert rows[-1]["ratio"] == 10.0
     assert rows[-1]["experiment_ratio"] == {"v_patch": 6.0, "dla_scatter": 4.0}
     assert "ratio 2.00; a prompt takes 0.10 s, with unembedding 0.70 s; forward at 7 GFLOP/s, 88% of" in said[0]
-    assert "its four products' 8, 70% of the largest one's 10; start-up 1.0 s and rendering 4.0 s, together" in said[0]
+    assert (
+        "plain products of its shapes (8), 70% of the largest one's 10; start-up 1.0 s and rendering 4.0 s, together"
+        in said[0]
+    )
     assert "baseline 10.00 s a prompt, paper 1.00 s, ratio 10.0; one figure alone beside the whole" in said[4]
     assert "v_patch 6.00 s (6x), dla_scatter 4.00 s (4x); peak 3072 MiB, the paper's 1024" in said[4]
     assert "  10 prompts, median of 2: paper 2.0 s, paper to bare forward 2.00 (2.00 to 2.00)" in said

@@ -307,7 +307,7 @@ def charted(results: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path:
 
     def draw(entries: Entries) -> str:
         figure = Figure.model_validate(entries)
-        drawing._render("figure", figure, Source(sources[figure.experiment]), tmp_path)
+        drawing._render("figure", figure, Source(sources[figure.experiment]), tmp_path, "toy")
         return charts[-1]
 
     return draw

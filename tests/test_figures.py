@@ -27,7 +27,7 @@ ATTRS: dict[str, Any] = {
     "found": True,
     "examples": "named",
     "measure": "v_patch",
-    "fallback": "",
+    "own": True,
 }
 
 
@@ -70,7 +70,7 @@ def test_the_subtitle_always_names_subject_and_model() -> None:
     ("change", "stamp", "labels", "said"),
     [
         ({"found": False}, "", "", "no erasure found; strongest candidate shown"),
-        ({"fallback": "gelu-4l cannot be had"}, "", "", "not the paper's model: the paper's own could not be had"),
+        ({"own": False}, "", "", "NOT the paper's model"),
         ({"examples": "mined", "measure": "resampled_dla"}, "", "", "examples MINED from its prompts"),
         ({"quarantined": [3]}, "", "", "PARTIAL 7/8 prompts"),
         ({"precision": "bf16"}, "", "", "computed in bf16"),

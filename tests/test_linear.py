@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 import repro.linear
-from repro.casting import packed, rounded
+from repro.casting import packed, products, rounded
 from repro.forward import Model, logits, tail, trace
 from repro.linear import ACTIVATIONS, Packed, linear, pack
 from tests import oracle
@@ -57,24 +58,36 @@ def test_weights_are_packed_where_this_processor_can() -> None:
     assert isinstance(pack(torch.ones(8, 8).double()), torch.Tensor)
 
 
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_what_is_not_a_number_stays_so(act: str) -> None:
+    x, W, b = operands(7, 16, 8)
+    x[3, 2] = torch.nan
+    assert linear(x, pack(W, act), b, act)[3].isnan().all()
+
+
 class Absent:
     """A torch without oneDNN's operators."""
 
 
 class Wrong:
-    """Operators whose product is not the product."""
+    """Operators whose product is not the product, from some number of rows on."""
 
-    def __init__(self, off: float) -> None:
+    def __init__(self, off: float, rows: int = 0) -> None:
         self.off = off
+        self.rows = rows
 
     def _reorder_linear_weight(self, W: torch.Tensor, rows: int) -> torch.Tensor:
         return W.t()
 
     def _linear_pointwise(self, x: torch.Tensor, W: torch.Tensor, b: torch.Tensor, *how: Any) -> torch.Tensor:
-        return (x @ W + b) * (1 + self.off)
+        y = (x @ W + b) * (1 + self.off * (len(x) >= self.rows))
+        return F.gelu(y) if how[0] == "gelu" else y
 
 
-@pytest.mark.parametrize(("operators", "kept"), [(Absent(), False), (Wrong(0.001), False), (Wrong(0), True)])
+OPERATORS = [(Absent(), False), (Wrong(0.001), False), (Wrong(0.001, 63), False), (Wrong(0), True)]
+
+
+@pytest.mark.parametrize(("operators", "kept"), OPERATORS)
 def test_operators_that_are_absent_or_wrong_are_not_used(
     operators: object, kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,6 +107,24 @@ def test_a_pass_with_packed_weights_is_the_same_pass(kind: str) -> None:
     assert torch.allclose(tail(given, 1, middle), tail(packed(given), 1, middle), rtol=0, atol=1e-4)
     turned = packed(given).blocks[0]
     assert not isinstance(turned.W_in, torch.Tensor) or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+
+
+def test_a_model_whose_pass_is_another_when_packed_stays_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = single_precision(model("native"))
+    assert products(given) == "plain"
+    assert products(packed(given)) in ("packed", "plain")
+
+    class Ops:
+        mkldnn = Wrong(0)
+
+    monkeypatch.setattr(repro.linear.torch, "ops", Ops)
+    good = packed(given)
+    assert products(good) == "packed"
+    half = replace(good, blocks=(given.blocks[0], *good.blocks[1:]))
+    assert products(half) == f"packed {3 * (len(good.blocks) - 1)}/{3 * len(good.blocks)}"
+    Ops.mkldnn = Wrong(0.01)
+    monkeypatch.setattr(repro.linear, "_PROBED_ROWS", ())
+    assert products(packed(given)) == "plain"
 
 
 def coarse(given: Model) -> Model:
