@@ -71,7 +71,8 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     )
     labels = end_labels(_ends(rows, sites.names[-1], writer), sites, height, domain)
     notes = [
-        f"Medians over {counted(ds)}. 1: the head's output is wholly present; 0: none of it.",
+        f"Medians over {counted(ds)}. 1: the head's output is wholly present; 0: none of it; above 1: others write "
+        "along it.",
         *undefined(here, "pr", "nan_count"),
     ]
     return frame(layered([*references([0, 1]), *thin, thick, *labels], sites.width, height), ds, sites.width, notes)

@@ -62,9 +62,9 @@ class Cluster:
         results: open results with the same unit, by experiment; make: pure data that a worker calls, once, for what
         computes units (repro.remote.Recipe); failures: what has failed and fails; advance: called after each unit;
         watchdog: how long a unit may take, and where a worker that hangs says so: it is ended after half that time, so
-        that the unit is tried elsewhere. Returns the seconds that workers spent. Raises ReproError: exit 1 if the
-        scheduler is lost, and what workers raise for all experiments. Agreement: tests/test_cluster.py,
-        tests/test_cluster_faults.py.
+        that the unit is tried again; fed while other runners or new workers are waited for. Returns the seconds that
+        workers spent. Raises ReproError: exit 1 if the scheduler is lost, and what workers raise for all experiments.
+        Agreement: tests/test_cluster.py, tests/test_cluster_worker.py, tests/test_cluster_faults.py.
         """
         paths = {name: result.path.absolute() for name, result in results.items()}
         logs = watchdog.path.parent.absolute()
@@ -73,7 +73,8 @@ class Cluster:
         seconds = 0.0
         while units := units_of(lacking := missing(results, failures, tried)):
             before = len(tried)
-            for unit, names, outcome in self._answers(job, units, lacking, failures):
+            for unit, names, outcome in self._answers(job, units, lacking, failures, watchdog):
+                watchdog.feed()  # a sign of life, even where others hold the unit
                 seconds += outcome.seconds
                 tried.update((name, unit) for name in outcome.done)
                 self._tell(outcome, failures)
@@ -91,12 +92,14 @@ class Cluster:
         return min(offered.values())
 
     def _answers(
-        self, job: Job, units: Sequence[int], lacking: Missing, failures: Failures
+        self, job: Job, units: Sequence[int], lacking: Missing, failures: Failures, watchdog: Watchdog
     ) -> Iterator[tuple[int, tuple[str, ...], Outcome]]:
         """Submits units, a few per worker at a time, and yields each with the experiments asked and the answer."""
         waiting = deque(units)
         flying: dict[Future, tuple[int, tuple[str, ...]]] = {}
         while waiting or flying:
+            if not self._count():
+                watchdog.feed()  # no worker, no hang: one is waited for
             while waiting and len(flying) < IN_FLIGHT * max(self._count(), 1):
                 unit = waiting.popleft()
                 names = tuple(name for name in lacking if unit in lacking[name] and name not in failures)

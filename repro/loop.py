@@ -60,9 +60,9 @@ def fill(
     """Has every missing unit of the results computed and written; each unit is computed once for all that lack it.
 
     results: open results with the same unit, by experiment; compute: makes a unit; failures: what has failed and fails;
-    advance: called after each unit; waits: called while another living runner holds all that is left, which is waited
-    for, not done twice. A unit that was tried once is not tried again, so the loop ends. What was left out or not
-    written is given back at once, so that nobody waits for it. Raises what `compute` raises, with nothing claimed.
+    advance: called after each unit; waits: called where units are left to other living runners, which are waited for,
+    not done twice. A unit that was tried once is not tried again, so the loop ends. What was left out or not written is
+    given back at once, so that nobody waits for it. Raises what `compute` raises, with nothing claimed.
     Agreement: tests/test_claims.py, tests/test_faults.py.
     """
     assert len({result.unit for result in results.values()}) <= 1, "one unit serves all results"
@@ -70,8 +70,9 @@ def fill(
     while units := units_of(lacking := missing(results, failures, tried)):
         before = len(tried)
         _over(units, lacking, results, compute, failures, tried, advance)
-        if len(tried) == before:
+        if len(tried) - before < sum(map(len, lacking.values())):
             waits()
+        if len(tried) == before:
             time.sleep(POLL_S)
 
 
@@ -98,7 +99,7 @@ def _over(
                 while len(waiting) >= MAX_WAITING:
                     waiting.pop(0).result()
             except BaseException:
-                _give_back(unit, mine, results)
+                give_back(unit, mine, results)
                 raise
             waiting.append(writer.submit(write, unit, mine, filled, results, failures))
             advance()
@@ -127,14 +128,14 @@ def write(
         for name, one in filled.items():
             failures.guard(name, partial(_write, results[name], unit, one))
     finally:
-        _give_back(unit, mine, results)
+        give_back(unit, mine, results)
 
 
 def _write(result: Result, unit: int, filled: Filled) -> None:
     result.write_unit(unit, filled.arrays, filled.notes)
 
 
-def _give_back(unit: int, mine: Sequence[str], results: Mapping[str, Result]) -> None:
+def give_back(unit: int, mine: Sequence[str], results: Mapping[str, Result]) -> None:
     """Ends whatever claim is left on a unit, so that other runners need not wait for this process to end."""
     for name in mine:
         results[name].release(unit)

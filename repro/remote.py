@@ -20,7 +20,7 @@ from repro.declare import Stream
 from repro.errors import Exit, ReproError
 from repro.failures import Failures
 from repro.folder import Folder, tokens_fingerprint
-from repro.loop import Compute, claimed, write
+from repro.loop import Compute, claimed, give_back, write
 from repro.plan import Item, Plan, Settings
 from repro.records import MANIFEST, load_manifest
 from repro.store import Result
@@ -31,7 +31,11 @@ if TYPE_CHECKING:
     from repro.stream import Engine
 
 KEPT = 2
-"""Jobs that a worker keeps open: the current one, and the last in case two runs share the workers."""
+"""Jobs that a worker keeps open: the current one, and the last in case two runs with one model share the workers."""
+ENDED = (
+    "a worker was at one unit for {seconds:g} s, half of --watchdog: it is ended and the unit tried again; {log} says "
+    "where it hung"
+)
 PACKAGES = ("torch", "transformer_lens", "transformers", "xarray", "zarr", "numpy")
 
 
@@ -79,14 +83,16 @@ def fill_unit(job: Job, unit: int, names: Sequence[str]) -> Outcome:
 
     Runs in a worker process, which is asked for several at once but fills one at a time: its threads are the unit's.
     Idempotent: a unit that is recorded is left alone. Raises ReproError for what concerns every experiment.
-    Agreement: tests/test_cluster.py, tests/test_cluster_faults.py.
+    Agreement: tests/test_cluster_worker.py, tests/test_cluster_faults.py.
     """
-    with _one_at_a_time, Watchdog(job.hang_s, job.logs):
+    with _one_at_a_time:
         if job.token not in _desks:
             while len(_desks) >= KEPT:
                 _desks.pop(next(iter(_desks)))
             _desks[job.token] = _Desk(job)
-        return _desks[job.token].fill(unit, names)
+        # Only now: loading a model may take longer than a unit, and whoever asked has a watchdog, too.
+        with Watchdog(job.hang_s, job.logs, ENDED):
+            return _desks[job.token].fill(unit, names)
 
 
 class _Desk:
@@ -105,12 +111,12 @@ class _Desk:
         others = [name for name in names if name not in mine and name not in self.failures]
         held = [name for name in others if not self.results[name].has(unit)]
         try:
-            if mine:
-                write(unit, mine, self.compute(unit, mine), self.results, self.failures)
-        finally:
-            # A worker outlives the run: what it could not write must not stay claimed.
-            for name in mine:
-                self.results[name].release(unit)
+            filled = self.compute(unit, mine) if mine else {}
+        except BaseException:
+            # A worker outlives the run: what it could not compute must not stay claimed.
+            give_back(unit, mine, self.results)
+            raise
+        write(unit, mine, filled, self.results, self.failures)
         said, self.said[:] = tuple(self.said), []
         return Outcome(
             done=tuple(name for name in names if name not in held),
@@ -154,12 +160,14 @@ class Recipe:
     """What the pass reads."""
     memory: int
     """Bytes that a pass may take in each worker."""
+    products: str
+    """How the forward multiplies here; a worker on which it does otherwise is refused."""
 
     @classmethod
-    def of(cls, plan: Plan, items: Sequence[Item], stream: Stream, memory: int) -> Recipe:
+    def of(cls, plan: Plan, items: Sequence[Item], stream: Stream, memory: int, products: str) -> Recipe:
         """The recipe of some items of a plan, with absolute paths and nothing that a worker can read for itself."""
         subject = Chosen(plan.subject.name, plan.subject.subject, _absolute(plan.subject.folder))
-        return cls(subject, plan.settings, tuple(items), stream, memory)
+        return cls(subject, plan.settings, tuple(items), stream, memory, products)
 
     def __call__(self, failures: Failures, threads: int) -> Compute:
         """Loads the model at the pass's precision, unless it is the last one loaded, and prepares the experiments.
@@ -176,7 +184,9 @@ class Recipe:
             raise self._other(self.subject.folder.prompts)
         session = Session(self.subject, self.settings, self.memory, failures.say)
         with torch.inference_mode():
-            session.engines = {self.stream.precision: self._engine(session)}
+            engine = self._engine(session)
+            self._refuse_products(engine)
+            session.engines = {self.stream.precision: engine}
             plan = Plan(self.subject, self.settings, self.items, None, ())
             work = Work(plan, self.items, self.stream, session, failures)
             for item in self.items:
@@ -196,9 +206,21 @@ class Recipe:
         if loaded not in _engines:
             if self.subject.weights != weights:
                 raise self._other(self.subject.folder.path)
+            # All other jobs hold on to the old model, for which there may be no room beside the new one.
+            _desks.clear()
             _engines.clear()
             _engines[loaded] = session.engine(precision)
         return _engines[loaded]
+
+    def _refuse_products(self, engine: Engine) -> None:
+        from repro.casting import products
+
+        if (here := products(engine.model)) != self.products:
+            raise ReproError(
+                f"worker on {platform.node()} multiplies by weights that are {here}, where this run began with "
+                f"{self.products} ones, which differ in their last bits: use workers of one kind of processor",
+                Exit.FAILED,
+            )
 
     def _other(self, path: Path) -> ReproError:
         return ReproError(

@@ -118,7 +118,7 @@ def _rounds(
         plan = world.plan(plan.subject)
     spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in session.seconds.items())
     world.say(f"time: {spent}")
-    if cluster is None:  # the speed of one process is what plans are costed with
+    if cluster is None and not watchdog.waited:  # plans are costed with the speed of one process, at all of the work
         took = {precision: session.took(precision) for precision in costs}
         if costs:
             world.say(compared(sum(costs.values(), Cost()), sum(took.values()), written))
@@ -182,7 +182,9 @@ def check(world: World, plan: Plan) -> list[Exit]:
     results = {name: read_summary(path) for name, path in paths.items()}
     own = plan.subject.name == world.loaded.spec.run.paper_subject
     n_prompts, n_positions = plan.subject.tokens.shape
-    left_out = tuple(sorted({int(prompt) for found in results.values() for prompt in found.attrs.get(NOTE, ())}))
+    # A prompt that only a variant of precision has lost takes nothing from the others' rows.
+    own_precision = [found.attrs for found in results.values() if "precision" not in found.attrs]
+    left_out = tuple(sorted({int(prompt) for attrs in own_precision for prompt in attrs.get(NOTE, ())}))
     heading = Heading(
         subject=plan.subject.name,
         subject_is_papers=own,
@@ -210,9 +212,13 @@ def check(world: World, plan: Plan) -> list[Exit]:
     except OSError as error:
         raise ReproError(f"{out}: the check cannot be written ({error.strerror})") from None
     world.say(f"check: {summary_line(rows)}; {table}")
-    if lines := variant_lines(world.loaded.spec.experiment, results):
-        world.say(f"variants: {write_variants(lines, out, plan.subject.name)}")
     declared = world.loaded.spec.experiment
+    # What another selection of experiments has left beside this check is not about these results.
+    for name in ("variants", "precision"):
+        for kind in ("md", "json"):
+            (out / f"{name}.{kind}").unlink(missing_ok=True)
+    if lines := variant_lines(declared, results):
+        world.say(f"variants: {write_variants(lines, out, plan.subject.name)}")
     if found := effects(declared, results, rows, judge, own):
         world.say(f"precision: {write_effects(found, unpaired(declared, found), out, heading)}")
     if not own:

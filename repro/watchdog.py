@@ -17,16 +17,23 @@ from repro.errors import Exit, ReproError
 GRACE_S = 1.0
 """Seconds more for a process in which no Python thread can run, because native code keeps the interpreter's lock."""
 
+ENDED = (
+    "no unit was finished for {seconds:g} s (--watchdog): ended; {log} says where it hung; run the same command again "
+    "to go on"
+)
+
 
 class Watchdog:
     """Ends the process (exit 1) when `feed` was not called for some seconds, the stacks of all threads in a log.
 
-    seconds: 0 never ends anything; folder: for the log, which is removed where nothing hung. Use as a context; one at a
-    time in a process. Agreement: tests/test_watchdog.py.
+    seconds: 0 never ends anything; folder: for the log, which is removed where nothing hung; ended: what is then said,
+    with {seconds} and {log} in it. Use as a context; one at a time in a process. Agreement: tests/test_watchdog.py.
     """
 
-    def __init__(self, seconds: float = 0, folder: Path = Path()) -> None:
+    def __init__(self, seconds: float = 0, folder: Path = Path(), ended: str = ENDED) -> None:
         self.seconds = seconds
+        self.ended = ended
+        self.waited = False
         self.path = folder / f"hang-{socket.gethostname()}-{os.getpid()}.log"
         self._log: IO[str] | None = None
         self._timer: threading.Timer | None = None
@@ -52,15 +59,15 @@ class Watchdog:
         self._timer.daemon = True
         self._timer.start()
 
+    def wait(self) -> None:
+        """Other runners are at what is left: no hang, and from now on `waited`, as seconds no longer tell of speed."""
+        self.waited = True
+        self.feed()
+
     def _bite(self) -> None:
         """Says so, which native code that keeps Python's lock prevents, and ends the process."""
         assert self._log is not None
-        print(
-            f"no unit was finished for {self.seconds:g} s (--watchdog): ended; {self.path} says where it "
-            "hung; run the same command again to go on",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(self.ended.format(seconds=self.seconds, log=self.path), file=sys.stderr, flush=True)
         faulthandler.dump_traceback(self._log, all_threads=True)
         os._exit(Exit.FAILED)
 

@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from repro import cluster, remote, workers
 from repro.errors import Exit, ReproError
 from repro.failures import Failures
-from repro.loop import Filled
-from repro.remote import Job, Recipe, fill_unit, versions
-from repro.session import Request, World
-from repro.store import Result, open_result
-from tests import faulty
 from tests.runs import PAPER, ROOT, cli, contents, only_error
 from tests.toys import make_native, write_prompts
-
-TOLERANCE = 1e-5
-"""Stated for another number of threads, relative to an array's largest value."""
 
 
 @pytest.fixture
@@ -184,126 +173,3 @@ def test_what_workers_have_written_is_waited_for(monkeypatch: pytest.MonkeyPatch
     assert list(looks) == []
     monkeypatch.setattr(cluster, "SEEN_S", 0.0)
     cluster._await_sight({"scan": SimpleNamespace(missing=lambda: [0])}, Failures(print))  # type: ignore[dict-item]
-
-
-# ---------------------------------------------------------------------------------------------------------- one worker
-
-
-@pytest.fixture
-def result(tmp_path: Path) -> Iterator[Result]:
-    """A result of six units that nobody has begun, open in another runner than the worker."""
-    with open_result(tmp_path / "s" / "scan" / "k", faulty.layout(12), faulty.UNIT, faulty.PROVENANCE) as opened:
-        yield opened
-
-
-@pytest.fixture
-def job(result: Result, tmp_path: Path) -> Job:
-    """A job to fill it, by a worker that may import no torch; pickled as on the way to one."""
-    remote._desks.clear()
-    made = Job(tmp_path.name, {"scan": result.path}, 1, versions(), Quick(faulty.layout(12)), 0.0, tmp_path)
-    copy: Job = pickle.loads(pickle.dumps(made))
-    return copy
-
-
-class Quick:
-    """What computes units, counting them."""
-
-    def __init__(self, layout: Any) -> None:
-        self.layout = layout
-        self.units: list[int] = []
-        self.trouble: Exception | None = None
-
-    def __call__(self, failures: Failures, threads: int) -> Any:
-        def compute(unit: int, names: list[str]) -> Any:
-            self.units.append(unit)
-            if self.trouble is not None:
-                raise self.trouble
-            failures.say(f"unit {unit}")
-            arrays = faulty.measure(self.layout, self.layout.prompts(faulty.UNIT, unit))
-            return {name: Filled(arrays) for name in names}
-
-        return compute
-
-
-def test_a_unit_is_filled_once_however_often_it_is_asked_for(job: Job, result: Result) -> None:
-    outcome = fill_unit(job, 3, ("scan",))
-    assert (outcome.done, outcome.errors, outcome.said) == (("scan",), {}, ("unit 3",))
-    assert result.missing() == [0, 1, 2, 4, 5]
-    assert fill_unit(job, 3, ("scan",)).done == ("scan",)
-    assert job.make.units == [3]  # type: ignore[attr-defined]
-
-
-def test_what_another_living_runner_holds_is_left_to_it(job: Job, result: Result) -> None:
-    assert result.claim(1)
-    assert fill_unit(job, 1, ("scan",)).done == ()
-    assert job.make.units == []  # type: ignore[attr-defined]
-    result.release(1)
-    assert fill_unit(job, 1, ("scan",)).done == ("scan",)
-
-
-def test_a_worker_claims_nothing_after_an_error(job: Job, result: Result) -> None:
-    job.make.trouble = ReproError("--memory: more is needed")  # type: ignore[attr-defined]
-    with pytest.raises(ReproError, match="--memory"):
-        fill_unit(job, 0, ("scan",))
-    assert result.claim(0)
-
-
-def test_a_worker_keeps_two_jobs_open(job: Job) -> None:
-    for token in "abcb":
-        fill_unit(replace(job, token=token), 0, ("scan",))
-    assert list(remote._desks) == ["b", "c"]
-
-
-def test_a_worker_that_differs_is_refused(job: Job, tmp_path: Path) -> None:
-    other = replace(job, versions=versions() | {"numpy": "1.0"})
-    with pytest.raises(ReproError, match=rf"^worker on .* has numpy {np.__version__} instead of 1\.0: install"):
-        fill_unit(other, 0, ("scan",))
-    elsewhere = replace(job, results={"scan": tmp_path / "elsewhere"})
-    with pytest.raises(ReproError, match=r"finds no .*manifest\.json: the store must lie on a file system that every"):
-        fill_unit(elsewhere, 0, ("scan",))
-    assert list(remote._desks) == []
-
-
-@pytest.fixture
-def sent(model: Path, tmp_path: Path) -> bytes:
-    """How to compute the first experiment of the default spec on a toy, as it travels to a worker."""
-    remote._engines.clear()
-    world = World(Request(PAPER, subject=str(model), out=tmp_path), print)
-    plan = world.plan(world.choose(ask=False))
-    (item,) = plan.todo
-    return pickle.dumps(Recipe.of(plan, [item], item.stream, 2**30))
-
-
-@pytest.mark.usefixtures("one_thread")
-def test_what_travels_is_small_and_another_number_of_threads_changes_last_bits_only(sent: bytes) -> None:
-    assert len(sent) < 2**15
-    one, two = (pickle.loads(sent)(Failures(print), n)(0, ["writer"])["writer"].arrays["pr"] for n in (1, 2))
-    assert one.shape[-2:] == (4, 40)
-    np.testing.assert_allclose(two, one, rtol=0, atol=TOLERANCE * np.nanmax(np.abs(one)))
-
-
-@pytest.mark.usefixtures("one_thread")
-def test_a_worker_computes_a_pass_at_its_own_precision_and_keeps_one_model(sent: bytes) -> None:
-    recipe = pickle.loads(sent)
-    coarse = replace(recipe, stream=replace(recipe.stream, precision="bf16"))
-    one, other, again = (
-        each(Failures(print), 1)(0, ["writer"])["writer"].arrays["pr"] for each in (recipe, coarse, recipe)
-    )
-    assert len(remote._engines) == 1
-    np.testing.assert_array_equal(again, one)
-    assert 1e-4 < np.nanmax(np.abs(other - one)) / np.nanmax(np.abs(one)) < 0.1
-
-
-@pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("file", ["prompts.safetensors", "model.safetensors"])
-def test_a_worker_that_sees_other_files_is_refused(sent: bytes, model: Path, tmp_path: Path, file: str) -> None:
-    other = make_native(tmp_path / "other", seed=1)
-    write_prompts(other, seed=1)
-    recipe = pickle.loads(sent)
-    folder = recipe.subject.folder
-    there = {"prompts": other / file} if file.startswith("prompts") else {"path": other, "weights": (other / file,)}
-    elsewhere = replace(recipe, subject=replace(recipe.subject, folder=replace(folder, **there)))
-    with pytest.raises(ReproError, match="differs from what was planned: every worker must see the same") as caught:
-        elsewhere(Failures(print), 1)
-    assert caught.value.code == Exit.UNAVAILABLE
-    assert str(other) in caught.value.message

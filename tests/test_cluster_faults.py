@@ -207,6 +207,10 @@ def test_a_unit_that_hangs_worker_after_worker_is_given_up_and_leaves_their_stac
     limit = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"}
     said = ended(driver(folder, "--workers", 2, "--odd", "hangs", "--watchdog", 2, **limit), Exit.FAILED)
     assert re.search(r"odd failed: unit \d+ was given up after 2 workers died at it", said)
+    assert (
+        f"a worker was at one unit for 1 s, half of --watchdog: it is ended and the unit tried again; {folder}" in said
+    )
+    assert "no unit was finished" not in said, "that is the run's sentence"
     logs = [log.read_text() for log in (folder / "logs").iterdir()]
     assert len(logs) >= 2
     assert all("tests/clustered.py" in log for log in logs)

@@ -8,11 +8,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from repro import costs
+from repro import costs, loop, stages
+from repro.claims import Claims
 from repro.costs import item_bytes, item_flop, pass_flop, plan_flop
+from repro.errors import Exit
 from repro.plan import WAITS
 from tests.runs import PAPER, ROOT, Run
 from tests.test_plan import NAMED, NODES, planned, world
@@ -95,6 +98,26 @@ def test_each_precision_has_a_pass_and_a_rate_of_its_own(tmp_path: Path) -> None
     assert costs.predict(plan, tmp_path / "rates", [nodes]).seconds is None
     assert costs.predict(plan, tmp_path / "rates").seconds is None
     assert costs.predict(plan, tmp_path).flop == pytest.approx(plan_flop(plan))
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["alone", "another runner holds a unit"])
+def test_a_run_that_waited_for_another_tells_nothing_of_speed(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: bool
+) -> None:
+    remembered: list[str] = []
+    run = finished("native").copy(tmp_path)
+    monkeypatch.setattr(stages, "remember", lambda *given: remembered.append(given[-1]))
+    result = run.result("v_patch")
+    (result / "COMMIT").unlink()
+    (result / "units" / "000001.json").unlink()
+    other = Claims(result / "units")
+    if held:
+        assert other.take("1")
+    monkeypatch.setattr(loop, "time", SimpleNamespace(sleep=lambda seconds: other.drop_all()))
+    answer = run.cli("run", "v_patch")
+    assert answer.code == Exit.OK, answer.text
+    assert "pass over 1 units" in answer.out
+    assert ("MiB written" in answer.out, remembered) == ((False, []) if held else (True, ["float32"]))
 
 
 def test_twice_the_prompts_cost_twice(tmp_path: Path) -> None:

@@ -81,6 +81,16 @@ def test_a_hang_is_ended_with_its_stack_and_resumes(
     assert lasting(run.store) == lasting(unharmed.store)
 
 
+def test_what_is_said_is_up_to_whoever_watches(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from repro.watchdog import Watchdog\n"
+        "with Watchdog(0.1, Path(sys.argv[1]), 'over after {seconds:g} s, see {log}') as dog: print(dog.path)\\\n"
+        "    or time.sleep(20)"
+    )
+    ended = subprocess.run([sys.executable, "-uc", code, tmp_path], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (Exit.FAILED, f"over after 0.1 s, see {ended.stdout}")
+
+
 def test_nothing_that_goes_on_is_ended_and_no_log_is_left(tmp_path: Path) -> None:
     with Watchdog(0.4, tmp_path / "logs") as watchdog:
         for _ in range(6):
