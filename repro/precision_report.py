@@ -23,6 +23,12 @@ _MEANS = {
 }
 
 
+_SWAPS = (
+    "A value of `answer_dla` or `writer_dla` that changes its sign and keeps its size is a position at which the two "
+    "first predictions are nearly tied: precision decides which comes first, and DLA is of their difference."
+)
+
+
 def write_effects(effects: Sequence[Effect], missing: Sequence[str], folder: Path, heading: Heading) -> Path:
     """Writes precision.md and precision.json into a folder; returns the table's path.
 
@@ -149,11 +155,14 @@ def _variables(effect: Effect) -> list[str]:
         f"{effect.after} there |",
         "|---|---|---:|---:|---:|---:|---|---:|---:|",
     ]
-    return lines + [
+    lines += [
         f"| {line.experiment} | {line.variable} | {line.values} | {line.undefined} | {_small(line.median)} | "
         f"{_small(line.largest)} | {_cell(line.where)} | {_number(line.before)} | {_number(line.after)} |"
         for line in effect.variables
     ]
+    if any(line.variable == "answer_dla" and (line.largest or 0) > 0 for line in effect.variables):
+        lines += ["", _SWAPS]
+    return lines
 
 
 def _number(value: float | None) -> str:
