@@ -59,3 +59,14 @@ def finished(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
     from tests.runs import run_all
 
     return cache(lambda kind: run_all(folders[kind], tmp_path_factory.mktemp(f"finished-{kind}")))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """A single thread for torch, as for each worker of the runs compared with."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,15 +18,6 @@ from repro.errors import Exit, ReproError
 from repro.failures import Failures
 from tests.runs import PAPER, ROOT, cli, contents, only_error
 from tests.toys import make_native, write_prompts
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """A single thread for torch, as for each worker of the runs compared with."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from typing import Any, Self
 
 import numpy as np
 import pytest
-import torch
 
 from repro import cluster, compute, remote
 from repro.casting import packed, products
@@ -32,15 +31,6 @@ from tests.toys import make_native, write_prompts
 
 TOLERANCE = 1e-5
 """Stated for another number of threads, relative to an array's largest value."""
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """A single thread for torch, as for each worker of the runs compared with."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import repro.casting
 import repro.linear
 from repro.casting import packed, products, rounded
 from repro.forward import Model, logits, tail, trace
@@ -112,7 +113,6 @@ def test_a_pass_with_packed_weights_is_the_same_pass(kind: str) -> None:
 def test_a_model_whose_pass_is_another_when_packed_stays_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     given = single_precision(model("native"))
     assert products(given) == "plain"
-    assert products(packed(given)) in ("packed", "plain")
 
     class Ops:
         mkldnn = Wrong(0)
@@ -122,9 +122,13 @@ def test_a_model_whose_pass_is_another_when_packed_stays_plain(monkeypatch: pyte
     assert products(good) == "packed"
     half = replace(good, blocks=(given.blocks[0], *good.blocks[1:]))
     assert products(half) == f"packed {3 * (len(good.blocks) - 1)}/{3 * len(good.blocks)}"
-    Ops.mkldnn = Wrong(0.01)
     monkeypatch.setattr(repro.linear, "_PROBED_ROWS", ())
+    assert products(packed(given)) == "packed"
+    Ops.mkldnn = Wrong(0.01)
     assert products(packed(given)) == "plain"
+    Ops.mkldnn = Wrong(0)
+    monkeypatch.setattr(repro.casting, "PACKED_AT_MOST", 1000)
+    assert products(packed(given)) == "plain", "a large model"
 
 
 def coarse(given: Model) -> Model:
