@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import threading
@@ -13,11 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
+from repro.environment import set_defaults
 from repro.errors import Exit, ReproError, worst
 
-# Read by GNU OpenMP when torch loads it: threads that wait by spinning for long take a busy machine's cores from those
-# that work, and threads that sleep at once make many small products slow.
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+set_defaults()
 
 app = typer.Typer(
     add_completion=False,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from repro import __version__
 from repro.declare import Stream
+from repro.environment import set_defaults
 from repro.errors import Exit, ReproError
 from repro.failures import Failures
 from repro.folder import Folder, tokens_fingerprint
@@ -29,6 +30,8 @@ from repro.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from repro.stream import Engine
+
+set_defaults()  # a worker of somebody else's cluster imports this module before it imports torch
 
 KEPT = 2
 """Jobs that a worker keeps open: the current one, and the last in case two runs with one model share the workers."""

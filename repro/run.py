@@ -15,6 +15,7 @@ from repro.casting import products
 from repro.cluster import Cluster
 from repro.compute import Session, Work
 from repro.declare import Stream
+from repro.environment import in_force
 from repro.failures import Failures
 from repro.loop import fill, missing, units_of
 from repro.names import FLOAT32, in_precision
@@ -153,7 +154,12 @@ def _provenance(plan: Plan, item: Item, session: Session, threads: int) -> dict[
             "products": products(engine.model),
         },
         "versions": versions(),
-        "host": {"python": platform.python_version(), "machine": platform.machine(), "cpus": os.cpu_count()},
+        "host": {
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "cpus": os.cpu_count(),
+            **in_force(),
+        },
         "threads": threads,
         "micro_batch": session.micro_batch(item.stream),
     }

@@ -20,7 +20,7 @@ from tests.faulty import finish, measure, pipe, run, run_and_die, run_until_kill
 
 AT_RISK = MAX_WAITING + 1
 """Units that a kill may cost: the one that is being computed, and those that wait to be written."""
-STOP_S = 5.0
+STOP_S = 60.0
 """Seconds within which an interrupted run ends."""
 
 

@@ -41,7 +41,7 @@ class Toy:
                 handle.write(f"{unit} {os.getpid()}\n")
             time.sleep(self.pause_s)
             if "odd" in names and self.odd == "hangs":
-                time.sleep(60)
+                time.sleep(600)
             if "odd" in names and self.odd == "fails":
                 failures.guard("odd", _fail)
             filled = Filled(faulty.measure(declared, declared.prompts(faulty.UNIT, unit)), {"halved": 0})

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from repro.environment import set_defaults
+
 if TYPE_CHECKING:
     from tests.runs import Run
 
@@ -18,8 +20,8 @@ if TYPE_CHECKING:
 if not any(Path("/dev").glob("nvidia[0-9]*")):
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# Before anything imports torch: the same waiting as under `python -m repro`.
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+# Before anything imports torch: the same waiting and the same products as under `python -m repro`.
+set_defaults()
 
 # A shell starts what it runs in the background deaf to Ctrl-C, and children inherit that; they are to be interrupted.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -130,7 +130,7 @@ def _littering(path: Path) -> str:
 
 def _sleeping(_path: Path) -> str:
     """A reader that never comes back."""
-    time.sleep(60)
+    time.sleep(600)
     return ""
 
 
