@@ -56,7 +56,7 @@ def run(options: Options, say: Callable[[str], None] = print, clock: Clock = tim
     """Measures what the options ask for; `failed` of the report names kernels whose check failed, `broken` steps.
 
     Raises UnsupportedError for a device that is not there, a case that does not exist or a budget that is no time.
-    Agreement: tests/test_bench.py.
+    Agreement: tests/kernels/test_bench.py.
     """
     device = resolve(options.device)
     try:

@@ -23,7 +23,7 @@ def in_children(everything: bool, budget: Budget, processes: int | None = None) 
     """Records of all entries, compiled in processes in which Triton is not interpreted; ends when the budget does.
 
     everything: every configuration instead of the default ones. Yields one record per launch and configuration, then,
-    if something is missing, one with `status` and the reason. Agreement: tests/test_compile_table.py.
+    if something is missing, one with `status` and the reason. Agreement: tests/kernels/test_compile_table.py.
     """
     if find_spec("triton") is None:
         yield {"record": "compile", "status": "unavailable: the package triton is not installed"}

@@ -53,7 +53,7 @@ class Truth:
         """The result that lies farthest beyond its bound, in units of that bound.
 
         results: those of the kernel under test; precision: an entry of the table of tolerances.
-        Agreement: tests/test_bench.py, test_one_flipped_sign_prints_no_speed.
+        Agreement: tests/kernels/test_bench.py, test_one_flipped_sign_prints_no_speed.
         """
         names = RESULTS[self.kernel]
         checks = [

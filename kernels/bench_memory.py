@@ -27,7 +27,7 @@ def peak_memory(call: Callable[[], Any], device: str) -> Peak:
 
     CPU: every allocation and release of torch's allocator, also those inside an operation or a compiled kernel, summed
     in time; scratch space that a matrix library takes for itself is not seen. CUDA: the caching allocator's own count.
-    Raises nothing of its own. Agreement: tests/test_bench_parts.py, test_the_meter_counts_what_is_allocated.
+    Raises nothing of its own. Agreement: tests/bench/test_bench_parts.py, test_the_meter_counts_what_is_allocated.
     """
     return _cuda(call) if device.startswith("cuda") else _cpu(call)
 

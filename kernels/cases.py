@@ -190,7 +190,7 @@ def every() -> list[Case]:
 def select(only: str | None, device: str) -> list[Case]:
     """The cases that a list of kernels, shapes and `kernel/shape` names; by default what suits the device.
 
-    Raises UnsupportedError naming what no case matches. Agreement: tests/test_bench_parts.py.
+    Raises UnsupportedError naming what no case matches. Agreement: tests/bench/test_bench_parts.py.
     """
     cases = every()
     if only is None:

@@ -198,7 +198,7 @@ def projection(z: Tensor, W_O: Tensor, of: Tensor, *, precision: str = "ieee") -
     precision: "ieee", or for float32 "tf32x3"
     Returns num [component, head, prompt, pos] and norm2 [head, prompt, pos], float32, squared activation units.
     Raises ShapeError naming both shapes if they do not fit, UnsupportedError for a dtype or precision that does not
-    exist on the device. Agreement: tests/test_projection.py.
+    exist on the device. Agreement: tests/kernels/test_projection.py.
     """
     dims = shapes.projection(z, W_O, of)
     vendor = precisions.check("projection", z.device, precision, z=z, W_O=W_O)
@@ -220,7 +220,7 @@ def projection_onto_vectors(v: Tensor, of: Tensor, *, precision: str = "ieee") -
     precision: taken for likeness; there is no matrix product here, so all multiply alike
     Returns num [component, vector, prompt, pos] and norm2 [vector, prompt, pos], float32, squared activation units.
     Raises ShapeError naming both shapes if they do not fit, UnsupportedError for a dtype or precision that does not
-    exist on the device. Agreement: tests/test_projection.py.
+    exist on the device. Agreement: tests/kernels/test_projection.py.
     """
     dims = shapes.projection_onto_vectors(v, of)
     vendor = precisions.check("projection_onto_vectors", v.device, precision, v=v)

@@ -16,7 +16,7 @@ def projection(z: Tensor, W_O: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
     of:  [component, prompt, pos, d_model], in activation units
     Returns num [component, head, prompt, pos] and norm2 [head, prompt, pos] in squared activation units, float32 or
     wider; the ratio is the caller's, NaN where a head wrote nothing.
-    Raises ShapeError naming both shapes if they do not fit. Agreement: tests/test_projection.py.
+    Raises ShapeError naming both shapes if they do not fit. Agreement: tests/kernels/test_projection.py.
     """
     shapes.projection(z, W_O, of)
     dtype = shapes.at_least_fp32(z, W_O, of)
@@ -34,7 +34,7 @@ def projection_onto_vectors(v: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
     v:   [vector, prompt, pos, d_model]     of: [component, prompt, pos, d_model], in activation units
     Returns num [component, vector, prompt, pos] and norm2 [vector, prompt, pos], squared activation units, float32 or
     wider.
-    Raises ShapeError naming both shapes if they do not fit. Agreement: tests/test_projection.py.
+    Raises ShapeError naming both shapes if they do not fit. Agreement: tests/kernels/test_projection.py.
     """
     shapes.projection_onto_vectors(v, of)
     dtype = shapes.at_least_fp32(v, of)
@@ -68,7 +68,7 @@ def v_composition(
     onto:   [direction, prompt, pos, d_model] or None      softmax_scale: d_head ** -0.5 if None
     Returns dots [writer, head, direction, prompt, pos] (None without onto) and total [writer, prompt, pos, d_model]
     (None unless asked), float32 or wider, in the writer's units (dots: times those of onto).
-    Raises ShapeError naming both shapes if they do not fit. Agreement: tests/test_v_composition.py.
+    Raises ShapeError naming both shapes if they do not fit. Agreement: tests/kernels/test_v_composition.py.
     """
     dims = shapes.v_composition(q, k, writer, scale, W_V, W_O, onto, total=total)
     dtype = shapes.at_least_fp32(q, k, writer, scale, W_V, W_O)
@@ -99,7 +99,7 @@ def top2_logits(
     resid:  [row, d_model], the normed residual stream      W_U: [d_model, vocab]    b_U: [vocab] or None
     chosen: [row, choice], int token ids, or None. Every row needs two logits above minus infinity, and none NaN.
     Returns values [row, 2] in logits, ids [row, 2] int64, chosen_values [row, choice] (None without chosen), float32
-    or wider. Raises ShapeError naming both shapes if they do not fit. Agreement: tests/test_top2_logits.py.
+    or wider. Raises ShapeError naming both shapes if they do not fit. Agreement: tests/kernels/test_top2_logits.py.
     """
     shapes.top2_logits(resid, W_U, b_U, chosen)
     dtype = shapes.at_least_fp32(resid, W_U)

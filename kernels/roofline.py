@@ -67,7 +67,7 @@ def exists(target: Card, precision: str) -> bool:
 def floor_seconds(work: Work, rate: float, bandwidth: float) -> float:
     """The least time for this work: the longer of its arithmetic and its traffic, perfectly overlapped.
 
-    work: FLOP and bytes; rate: FLOP/s; bandwidth: bytes/s. Returns seconds. Agreement: tests/test_bench_parts.py.
+    work: FLOP and bytes; rate: FLOP/s; bandwidth: bytes/s. Returns seconds. Agreement: tests/bench/test_bench_parts.py.
     """
     return max(work.flop / rate, work.bytes / bandwidth)
 

@@ -33,7 +33,7 @@ def provider(name: str, device: str, precision: str = "ieee") -> Kernels:
 
     precision: how float32 is multiplied: "ieee", or with Triton on an NVIDIA GPU "tf32x3".
     Raises UnsupportedError by name: an unknown provider, Triton where it is not installed, any provider on mps, a
-    precision that the provider does not have. Agreement: tests/test_projection.py, test_providers_are_refused_by_name.
+    precision that the provider does not have. Agreement: tests/kernels/test_projection.py.
     """
     if name not in PROVIDERS:
         raise UnsupportedError(f"kernels: no provider {name!r}; there are {', '.join(PROVIDERS)}")

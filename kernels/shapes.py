@@ -13,7 +13,7 @@ def bind(call: str, **arguments: tuple[Tensor | None, str]) -> Dims:
 
     Returns name -> size. Raises ShapeError naming both shapes where one name would get two sizes, where an argument
     has another number of dimensions than its names, or where a dimension is empty.
-    Agreement: tests/test_projection.py, test_shapes_that_do_not_fit_name_both.
+    Agreement: tests/kernels/test_projection.py, test_shapes_that_do_not_fit_name_both.
     """
     sizes: Dims = {}
     owner: dict[str, str] = {}

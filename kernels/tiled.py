@@ -28,7 +28,7 @@ def projection(z: Tensor, W_O: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
     of:  [component, prompt, pos, d_model], in activation units
     Returns num [component, head, prompt, pos] and norm2 [head, prompt, pos], squared activation units, float32 or
     wider. Memory beyond that: one tile of head outputs.
-    Raises ShapeError naming both shapes if they do not fit. Agreement: tests/test_projection.py.
+    Raises ShapeError naming both shapes if they do not fit. Agreement: tests/kernels/test_projection.py.
     """
     dims = shapes.projection(z, W_O, of)
     B, P, H, D, S = (dims[name] for name in "BPHDS")
@@ -56,7 +56,7 @@ def projection_onto_vectors(v: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
     v:   [vector, prompt, pos, d_model]     of: [component, prompt, pos, d_model], in activation units
     Returns num [component, vector, prompt, pos] and norm2 [vector, prompt, pos], squared activation units, float32 or
     wider.
-    Raises ShapeError naming both shapes if they do not fit. Agreement: tests/test_projection.py.
+    Raises ShapeError naming both shapes if they do not fit. Agreement: tests/kernels/test_projection.py.
     """
     dims = shapes.projection_onto_vectors(v, of)
     B, P, D, S, M = (dims[name] for name in "BPDSM")
@@ -99,7 +99,7 @@ def v_composition(
     Returns dots [writer, head, direction, prompt, pos] (None without onto) and total [writer, prompt, pos, d_model]
     (None unless asked), float32 or wider, in the writer's units (dots: times those of onto). Memory beyond that: the
     values of one prompt and one tile.
-    Raises ShapeError naming both shapes if they do not fit. Agreement: tests/test_v_composition.py.
+    Raises ShapeError naming both shapes if they do not fit. Agreement: tests/kernels/test_v_composition.py.
     """
     dims = shapes.v_composition(q, k, writer, scale, W_V, W_O, onto, total=total)
     B, P, H, K, G, W, D = (dims[name] for name in "BPHKGWD")
@@ -149,7 +149,7 @@ def top2_logits(
     chosen: [row, choice], int token ids, or None. Every row needs two logits above minus infinity, and none NaN.
     Returns values [row, 2] in logits, ids [row, 2] int64, chosen_values [row, choice] (None without chosen), float32
     or wider. Memory beyond that: one tile of logits.
-    Raises ShapeError naming both shapes if they do not fit. Agreement: tests/test_top2_logits.py.
+    Raises ShapeError naming both shapes if they do not fit. Agreement: tests/kernels/test_top2_logits.py.
     """
     dims = shapes.top2_logits(resid, W_U, b_U, chosen)
     T, V = dims["T"], dims["V"]

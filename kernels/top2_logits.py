@@ -156,7 +156,7 @@ def top2_logits(
     embedding, or `aligned(W_U)`, made once.
     Returns values [row, 2] in logits, ids [row, 2] int64, chosen_values [row, choice] (None without chosen), float32.
     Raises ShapeError naming both shapes if they do not fit, UnsupportedError for a dtype or precision that does not
-    exist on the device. Agreement: tests/test_top2_logits.py.
+    exist on the device. Agreement: tests/kernels/test_top2_logits.py.
     """
     dims = shapes.top2_logits(resid, W_U, b_U, chosen)
     vendor = precisions.check("top2_logits", resid.device, precision, resid=resid, W_U=W_U)

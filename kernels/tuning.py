@@ -37,7 +37,8 @@ def choose(
     """The launch that `build` makes of the first candidate, or within `tuning()` of the fastest.
 
     key: kernel, shape, dtype, precision and device; candidates: block sizes, the default first; time: milliseconds of
-    a launch (Triton's own timer unless given; launches on a CPU are never timed). Agreement: tests/test_projection.py.
+    a launch (Triton's own timer unless given; launches on a CPU are never timed).
+    Agreement: tests/kernels/test_projection.py.
     """
     default = build(candidates[0])
     timer = _milliseconds if time is None else time

@@ -79,7 +79,7 @@ def v_composition(
     (None unless asked), float32, in the writer's units (dots: times those of onto). Memory beyond that: the mixed
     values of all heads and writers, twice.
     Raises ShapeError naming both shapes if they do not fit, UnsupportedError for a dtype or precision that does not
-    exist on the device. Agreement: tests/test_v_composition.py.
+    exist on the device. Agreement: tests/kernels/test_v_composition.py.
     """
     dims = shapes.v_composition(q, k, writer, scale, W_V, W_O, onto, total=total)
     vendor = precisions.check("v_composition", q.device, precision, q=q, k=k, W_V=W_V, W_O=W_O)

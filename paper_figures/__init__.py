@@ -26,7 +26,8 @@ def names() -> tuple[str, ...]:
 def load(name: str) -> ModuleType:
     """The module of one view: `chart(ds)`, `OPTIONS` (what it understands) and, for the scatter, `points(ds)`.
 
-    Raises KeyError with the name if there is no such view; `names()` lists them. Tests: tests/test_paper_figures.py.
+    Raises KeyError with the name if there is no such view; `names()` lists them.
+    Tests: tests/figures/test_paper_figures.py.
     """
     if name not in _FIGURES:
         raise KeyError(name)

@@ -20,7 +20,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
 
     ds:  dimension `row`, one per provider and case: strings case, provider; lower, median, upper, floor in
     milliseconds, faster (times the einsum reference), peak in bytes. attrs: title, subtitle, notes.
-    Tests: tests/test_bench.py.
+    Tests: tests/kernels/test_bench.py.
     """
     options(ds, OPTIONS)
     rows = [_row(ds.isel(row=i)) for i in range(ds.sizes["row"])]

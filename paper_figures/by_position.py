@@ -112,7 +112,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     """Projection ratio of a few sites onto the writer by position, and the share of its variance that each source has.
 
     ds:  summary of `pr_by_position`: pr[quantile, site, position] over prompts, variance_share[source, site].
-    Raises ValueError for an unknown option or site. Tests: tests/test_paper_figures.py.
+    Raises ValueError for an unknown option or site. Tests: tests/figures/test_paper_figures.py.
     """
     sites = _sites(ds, options(ds, OPTIONS).get("sites"))
     count = ds.sizes["position"]

@@ -123,7 +123,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     """Projection ratio of each component onto the writer, in model order, and of the erasers' sum: bars and quartiles.
 
     ds:  summary of `nodes_onto_writer`: pr[quantile, component], nan_count[component].
-    Tests: tests/test_paper_figures.py.
+    Tests: tests/figures/test_paper_figures.py.
     """
     writer, roles = str(ds.attrs["writer"]), erasers(ds)
     nodes = _chosen(ds, options(ds, OPTIONS).get("layers"))

@@ -29,7 +29,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     """Projection ratio of the patched layer's heads onto the writer: a clean and a patched bar each, with quartiles.
 
     ds:  summary of `v_patch`: head_pr[quantile, run, head], head_nan_count[run, head].
-    Raises ValueError for an unknown option. Tests: tests/test_paper_figures.py.
+    Raises ValueError for an unknown option. Tests: tests/figures/test_paper_figures.py.
     """
     shown = choice(options(ds, OPTIONS), "heads", ("all", "erasers"))
     writer, layer, roles = str(ds.attrs["writer"]), int(ds.attrs["layer"]), erasers(ds)

@@ -28,7 +28,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     """Projection ratio of every site onto the writer in both runs: median lines with quartile bands.
 
     ds:  summary of `v_patch`: site_pr[quantile, run, site], site_nan_count[run, site].
-    Raises ValueError for an unknown option. Tests: tests/test_paper_figures.py.
+    Raises ValueError for an unknown option. Tests: tests/figures/test_paper_figures.py.
     """
     options(ds, OPTIONS)
     writer, layer = str(ds.attrs["writer"]), int(ds.attrs["layer"])

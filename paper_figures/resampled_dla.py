@@ -127,7 +127,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
 
     ds:  summary of `resampled_dla`: clean[example, head], resampled[quantile, example, head], logit_diff[example] and
          the examples' words as coordinates.
-    Tests: tests/test_paper_figures.py.
+    Tests: tests/figures/test_paper_figures.py.
     """
     shown = choice(options(ds, OPTIONS), "show", ("writer", "others", "both"))
     if str(ds.attrs.get("examples")) == "mined" and "MINED" not in str(ds.attrs.get("subtitle", "")):

@@ -93,7 +93,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     """Median projection ratio of every site (across) onto every node (down), a stroke where the node writes.
 
     ds:  summary of `sites_onto_nodes`: pr[quantile, node, site], nan_count[node, site].
-    Tests: tests/test_paper_figures.py.
+    Tests: tests/figures/test_paper_figures.py.
     """
     options(ds, OPTIONS)
     writer = str(ds.attrs["writer"])

@@ -105,7 +105,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     """Density of (DLA of the writer, DLA of the erasers' sum), top-2 pair: whole output left, V-composition right.
 
     ds:  summary of `dla_scatter`: density[against, y_bin, x_bin], pearson_r, slope, intercept, n_points[against].
-    Tests: tests/test_paper_figures.py.
+    Tests: tests/figures/test_paper_figures.py.
     """
     options(ds, OPTIONS)
     x_edges, y_edges = _edges(ds, "x"), _edges(ds, "y")
@@ -138,7 +138,7 @@ def points(ds: xr.Dataset) -> alt.ConcatChart:
     """The same two panels with every raw point, meant for PNG: as SVG or HTML 30,720 points weigh megabytes.
 
     ds:  as for `chart`, with the raw writer_dla[prompt, position] and answer_dla[against, prompt, position].
-    Tests: tests/test_paper_figures.py.
+    Tests: tests/figures/test_paper_figures.py.
     """
     options(ds, OPTIONS)
     writer = ds["writer_dla"].values.ravel()

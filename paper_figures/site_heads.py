@@ -39,7 +39,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     """Median projection ratio of every site onto every head of the writer's layer, one line per head.
 
     ds:  summary of `sites_onto_nodes`: pr[quantile, node, site], nan_count[node, site].
-    Raises ValueError for an unknown option. Tests: tests/test_paper_figures.py.
+    Raises ValueError for an unknown option. Tests: tests/figures/test_paper_figures.py.
     """
     options(ds, OPTIONS)
     writer = str(ds.attrs["writer"])

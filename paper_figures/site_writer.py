@@ -53,7 +53,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     """Projection ratio of every site onto the writer: median line, quartile band, and the layers that matter shaded.
 
     ds:  summary of `sites_onto_nodes`: pr[quantile, node, site], nan_count[node, site].
-    Raises ValueError for an unknown option. Tests: tests/test_paper_figures.py.
+    Raises ValueError for an unknown option. Tests: tests/figures/test_paper_figures.py.
     """
     options(ds, OPTIONS)
     writer = str(ds.attrs["writer"])

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from repro.environment import set_defaults
 from repro.errors import Exit, ReproError, worst
+from repro.process import set_defaults
 
 set_defaults()
 
@@ -49,7 +49,7 @@ DEFAULT_SPEC = Path("experiments.toml")
 
 
 def _world(say: Callable[[str], None], only: str = "", **given: Any) -> Any:
-    from repro.session import Request, World
+    from repro.request import Request, World
 
     names = tuple(part.strip() for part in only.split(",") if part.strip())
     return World(Request(only=names, **given), say)
@@ -75,17 +75,17 @@ def all_(
     scheduler: Scheduler = None,
 ) -> None:  # fmt: skip
     """Plan, run, figures, check: the whole paper."""
-    from repro import stages
+    from repro import pipeline
 
     world = _world(
         _say, only, spec=spec, subject=subject, prompts=prompts, device=device, kernels=kernels, memory=memory, out=out,
         offline=offline, fresh=fresh, watchdog=watchdog, workers=workers, scheduler=scheduler,
     )  # fmt: skip
     chosen = world.choose(ask=True)
-    stages.announce(world, chosen)
-    plan, codes = stages.run(world, chosen)
-    stages.draw(world, plan)
-    _end(codes + stages.check(world, plan))
+    pipeline.announce(world, chosen)
+    plan, codes = pipeline.run(world, chosen)
+    pipeline.draw(world, plan)
+    _end(codes + pipeline.check(world, plan))
 
 
 @app.command()
@@ -94,17 +94,17 @@ def plan(
     device: Device = "auto", kernels: KernelChoice = "auto", out: Out = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """What is fresh, stale or partial, why, and what the rest will cost. Needs no weights in memory."""
-    from repro import stages
+    from repro import pipeline
 
     world = _world(_to_stderr if as_json else _say, only, spec=spec, subject=subject, prompts=prompts, device=device,
                    kernels=kernels, out=out)  # fmt: skip
     chosen = world.choose(ask=False)
-    stages.announce(world, chosen)
+    pipeline.announce(world, chosen)
     made = world.plan(chosen)
     if as_json:
-        typer.echo(stages.as_json({"subject": chosen.name, "items": stages.plan_rows(made)}))
+        typer.echo(pipeline.as_json({"subject": chosen.name, "items": pipeline.plan_rows(made)}))
     else:
-        stages.show_plan(world, made, about=True)
+        pipeline.show_plan(world, made, about=True)
 
 
 @app.command()
@@ -115,16 +115,16 @@ def run(
     fresh: Fresh = False, watchdog: Watchdog = "30m", workers: Workers = None, scheduler: Scheduler = None,
 ) -> None:  # fmt: skip
     """Computes experiments that are not fresh and commits them to the store."""
-    from repro import stages
+    from repro import pipeline
 
     world = _world(
         _say, ",".join(names or ()), spec=spec, subject=subject, prompts=prompts, device=device, kernels=kernels,
         memory=memory, out=out, offline=offline, fresh=fresh, watchdog=watchdog, workers=workers, scheduler=scheduler,
     )  # fmt: skip
     chosen = world.choose(ask=True)
-    stages.announce(world, chosen)
-    made, codes = stages.run(world, chosen)
-    stages.show_plan(world, made)
+    pipeline.announce(world, chosen)
+    made, codes = pipeline.run(world, chosen)
+    pipeline.show_plan(world, made)
     _end(codes)
 
 
@@ -134,14 +134,14 @@ def figures(
     device: Device = "auto", kernels: KernelChoice = "auto", out: Out = None, fresh: Fresh = False,
 ) -> None:  # fmt: skip
     """Draws figures from the store: HTML, PNG and SVG."""
-    from repro import figures as drawing
-    from repro import stages
+    from repro import pipeline
+    from repro.figures import draw as drawing
 
     world = _world(_say, only, spec=spec, subject=subject, prompts=prompts, device=device, kernels=kernels, out=out,
                    fresh=fresh)  # fmt: skip
     chosen = world.choose(ask=False)
-    stages.announce(world, chosen)
-    missing = drawing.missing_error(stages.draw(world, world.plan(chosen)))
+    pipeline.announce(world, chosen)
+    missing = drawing.missing_error(pipeline.draw(world, world.plan(chosen)))
     if missing is not None:
         raise missing
 
@@ -152,13 +152,13 @@ def check(
     device: Device = "auto", kernels: KernelChoice = "auto", out: Out = None, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Compares the stored numbers with the published ones: check.md and check.json."""
-    from repro import stages
+    from repro import pipeline
 
     world = _world(_to_stderr if as_json else _say, only, spec=spec, subject=subject, prompts=prompts, device=device,
                    kernels=kernels, out=out)  # fmt: skip
     chosen = world.choose(ask=False)
-    stages.announce(world, chosen)
-    codes = stages.check(world, world.plan(chosen))
+    pipeline.announce(world, chosen)
+    codes = pipeline.check(world, world.plan(chosen))
     if as_json:
         typer.echo((world.figures_folder(chosen.name) / "check.json").read_text())
     _end(codes)
@@ -167,16 +167,16 @@ def check(
 @app.command()
 def verify(spec: Spec = DEFAULT_SPEC, out: Out = None) -> None:
     """Looks for damage in the store: flipped bits, lost chunks, torn records, foreign files."""
-    from repro import stages
+    from repro import pipeline
 
-    _end(stages.verify(_world(_say, spec=spec, out=out)))
+    _end(pipeline.verify(_world(_say, spec=spec, out=out)))
 
 
 @app.command()
 def subjects(spec: Spec = DEFAULT_SPEC, as_json: AsJson = False) -> None:
     """Lists the declared subjects and whether they can be had here without asking anyone."""
-    from repro.spec_read import read_spec
-    from repro.subjects import listed
+    from repro.spec.read import read_spec
+    from repro.subjects.resolve import listed
 
     rows = listed(read_spec(spec))
     if as_json:
@@ -193,10 +193,10 @@ def clean(
     yes: Annotated[bool, typer.Option("--yes", help="Remove them.")] = False,
 ) -> None:  # fmt: skip
     """Shows results that the spec no longer uses; removes them with --yes."""
-    from repro import stages
+    from repro import pipeline
 
     world = _world(_say, spec=spec, subject=subject, prompts=prompts, device=device, kernels=kernels, out=out)
-    stages.clean(world, world.plan(world.choose(ask=False)), yes)
+    pipeline.clean(world, world.plan(world.choose(ask=False)), yes)
 
 
 @app.command()
@@ -213,12 +213,12 @@ def bench(
     """Kernels against their reference: checked in float64, then timed. Or, with --end-to-end, the whole paper."""
     world = _world(_say, spec=spec, out=out)
     if whole:
-        from repro.endtoend import end_to_end, parse_sizes
+        from repro.bench.end_to_end import end_to_end, parse_sizes
 
         end_to_end(spec, world.store, parse_sizes(sizes), repeats, _say)
         return
-    from repro.bench import BenchOptions
-    from repro.bench import bench as measure
+    from repro.bench.kernels import BenchOptions
+    from repro.bench.kernels import bench as measure
 
     figures = world.figures_folder("bench")
     _end([measure(BenchOptions(world.store, figures, device, budget, only, compile_all, as_json), _say)])

@@ -57,6 +57,11 @@ class ReproError(Exception):
         return self.message
 
 
+def unavailable(message: str) -> ReproError:
+    """What cannot be had or is unfit (exit 4)."""
+    return ReproError(message, Exit.UNAVAILABLE)
+
+
 class AbsentError(ReproError):
     """A model or data set that is not here and cannot be fetched (exit 4): another default subject may stand in.
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from repro.copies import commit_reduced
-from repro.records import status
-from repro.session import Request, World
+from repro.request import Request, World
+from repro.store.committed import commit_reduced
+from repro.store.records import status
 
 
 def keep(world: World) -> list[Path]:
-    """Copies every fresh result of the default groups; returns the copies' folders. Agreement: tests/test_keep.py."""
+    """Copies every fresh result of the default groups; returns the copies' folders.
+
+    Agreement: tests/store/test_keep.py.
+    """
     plan = world.plan(world.choose(ask=False))
     kept = []
     for item in plan.items:

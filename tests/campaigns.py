@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 from repro.errors import Exit, ReproError
-from repro.loop import MAX_WAITING
-from repro.records import UNITS, load_manifest
-from repro.store import Result, read_raw
-from repro.verify import verify_result
+from repro.run.loop import MAX_WAITING
+from repro.store.records import UNITS, load_manifest
+from repro.store.result import Result, read_raw
+from repro.store.verify import verify_result
 from tests.faulty import finish, measure, pipe, run, run_and_die, run_until_killed, start
 
 AT_RISK = MAX_WAITING + 1

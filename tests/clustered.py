@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from repro.errors import Exit, ReproError
-from repro.failures import Failures
-from repro.loop import Compute, Filled
-from repro.store import open_result
-from repro.watchdog import Watchdog
-from repro.workers import at_hand
+from repro.run.failures import Failures
+from repro.run.loop import Compute, Filled
+from repro.run.watchdog import Watchdog
+from repro.run.workers import at_hand
+from repro.store.result import open_result
 from tests import faulty
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from repro.environment import set_defaults
+from repro.process import set_defaults
 
 if TYPE_CHECKING:
     from tests.runs import Run

@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from repro import loop, records
 from repro.errors import Exit, ReproError
-from repro.failures import Failures
-from repro.layout import Layout, Variable
-from repro.store import Result, open_result
+from repro.run import loop
+from repro.run.failures import Failures
+from repro.store import records
+from repro.store.layout import Layout, Variable
+from repro.store.result import Result, open_result
 
 UNIT = 2
 PROVENANCE = {"environment": {"numpy": "2", "device": "cpu"}, "git": "0000"}
@@ -226,7 +227,7 @@ def run_as_nobody(path: Path, n_prompts: int, answer: Any) -> None:
 
 _server = multiprocessing.get_context("forkserver")
 # pytest because a child imports its parent's main module again, dask because xarray imports it where it is installed.
-_server.set_forkserver_preload(["pytest", "zarr.storage", "xarray.backends.zarr", "dask.array", "repro.verify"])
+_server.set_forkserver_preload(["pytest", "zarr.storage", "xarray.backends.zarr", "dask.array", "repro.store.verify"])
 
 
 def start(target: Callable[..., None], *args: Any) -> BaseProcess:

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from repro.errors import Exit, ReproError
-from repro.hub import fetch_model
-from repro.lock import Lock
+from repro.subjects.hub import fetch_model
+from repro.subjects.lock import Lock
 from tests.hub_files import as_checkpoint
 from tests.hub_server import HubServer
 
@@ -106,4 +106,4 @@ def assert_complete(folder: Path, files: dict[str, bytes | Path]) -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tries again sooner than a user's machine does."""
-    monkeypatch.setattr("repro.hub_transfer.PAUSES", (0.01, 0.02))
+    monkeypatch.setattr("repro.subjects.hub_transfer.PAUSES", (0.01, 0.02))

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from repro.names import heads, heads_of, nodes, sites
-from repro.published import Number, Published, read_published
+from repro.check.published import Number, Published, read_published
+from repro.labels import heads, heads_of, nodes, sites
 
 QUANTILES = ["lower", "median", "upper"]
 N_PROMPTS = 20

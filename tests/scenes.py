@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from repro.casting import cast
-from repro.declare import Context, Wanted, wanted
-from repro.folder import read_folder
-from repro.forward import Model
 from repro.kernels.select import provider
-from repro.linear import Weight
-from repro.measures import Bound, bind
-from repro.model import load
-from repro.roles import ExampleTokens, Roles
-from repro.spec import Common
-from repro.stream import Batch, Engine
+from repro.measures.batch import Batch, Engine
+from repro.measures.bind import Bound, bind
+from repro.measures.declare import Context, Wanted, wanted
+from repro.measures.roles import ExampleTokens, Roles
+from repro.model.casting import cast
+from repro.model.folder import read_folder
+from repro.model.forward import Model
+from repro.model.linear import Weight
+from repro.model.load import load
+from repro.spec.types import Common
 from tests import oracle, toys
 
 # Two norms, learned and rotary positions (both pairings), grouped heads, tied embeddings, gated MLPs, 2 to 4 layers.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests import campaigns, faulty
-from tests.test_faults import folder
+from tests.run.test_faults import folder
 
 __all__ = ["folder"]
 

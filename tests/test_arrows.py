@@ -39,9 +39,11 @@ def test_kernels_need_only_torch_triton_and_numpy(path: Path) -> None:
 
 
 def test_the_check_sees_strangers() -> None:
-    assert strangers("import zarr\nfrom repro.store import x\nimport torch\ndef f():\n    import xarray.core\n") == [
+    assert strangers(
+        "import zarr\nfrom repro.store.result import x\nimport torch\ndef f():\n    import xarray.core\n"
+    ) == [
         "zarr",
-        "repro.store",
+        "repro.store.result",
         "xarray.core",
     ]
 

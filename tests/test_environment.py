@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from repro.environment import DEFAULTS, in_force
+from repro.process import DEFAULTS, in_force
 from tests.runs import ROOT
 
 B, P, H, K = 2, 37, 4, 8
@@ -35,7 +35,7 @@ def test_attention_of_shifted_views_gives_the_same_bits(offset: int) -> None:
 
 
 def test_every_way_in_sets_the_defaults_before_torch_is_loaded() -> None:
-    for module in ("repro.__main__", "repro.remote"):
+    for module in ("repro.__main__", "repro.run.worker"):
         code = f"import {module}, os, sys; print('torch' in sys.modules, os.environ['MKL_CBWR'])"
         bare = {name: value for name, value in os.environ.items() if name not in DEFAULTS}
         ran = subprocess.run(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from repro.spec_read import read_spec
+from repro.spec.read import read_spec
 from tests.runs import PAPER, ROOT, cli
 
 README = (ROOT / "README.md").read_text()

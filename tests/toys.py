@@ -140,7 +140,7 @@ def make_llama(folder: Path, **changes: Any) -> Path:
 
 def save_hugging_face(model: Any, folder: Path) -> Path:
     """Fills a model with seeded weights, norms and biases far from trivial, and saves it with prompts."""
-    from repro.quiet import quiet
+    from repro.process import quiet
 
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

@@ -8,19 +8,14 @@ difference less that of the unembedding's bias.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from repro.declare import mined_positions
-from repro.forward import normed
-from repro.names import head_index
-from repro.spec import DLAScatter
-from repro.stream import Batch, eraser_rows
-
-if TYPE_CHECKING:
-    from repro.measures import Bound
+from repro.labels import head_index
+from repro.measures.batch import Batch, Bound, eraser_rows
+from repro.measures.declare import mined_positions
+from repro.model.forward import normed
+from repro.spec.types import DLAScatter
 
 
 def compute_scatter(bound: Bound, batch: Batch) -> dict[str, Tensor]:

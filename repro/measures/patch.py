@@ -8,18 +8,13 @@ and the stream after the layer's attention loses their sum; later layers then ru
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from repro.declare import patched_layer
-from repro.forward import norm_scale
-from repro.spec import VPatch
-from repro.stream import Batch
-
-if TYPE_CHECKING:
-    from repro.measures import Bound
+from repro.measures.batch import Batch, Bound
+from repro.measures.declare import patched_layer
+from repro.model.forward import norm_scale
+from repro.spec.types import VPatch
 
 
 def compute(bound: Bound, batch: Batch) -> dict[str, Tensor]:

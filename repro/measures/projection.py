@@ -5,17 +5,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from repro.names import head_index, layer_of
-from repro.spec import Projection
-from repro.stream import Batch, eraser_rows
-
-if TYPE_CHECKING:
-    from repro.measures import Bound
+from repro.labels import head_index, layer_of
+from repro.measures.batch import Batch, Bound, eraser_rows
+from repro.spec.types import Projection
 
 
 def ratio(num: Tensor, norm2: Tensor) -> Tensor:

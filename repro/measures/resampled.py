@@ -7,18 +7,15 @@ norm scale is the adversarial prompt's own clean one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from repro.declare import Context
-from repro.forward import logits, trace
-from repro.spec import ResampledDLA
-from repro.stream import Batch, Engine
-
-if TYPE_CHECKING:
-    from repro.measures import Bound
+from repro.measures.batch import Batch, Bound, Engine
+from repro.measures.declare import Context
+from repro.model.forward import logits, trace
+from repro.spec.types import ResampledDLA
 
 
 def prepare(context: Context, engine: Engine) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""How fast the package is, said only of results that are right."""

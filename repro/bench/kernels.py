@@ -1,0 +1,124 @@
+"""`python -m repro bench`: runs the kernels' benchmark, keeps its rows in the store and draws them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from repro.errors import Exit, ReproError
+
+Record = Mapping[str, Any]
+PNG_SCALE = 2
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What the command line asks for."""
+
+    store: Path
+    """The store's root; rows go to `bench/` below it."""
+    figures: Path
+    """The folder that receives the chart."""
+    device: str = "auto"
+    budget: str = "5m"
+    only: str | None = None
+    """Kernels, shapes or kernel/shape, separated by commas."""
+    compile_all: bool = False
+    as_json: bool = False
+
+
+def bench(options: BenchOptions, say: Callable[[str], None] = print) -> Exit:
+    """Checks every kernel against float64, times those that are right, writes rows and a chart.
+
+    Returns OK, or FAILED if a check failed: then no speed of that kernel exists. Raises ReproError (exit 2) for a
+    device, case or budget that cannot be, or a store that cannot be written. Agreement: tests/kernels/test_bench.py.
+    """
+    from repro.kernels import bench as benchmark
+    from repro.kernels.bench_report import device_name
+    from repro.kernels.errors import KernelError
+
+    folder = options.store / "bench"
+    try:
+        name = _file_name(device_name(benchmark.resolve(options.device)), options.only)
+        folder.mkdir(parents=True, exist_ok=True)
+        # A run that is cut short leaves its rows beside the last whole ones, not in their place.
+        unfinished = folder / f"{name}.jsonl.part"
+        asked = benchmark.Options(
+            options.device, options.budget, options.only, options.compile_all, options.as_json, unfinished
+        )
+        report = benchmark.run(asked, say)
+        unfinished.replace(folder / f"{name}.jsonl")
+    except KernelError as error:
+        raise ReproError(str(error)) from None
+    except OSError as error:
+        raise ReproError(f"{folder}: results cannot be written ({error.strerror})") from None
+    drawn = draw(report.records, options.figures)
+    if not options.as_json:
+        say(f"rows: {folder / f'{name}.jsonl'}" + (f"; chart: {drawn}" if drawn else "; nothing to draw"))
+    return Exit.FAILED if report.failed or report.broken else Exit.OK
+
+
+def _file_name(device: str, only: str | None) -> str:
+    """One file per device; a selection never takes the place of the whole."""
+    slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") or "device"
+    return slug if only is None else f"{slug}-selected"
+
+
+def draw(records: Iterable[Record], folder: Path) -> Path | None:
+    """Draws the speeds as html, png and svg; the html's path, or None where no speed was measured."""
+    from paper_figures import bench as view
+    from paper_figures import page
+
+    dataset = dataset_of(list(records))
+    if dataset is None:
+        return None
+    chart = view.chart(dataset)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "bench.html").write_text(page.html(chart), encoding="utf-8")
+        chart.save(folder / "bench.png", scale_factor=PNG_SCALE)
+        chart.save(folder / "bench.svg")
+    except OSError as error:
+        raise ReproError(f"{folder}: the chart cannot be written ({error.strerror})") from None
+    return folder / "bench.html"
+
+
+def dataset_of(records: list[Record]) -> Any:
+    """The measured rows of one timer as a Dataset over `row`, for `paper_figures.bench`; None if there are none.
+
+    median, lower and upper (20 and 80 %), floor in milliseconds; peak in bytes; faster: times the einsum reference.
+    """
+    import xarray as xr
+
+    rows = [r for r in records if r["record"] == "speed" and r["median_ms"] is not None]
+    # Of a GPU's two timers the one that includes launches is drawn: it is what a caller sees.
+    rows = [r for r in rows if r["timer"] == rows[0]["timer"]]
+    seen = next((r for r in records if r["record"] == "environment"), None)
+    if not rows or seen is None:
+        return None
+    fields = {"lower": "p20_ms", "median": "median_ms", "upper": "p80_ms", "floor": "floor_ms", "faster": "faster",
+              "peak": "peak_bytes"}  # fmt: skip
+    values = {
+        name: ("row", [math.nan if row[field] is None else float(row[field]) for row in rows])
+        for name, field in fields.items()
+    }
+    cases = [f"{row['kernel']} · {row['model']} · {row['dtype']} · {row['dims']}" for row in rows]
+    threads = f"{seen['threads']} thread{'s' * (seen['threads'] > 1)}" if seen["kind"] == "cpu" else str(seen["arch"])
+    versions = f"torch {seen['torch']}, triton {seen['triton']}, python {seen['python']}"
+    attrs = {
+        "title": "Kernels: time and memory of every provider",
+        "subtitle": f"{seen['device']}, {threads} · {versions} · all agreed with float64 before they were timed",
+        "notes": [f"Timer: {rows[0]['timer']}. Peak memory: {rows[0]['meter']}, results included."],
+    }
+    names = {"case": ("row", cases), "provider": ("row", [row["provider"] for row in rows])}
+    return xr.Dataset(values, names, attrs)
+
+
+def read(path: Path) -> list[Record]:
+    """The records of a results file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,310 @@
+"""Published numbers against ours, one verdict each: pure functions over stored summaries."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+import xarray as xr
+
+from repro.check.bootstrap import RESAMPLES, Bootstrap, Interval
+from repro.check.published import Claim, Drawn, Number, Published, read_published
+from repro.errors import Exit
+from repro.labels import FLOAT32
+
+Verdict = Literal["match", "within interval", "differs", "not determinable here"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+_FITS = ("pearson_r", "slope", "intercept")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the comparison. `ours` belongs to `subject`, which is the paper's own only if the verdict says so."""
+
+    id: str
+    quantity: str
+    figure: str
+    experiment: str
+    variant: str
+    published: float | str
+    ours: float | None
+    interval: Interval | None
+    tolerance: str
+    verdict: Verdict
+    why: str
+    subject: str
+    source: str
+    obtained: str
+    group: str | None = None
+    precision: str = FLOAT32
+    """What ours was computed in."""
+
+
+def check(
+    results: Mapping[str, xr.Dataset],
+    *,
+    subject_is_papers: bool,
+    same_prompts: bool,
+    raw: Callable[[str], xr.Dataset] | None = None,
+    published: Published | None = None,
+    resamples: int = RESAMPLES,
+    tables: bool = True,
+) -> list[Row]:
+    """One verdict for every published number and claim.
+
+    A number is compared only with the result of the variant that drew it, on the paper's own subject, under its named
+    roles and prompt length; everything else is `not determinable here`, with the reason. Then: `match` within the
+    declared tolerance (where that supposes the same prompts, only on the same prompts); else `within interval` if the
+    published value lies in the 95 % cluster-bootstrap interval of ours over prompts; else `differs`.
+    results: summaries by experiment name; subject_is_papers: the model is the one published about;
+    same_prompts: its prompts are the published ones, in their order; raw: raw values by experiment name, KeyError where
+    there are none; published: the numbers (default: the bundled ones); resamples: bootstrap resamples; tables: whether
+    the numbers of large tables get an interval where they do not match, too, which may take a minute.
+    Returns rows, numbers before claims, in the published order. Agreement: tests/check/test_check.py.
+    """
+    published = published or read_published()
+    reader = _Reader(results, published, subject_is_papers)
+    numbers = [_judge_by_tolerance(reader, number, same_prompts) for number in published.numbers]
+    waiting = [
+        (number, row)
+        for number, row in zip(published.numbers, numbers, strict=True)
+        if row.verdict != "not determinable here" and (tables or number.group is None) and _wants_interval(number, row)
+    ]
+    intervals = _intervals(waiting, reader, Bootstrap(raw, resamples))
+    rows = [
+        _judge_by_interval(row, number, intervals[number.id]) if number.id in intervals else row
+        for number, row in zip(published.numbers, numbers, strict=True)
+    ]
+    return rows + [_judge_claim(reader, claim) for claim in published.claims]
+
+
+def exit_code(rows: Iterable[Row]) -> Exit:
+    """Exit.DIFFERS if any number differs, which only the paper's own subject can; else Exit.OK."""
+    return Exit.DIFFERS if any(row.verdict == "differs" for row in rows) else Exit.OK
+
+
+class _NoCounterpartError(Exception):
+    """Why an entry has no counterpart here."""
+
+
+class _Reader:
+    """Looks values up in summaries by label, and says why a value must not be compared."""
+
+    def __init__(self, results: Mapping[str, xr.Dataset], published: Published, subject_is_papers: bool) -> None:
+        self.results, self.published, self.subject_is_papers = results, published, subject_is_papers
+        self._values: dict[tuple[str, str], np.ndarray] = {}
+
+    def subject(self, entry: Number | Claim) -> str:
+        return str(self._attrs(entry).get("subject", ""))
+
+    def precision(self, entry: Number | Claim) -> str:
+        return str(self._attrs(entry).get("precision", FLOAT32))
+
+    def _attrs(self, entry: Number | Claim) -> Mapping[Any, Any]:
+        found = self.results.get(self.published.drawn_by(entry).experiment)
+        return {} if found is None else found.attrs
+
+    def require(self, entry: Number | Claim) -> None:
+        """Raises _NoCounterpartError unless the variant that drew this entry has a result here under the same roles."""
+        drawn = self.published.drawn_by(entry)
+        found = self.results.get(drawn.experiment)
+        if found is None:
+            raise _NoCounterpartError(
+                f"no result of {drawn.experiment!r}, the experiment that drew it ({entry.variant})"
+            )
+        if obstacle := self._other_variant(entry, drawn, found.attrs) or self._other_roles(drawn, found.attrs):
+            raise _NoCounterpartError(obstacle)
+
+    def reason(self, subject: str, obstacle: str = "") -> str:
+        """Why a row has no verdict: first of all because the subject is another one."""
+        if self.subject_is_papers:
+            return obstacle
+        return f"published for {self.published.paper.subject}, not for {subject or 'this subject'}"
+
+    def _other_variant(self, entry: Number | Claim, drawn: Drawn, attrs: Mapping[Any, Any]) -> str:
+        same = [name for name, d in self.published.drawn[entry.experiment].items() if d.experiment == drawn.experiment]
+        given = attrs.get("variant", entry.variant)
+        if given not in same:
+            return f"drawn by variant {entry.variant!r}; this result is variant {given!r}"
+        expected: dict[str, Any] = {"n_positions": drawn.length, "positions": _plain(drawn.positions), **drawn.settings}
+        if isinstance(entry, Number) and entry.select.get("quantile") in ("lower", "upper"):
+            expected["quantiles"] = list(self.published.paper.quantiles)
+        for key, value in expected.items():
+            if key in attrs and _plain(attrs[key]) != value:
+                return f"drawn with {key} = {value!r}; this result has {_plain(attrs[key])!r}"
+        return ""
+
+    def _other_roles(self, drawn: Drawn, attrs: Mapping[Any, Any]) -> str:
+        if attrs.get("roles", "named") != "named" or not attrs.get("found", True):
+            return "roles were found automatically here and named by the authors there"
+        if "examples" in drawn.roles and attrs.get("examples", "named") != "named":
+            return "examples were mined here and chosen by the authors there"
+        for role in (role for role in drawn.roles if role != "examples"):
+            expected = _plain(getattr(self.published.paper, role))
+            if role in attrs and _plain(attrs[role]) != expected:
+                return f"{role} there: {_words(expected)}; here: {_words(_plain(attrs[role]))}"
+        return ""
+
+    def value(self, entry: Number | Claim, variable: str, select: Mapping[str, str]) -> float:
+        """A summary's value at the selected labels; _NoCounterpartError naming what is not there."""
+        name = self.published.drawn_by(entry).experiment
+        found = self.results[name]
+        if variable not in found:
+            raise _NoCounterpartError(f"the result holds no {variable!r}")
+        labels = self.labels(entry, select)
+        index = []
+        for dim in map(str, found[variable].dims):
+            try:
+                index.append(int(found.indexes[dim].get_loc(labels[dim])))
+            except KeyError:
+                raise _NoCounterpartError(f"the result has no {dim} {labels.get(dim, '')!r}") from None
+        if (name, variable) not in self._values:
+            self._values[name, variable] = found[variable].values
+        return float(self._values[name, variable][tuple(index)])
+
+    def labels(self, entry: Number | Claim, select: Mapping[str, str]) -> dict[str, str]:
+        """The selection in the result's own labels: a prompt is recognised by its text, whatever its label."""
+        if "example" not in select:
+            return dict(select)
+        found = self.results[self.published.drawn_by(entry).experiment]
+        text = self.published.examples[select["example"]]
+        if "text" not in found.coords:
+            raise _NoCounterpartError("the result does not say which prompts its examples are")
+        for label, given in zip(found["example"].values, found["text"].values, strict=True):
+            if str(given) == text:
+                return {**select, "example": str(label)}
+        raise _NoCounterpartError(f"the result has no prompt {text!r}")
+
+
+def _plain(value: Any) -> Any:
+    """Attributes come back from a store as lists, tuples or arrays."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _words(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _blank(reader: _Reader, entry: Number | Claim, published: float | str, tolerance: str) -> Row:
+    return Row(
+        id=entry.id,
+        quantity=entry.quantity,
+        figure=entry.figure,
+        experiment=reader.published.drawn_by(entry).experiment,
+        variant=entry.variant,
+        published=published,
+        ours=None,
+        interval=None,
+        tolerance=tolerance,
+        verdict="not determinable here",
+        why="",
+        subject=reader.subject(entry),
+        source=entry.source,
+        obtained=entry.obtained,
+        group=entry.group,
+        precision=reader.precision(entry),
+    )
+
+
+def _judge_by_tolerance(reader: _Reader, number: Number, same_prompts: bool) -> Row:
+    row = _blank(reader, number, number.value, str(number.tolerance))
+    try:
+        reader.require(number)
+        ours = reader.value(number, number.variable, number.select)
+    except _NoCounterpartError as error:
+        return replace(row, why=reader.reason(row.subject, str(error)))
+    row = replace(row, ours=ours)
+    if not reader.subject_is_papers:
+        return replace(row, why=reader.reason(row.subject))
+    if not math.isfinite(ours):
+        return replace(row, verdict="differs", why="ours is not a number")
+    drawn = reader.published.drawn_by(number)
+    attrs = reader.results[drawn.experiment].attrs
+    same = same_prompts and int(attrs.get("n_prompts", drawn.prompts)) == drawn.prompts
+    if not number.tolerance.allows(number.value, ours):
+        return replace(row, verdict="differs", why="outside the tolerance")
+    if number.best != "match":
+        return replace(row, verdict="differs", why="the published prompts are unknown: no tolerance applies")
+    if number.same_prompts and not same:
+        return replace(row, verdict="differs", why="not the published prompts: no tolerance applies")
+    return replace(row, verdict="match", why="within the tolerance")
+
+
+def _wants_interval(number: Number, row: Row) -> bool:
+    """Single numbers always show theirs; of the large table only what is no match, or a report would take minutes."""
+    possible = "quantile" in number.select or number.variable in _FITS
+    settled = number.group is not None and row.verdict == "match"
+    return possible and not settled and row.ours is not None and math.isfinite(row.ours)
+
+
+def _intervals(
+    waiting: Iterable[tuple[Number, Row]], reader: _Reader, bootstrap: Bootstrap
+) -> dict[str, Interval | str]:
+    lower, upper = reader.published.paper.quantiles
+    levels = {"lower": lower, "median": 0.5, "upper": upper}
+    intervals: dict[str, Interval | str] = {}
+    together: dict[tuple[str, str], list[tuple[str, dict[str, str], float]]] = defaultdict(list)
+    for number, row in waiting:
+        if number.variable in _FITS:
+            positions = reader.published.drawn_by(number).positions
+            intervals[number.id] = bootstrap.fit(row.experiment, number.variable, number.select["against"], positions)
+        else:
+            labels = reader.labels(number, number.select)
+            level = levels[labels.pop("quantile")]
+            together[row.experiment, number.variable].append((number.id, labels, level))
+    for (experiment, variable), wanted in together.items():
+        found = bootstrap.quantiles(experiment, variable, [(labels, level) for _, labels, level in wanted])
+        intervals |= {name: interval for (name, _, _), interval in zip(wanted, found, strict=True)}
+    return intervals
+
+
+def _judge_by_interval(row: Row, number: Number, interval: Interval | str) -> Row:
+    if isinstance(interval, str):
+        if row.verdict == "match":
+            return row
+        return replace(row, verdict="not determinable here", why=f"{row.why}; {interval}")
+    row = replace(row, interval=interval)
+    if row.verdict == "match":
+        return row
+    low, high = interval
+    if low <= number.value <= high:
+        return replace(row, verdict="within interval", why=f"{row.why}; in the 95 % interval over prompts")
+    return replace(row, why=f"{row.why}; outside the 95 % interval over prompts")
+
+
+def _judge_claim(reader: _Reader, claim: Claim) -> Row:
+    row = _blank(reader, claim, claim.rule, "our rule for words")
+    try:
+        reader.require(claim)
+        measured = [_statistic(reader, claim, i) for i in range(len(claim.elements))]
+    except _NoCounterpartError as error:
+        return replace(row, why=reader.reason(row.subject, str(error)))
+    low = -math.inf if claim.above is None else claim.above
+    high = math.inf if claim.below is None else claim.below
+    margins = [min(x - low, high - x) if math.isfinite(x) else -math.inf for x in measured]
+    worst = int(np.argmin(margins))
+    where = ", ".join(v for k, v in claim.elements[worst].items() if k not in ("quantile", "run"))
+    row = replace(row, ours=measured[worst])
+    if not reader.subject_is_papers:
+        return replace(row, why=reader.reason(row.subject))
+    if margins[worst] > 0:
+        return replace(row, verdict="match", why=f"the rule holds, most narrowly for {where}")
+    return replace(row, verdict="differs", why=f"the rule fails for {where}")
+
+
+def _statistic(reader: _Reader, claim: Claim, i: int) -> float:
+    value = reader.value(claim, claim.variable, claim.elements[i])
+    if claim.statistic == "value":
+        return value
+    if claim.statistic == "absolute":
+        return abs(value)
+    other = reader.value(claim, claim.against_variable, claim.against_elements[i])
+    if claim.statistic == "difference":
+        return value - other
+    return abs(value - other) / abs(other) if other else math.nan

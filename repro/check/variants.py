@@ -1,0 +1,116 @@
+"""Where texts and research code differ: every variant beside the experiment it varies, in one table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import xarray as xr
+
+from repro.measures.declare import SUM_OF_ERASERS
+from repro.spec.types import Common
+
+_IGNORED = {"about", "group", "variant_of", "measure"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One quantity under the default and under a variant."""
+
+    variant: str
+    changes: str
+    quantity: str
+    default: float | None
+    value: float
+
+
+def variant_pairs(experiments: Mapping[str, Common]) -> list[tuple[str, str]]:
+    """Each variant and the experiment it varies, in the spec's order."""
+    return [(name, entry.variant_of) for name, entry in experiments.items() if entry.variant_of is not None]
+
+
+def variant_lines(experiments: Mapping[str, Common], results: Mapping[str, xr.Dataset]) -> list[Line]:
+    """Every stored variant's headline quantities beside its base experiment's.
+
+    experiments: the declared ones; results: summaries by experiment name. Returns lines in the spec's order; the
+    default is None where the base has no result or lacks the quantity. Agreement: tests/check/test_variants.py.
+    """
+    lines = []
+    for name, base in variant_pairs(experiments):
+        if name not in results or changed_fields(experiments[base], experiments[name]) == ["precision"]:
+            continue  # what precision does has a page of its own
+        before = headlines(results[base]) if base in results else {}
+        changes = _changes(experiments[base], experiments[name])
+        for quantity, value in headlines(results[name]).items():
+            lines.append(Line(name, changes, quantity, before.get(quantity), value))
+    return lines
+
+
+def changed_fields(base: Common, variant: Common) -> list[str]:
+    """The fields in which a variant differs from what it varies, `measure` excepted."""
+    here, there = variant.model_dump(mode="json"), base.model_dump(mode="json")
+    return [key for key in here if key not in _IGNORED and here[key] != there.get(key)]
+
+
+def _changes(base: Common, variant: Common) -> str:
+    here = variant.model_dump(mode="json")
+    return ", ".join(f"{key} = {here[key]}" for key in changed_fields(base, variant))
+
+
+def headlines(dataset: xr.Dataset) -> dict[str, float]:
+    """The few quantities that the two texts argue with, by measure."""
+    measure, writer = dataset.attrs["measure"], str(dataset.attrs.get("writer"))
+    found: dict[str, float] = {}
+    if measure == "projection" and "component" in dataset.dims:
+        for quantile in dataset["quantile"].values:
+            value = dataset["pr"].sel(component=SUM_OF_ERASERS, quantile=quantile)
+            found[f"PR(sum of erasers, {writer}), {quantile}"] = float(value)
+    elif measure == "projection" and "node" in dataset.dims:
+        for site in dataset["site"].values:
+            found[f"PR({site}, {writer}), median"] = float(dataset["pr"].sel(node=writer, site=site, quantile="median"))
+    elif measure == "v_patch":
+        for site in dataset["site"].values[-2:]:
+            found[f"PR({site}, {writer}), patched median"] = float(
+                dataset["site_pr"].sel(site=site, run="patched", quantile="median")
+            )
+        for head in dataset["head"].values:
+            found[f"PR({head}, {writer}), patched median"] = float(
+                dataset["head_pr"].sel(head=head, run="patched", quantile="median")
+            )
+    elif measure == "resampled_dla":
+        for example in dataset["example"].values:
+            found[f"DLA of {writer} on {example}, resampled median"] = float(
+                dataset["resampled"].sel(example=example, head=writer, quantile="median")
+            )
+    elif measure == "dla_scatter":
+        for against in dataset["against"].values:
+            for fit in ("pearson_r", "slope", "intercept", "n_points"):
+                found[f"{fit} against {against}"] = float(dataset[fit].sel(against=against))
+    return found
+
+
+def write_variants(lines: list[Line], folder: Path, subject: str) -> Path:
+    """Writes variants.md and variants.json into a folder; returns the table's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [
+        f"| {line.variant} | {line.changes} | {line.quantity} | {_number(line.default)} | {_number(line.value)} |"
+        for line in lines
+    ]
+    head = [
+        f"# Variants on {subject}",
+        "",
+        "Where the two texts and the authors' code differ, side by side. Every number here is from this subject.",
+        "",
+        "| variant | changes | quantity | default | variant |",
+        "|---|---|---|---|---|",
+    ]
+    table = folder / "variants.md"
+    table.write_text("\n".join([*head, *rows]) + "\n", encoding="utf-8")
+    (folder / "variants.json").write_text(json.dumps([asdict(line) for line in lines], indent=1) + "\n")
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

@@ -1,0 +1,185 @@
+"""Draws figures from the store alone: no torch, no statistics. HTML, PNG and SVG for each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import paper_figures
+from paper_figures import page
+from repro.errors import Exit, ReproError
+from repro.labels import in_precision, layer_of
+from repro.spec.types import Figure, Loaded
+from repro.store.excluded import NOTE, partial
+
+STAMPS = "figures.json"
+PNG_SCALE = 2
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a figure's data lie, and what must be said about them."""
+
+    path: Path
+    stamp: str = ""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What became of a figure."""
+
+    name: str
+    files: tuple[Path, ...] = ()
+    skipped: str = ""
+    """Why it was not drawn now: `unchanged`, or what is missing."""
+
+
+def lack(experiment: str, state: str) -> str:
+    """Why nothing is shown of an experiment whose result is not whole."""
+    if state.startswith("partial"):
+        return f"the result of {experiment} is unfinished: {state} units"
+    return f"no result of {experiment} in the store"
+
+
+def draw(
+    loaded: Loaded, names: Sequence[str], source: Callable[[str], Source | str], out: Path, fresh: bool = False
+) -> list[Drawn]:
+    """Draws the named figures into a folder; a figure whose data and code are unchanged is left alone.
+
+    source: experiment name -> where its result lies, or why there is none. out: the folder. Raises ReproError: exit 2,
+    once all others are drawn, for options that a chart does not have; exit 5 for a result that is not whole.
+    Agreement: tests/figures/test_figures.py.
+    """
+    before = _read_stamps(out / STAMPS)
+    stamps, drawn, refused = dict(before), [], []
+    for name in names:
+        figure = loaded.spec.figure[name]
+        at = source(figure.experiment)
+        if isinstance(at, str):
+            drawn.append(Drawn(name, skipped=at))
+            continue
+        digest = _digest(figure, at, loaded.spec.run.paper_subject)
+        files = tuple(out / file for file in before.get(name, {}).get("files", ()))
+        if not fresh and before.get(name, {}).get("digest") == digest and files and all(f.is_file() for f in files):
+            drawn.append(Drawn(name, files, "unchanged"))
+            continue
+        try:
+            files = _render(name, figure, at, out, loaded.spec.run.paper_subject)
+        except ValueError as error:
+            refused.append(f"[figure.{name}] options: {error}")
+            continue
+        stamps[name] = {"digest": digest, "files": [file.name for file in files]}
+        _write_stamps(out / STAMPS, stamps)
+        drawn.append(Drawn(name, files))
+    if refused:
+        raise ReproError("\n".join(refused))
+    return drawn
+
+
+def _read_stamps(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write_stamps(path: Path, stamps: Mapping[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(stamps, indent=1, sort_keys=True))
+    temporary.replace(path)
+
+
+def _digest(figure: Figure, at: Source, papers: str) -> str:
+    """Changes with the data, the declaration, the drawing code and the drawing library."""
+    parts = [figure.model_dump_json(), at.stamp, papers, at.path.name, (at.path / "COMMIT").read_text()]
+    parts.append(version("altair"))
+    parts += [file.read_text() for file in sorted(Path(paper_figures.__file__).parent.glob("*.py"))]
+    parts.append(Path(__file__).read_text())
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _render(name: str, figure: Figure, at: Source, out: Path, papers: str) -> tuple[Path, ...]:
+    """Draws a figure; papers: the subject whose numbers are the paper's."""
+    from repro.store.result import read_summary
+
+    dataset = read_summary(at.path)
+    dataset.attrs.pop("provenance", None)
+    dataset.attrs["own"] = dataset.attrs["subject"] == papers
+    dataset.attrs.update(
+        title=_filled(figure.title, dataset.attrs),
+        subtitle=subtitle(dataset.attrs, at.stamp, _labels(figure)),
+        options=_options(figure, dataset.attrs),
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    module = paper_figures.load(figure.chart)
+    files = list(_save(module.chart(dataset), out, name))
+    if hasattr(module, "points"):
+        files.append(out / f"{name}_points.png")
+        module.points(dataset).save(files[-1], scale_factor=PNG_SCALE)
+    return tuple(files)
+
+
+def _save(chart: Any, out: Path, name: str) -> tuple[Path, ...]:
+    html, png, svg = (out / f"{name}.{kind}" for kind in ("html", "png", "svg"))
+    html.write_text(page.html(chart), encoding="utf-8")
+    chart.save(png, scale_factor=PNG_SCALE)
+    chart.save(svg)
+    return html, png, svg
+
+
+def _filled(text: str, attrs: Mapping[str, Any]) -> str:
+    return text.replace("$writer", str(attrs.get("writer", "the writer"))).replace(
+        "$layer", str(attrs.get("layer", ""))
+    )
+
+
+def _labels(figure: Figure) -> str:
+    named = (("post", figure.labels.post), ("paper", figure.labels.paper))
+    return ", ".join(
+        f"{label if label == 'appendix' else f'Figure {label}'} of the {where}" for where, label in named if label
+    )
+
+
+def _options(figure: Figure, attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """The chart's options; `layers = "after_writer"` becomes the layers that follow the writer's."""
+    options: dict[str, Any] = {key: list(v) if isinstance(v, tuple) else v for key, v in figure.options.items()}
+    if options.get("layers") == "after_writer":
+        options["layers"] = list(range(layer_of(str(attrs["writer"])) + 1, int(attrs["n_layers"])))
+    return options
+
+
+def subtitle(attrs: Mapping[str, Any], stamp: str, labels: str = "") -> str:
+    """One line that always says whose numbers these are, and what they are worth; labels: which figure it is."""
+    parts = [labels] if labels else []
+    parts += [
+        f"subject {attrs['subject']} ({attrs['model']}), {attrs['n_prompts']} prompts x {attrs['n_positions']} tokens"
+    ]
+    if "precision" in attrs:
+        parts.append(f"computed{in_precision(attrs['precision'])}")
+    if not attrs["own"]:
+        parts.append("NOT the paper's model")
+    if not attrs.get("found", True):
+        parts.append("no erasure found; strongest candidate shown")
+    if attrs.get("examples") == "mined" and attrs.get("measure") == "resampled_dla":
+        wrong = attrs.get("wrong_predictions")
+        parts.append("examples MINED from its prompts" + (f", {wrong} of them wrong predictions" if wrong else ""))
+    if attrs.get(NOTE):
+        parts.append(partial(attrs[NOTE], attrs["n_prompts"]))
+    if stamp:
+        parts.append(stamp)
+    return " · ".join(parts)
+
+
+def missing_error(drawn: Sequence[Drawn]) -> ReproError | None:
+    """An error if some figures have nothing to show."""
+    absent = [item for item in drawn if item.skipped and item.skipped != "unchanged"]
+    if not absent:
+        return None
+    lines = [f"{item.name}: {item.skipped}" for item in absent]
+    return ReproError("; ".join(lines) + "; compute it with `python -m repro run`", Exit.FAILED)

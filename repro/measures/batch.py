@@ -1,0 +1,241 @@
+"""A few prompts on their way through the model: what several measures read is computed once, and then forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from repro.kernels.select import Kernels
+from repro.labels import head_index
+from repro.measures.declare import Context, Wanted
+from repro.measures.roles import Roles
+from repro.model.forward import Model, Trace, norm_scale, normed, tail, trace
+
+HEADS_TOGETHER = 32
+"""Heads that sites are projected on in one call: their outputs at a few positions still fit the cache."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The model and the kernels that every measure uses."""
+
+    model: Model
+    kernels: Kernels
+
+    def unembedding_rows(self, tokens: Tensor) -> Tensor:
+        """Columns of W_U for token ids, as rows: [..., D]."""
+        return self.model.W_U.T[tokens]
+
+    def direction(self, u: Tensor, scale_final: Tensor) -> Tensor:
+        """The vector d with <v, d> = DLA(v): (u - mean(u)) / scale_f for LayerNorm, u / scale_f for RMSNorm.
+
+        DLA(v)[t] = <(v[t] - mean(v[t])) / scale_f[t], u[t]>; moving the mean to u changes nothing. u [..., D],
+        scale_final [...]. Returns [..., D], logits per unit of activation. Agreement: tests/measures/test_measures.py.
+        """
+        centred = u - u.mean(-1, keepdim=True) if self.model.center else u
+        return centred / scale_final[..., None]
+
+
+class Batch:
+    """One micro-batch of prompts, tokens [B, P], with everything measures share, each computed at most once."""
+
+    def __init__(self, engine: Engine, tokens: Tensor, first_prompt: int, roles: Roles | None, wanted: Wanted) -> None:
+        self.engine = engine
+        self.tokens = tokens
+        self.first_prompt = first_prompt
+        self.roles = roles
+        self.wanted = wanted
+        self._composed: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @cached_property
+    def trace(self) -> Trace:
+        """The clean pass, with the wanted directions in the slots behind the sites."""
+        return trace(self.engine.model, self.tokens, slots=len(self.wanted.directions))
+
+    @cached_property
+    def unfit(self) -> list[int]:
+        """Rows of prompts on which the model's own activations are not finite; silenced to zeros in the trace.
+
+        What is NaN or infinite anywhere in the stream stays so until the last site. Zeros, because a kernel that met
+        NaN might answer with anything, such as a token id that does not exist.
+        """
+        # A sum shows that something is not finite, at a fortieth of the time of asking every value.
+        if torch.isfinite(self.trace.final.sum()):
+            return []
+        bad = ~torch.isfinite(self.trace.final).flatten(1).all(1)
+        self.trace.sites[:, bad] = 0
+        for out in (*self.trace.mlp_out, *(part for seen in self.trace.attention for part in vars(seen).values())):
+            out[bad] = 0
+        return bad.nonzero().flatten().tolist()
+
+    @property
+    def sites(self) -> Tensor:
+        """The 2L+1 sites: [S, B, P, D]."""
+        return self.trace.sites[: 2 * self.engine.model.shape.n_layers + 1]
+
+    @cached_property
+    def writer(self) -> Tensor:
+        """h_w, what the writer wrote: [B, P, D]."""
+        assert self.roles is not None
+        layer, head = head_index(self.roles.writer)
+        return self.trace.attention[layer].z[:, :, head] @ self.engine.model.blocks[layer].W_O[head]
+
+    @cached_property
+    def writer_norm2(self) -> Tensor:
+        """|h_w|²: [B, P]; NaN where the writer wrote nothing, so that ratios are undefined there."""
+        norm2 = self.writer.square().sum(-1)
+        return torch.where(norm2 > 0, norm2, torch.nan)
+
+    @cached_property
+    def top2(self) -> tuple[Tensor, Tensor]:
+        """Logits and ids of the two first predictions at every position: [B, P, 2] each."""
+        flat = normed(self.engine.model, self.trace.final).flatten(0, 1)
+        values, ids, _ = self.engine.kernels.top2_logits(flat, self.engine.model.W_U, self.engine.model.b_U, None)
+        return values.view(*self.tokens.shape, 2), ids.view(*self.tokens.shape, 2)
+
+    def _vector(self, name: str) -> Tensor:
+        """One direction at every position, [B, P, D]: `writer`, or the DLA direction of a target."""
+        if name == "writer":
+            return self.writer
+        rows = self.engine.unembedding_rows
+        if name == "top2":
+            ids = self.top2[1]
+            u = rows(ids[..., 0]) - rows(ids[..., 1])
+        else:
+            u = rows(torch.roll(self.tokens, -1, dims=1))
+            u[:, -1] = torch.nan
+        return self.engine.direction(u, self.trace.scale_final)
+
+    @cached_property
+    def directions(self) -> Tensor:
+        """The wanted directions, in their slots behind the sites: [N, B, P, D]."""
+        behind = self.trace.sites[2 * self.engine.model.shape.n_layers + 1 :]
+        for slot, name in enumerate(self.wanted.directions):
+            behind[slot] = self._vector(name)
+        return behind
+
+    def direction(self, name: str) -> Tensor:
+        """One of the wanted directions: [B, P, D]."""
+        return self.directions[self.wanted.directions.index(name)]
+
+    def _components(self) -> Tensor:
+        """What is projected: the sites, if they are wanted, and the directions, filled in."""
+        directions = self.directions
+        return self.trace.sites if self.wanted.sites_on_nodes else directions
+
+    @cached_property
+    def _inner(self) -> list[tuple[Tensor, Tensor]]:
+        """Per layer, sites and directions on every head: (num [S + N, H, B, P], norm2 [H, B, P]).
+
+        Layers go together while their heads are few, so that the sites are read once for all of them.
+        """
+        of, blocks, H = self._components(), self.engine.model.blocks, self.engine.model.shape.n_heads
+        together = max(HEADS_TOGETHER // H, 1)
+        found: list[tuple[Tensor, Tensor]] = []
+        for first in range(0, len(blocks), together):
+            W_O = torch.cat([block.W_O for block in blocks[first : first + together]])
+            z = self.trace.z[:, :, first * H : first * H + len(W_O)]
+            num, norm2 = self.engine.kernels.projection(z, W_O, of)
+            found += zip(num.split(H, 1), norm2.split(H), strict=True)
+        return found
+
+    @cached_property
+    def _inner_mlp(self) -> tuple[Tensor, Tensor]:
+        """The same for the MLPs of all layers: num [S + N, L, B, P], norm2 [L, B, P]."""
+        return self.engine.kernels.projection_onto_vectors(torch.stack(self.trace.mlp_out), self._components())
+
+    def sites_on_heads(self, layer: int) -> tuple[Tensor, Tensor]:
+        """<site, h> and |h|² for the heads of one layer: [S, H, B, P], [H, B, P]."""
+        num, norm2 = self._inner[layer]
+        return num[: len(self.sites)], norm2
+
+    def sites_on_mlp(self, layer: int) -> tuple[Tensor, Tensor]:
+        """<site, m> and |m|² for one MLP: [S, B, P], [B, P]."""
+        num, norm2 = self._inner_mlp
+        return num[: len(self.sites), layer], norm2[layer]
+
+    @cached_property
+    def sites_on_writer(self) -> Tensor:
+        """PR(site, writer): [S, B, P]."""
+        assert self.roles is not None
+        layer, head = head_index(self.roles.writer)
+        if self.wanted.sites_on_nodes:
+            num = self.sites_on_heads(layer)[0][:, head]
+        else:
+            num = torch.einsum("sbpd,bpd->sbp", self.sites, self.writer)
+        return num / self.writer_norm2
+
+    def heads_on(self, name: str, layer: int) -> Tensor:
+        """<h, direction> for the heads of one layer: [H, B, P]."""
+        return self._inner[layer][0][self._slot(name)]
+
+    def mlp_on(self, name: str, layer: int) -> Tensor:
+        """<m, direction> for one MLP: [B, P]."""
+        return self._inner_mlp[0][self._slot(name), layer]
+
+    def _slot(self, name: str) -> int:
+        return (len(self.sites) if self.wanted.sites_on_nodes else 0) + self.wanted.directions.index(name)
+
+    def scale(self, layer: int) -> Tensor:
+        """The clean norm scale at the input of a layer's attention: [B, P]."""
+        return norm_scale(self.engine.model, self.sites[2 * layer])
+
+    def composition(self, layer: int) -> tuple[Tensor, Tensor]:
+        """The writer's V-composition with every head of a later layer.
+
+        Returns <vcomp_h, direction> [H, N, B, P] for the wanted directions and sum_h vcomp_h [B, P, D].
+        """
+        if layer not in self._composed:
+            self._composed[layer] = self.compose(layer, self.writer, self.scale(layer), self.directions)
+        return self._composed[layer]
+
+    def compose(self, layer: int, source: Tensor, scale: Tensor, onto: Tensor) -> tuple[Tensor, Tensor]:
+        """sum_i A[t,i] (source[i] - mean)/scale[i] W_V W_O of every head: dots [H, N, B, P] and their sum [B, P, D]."""
+        model, seen = self.engine.model, self.trace.attention[layer]
+        block = model.blocks[layer]
+        dots, total = self.engine.kernels.v_composition(
+            seen.q,
+            seen.k,
+            source[None],
+            scale,
+            block.W_V,
+            block.W_O,
+            onto,
+            center=model.center,
+            total=True,
+            softmax_scale=model.softmax_scale,
+        )
+        assert dots is not None
+        assert total is not None
+        return dots[0], total[0]
+
+    def rest(self, layer: int, resid_mid: Tensor) -> Tensor:
+        """The sites from resid_mid{layer} on, for another stream there: [S', B, P, D]."""
+        return tail(self.engine.model, layer, resid_mid)
+
+
+def eraser_rows(roles: Roles) -> Sequence[int]:
+    """Indices of the erasers among the heads of their layer."""
+    return [head_index(label)[1] for label in roles.erasers]
+
+
+Arrays = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """An experiment bound to a model: what is computed once, before the pass, and then for each batch."""
+
+    experiment: Any
+    context: Context
+    by: Callable[[Any, Batch], Arrays]
+    once: dict[str, Any] = field(default_factory=dict)
+
+    def compute(self, batch: Batch) -> Arrays:
+        """The raw arrays of one batch, dimensions as declared."""
+        return self.by(self, batch)

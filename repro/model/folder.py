@@ -1,0 +1,307 @@
+"""A model's folder: its configuration, prompts and fingerprints, read without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from repro.errors import AbsentError, Exit, ReproError, plain, words_of
+
+PROMPTS = "prompts.safetensors"
+INDEX = "model.safetensors.index.json"
+_CONFIG = "model configuration"
+_LARGEST = 1 << 26
+"""Bytes of a configuration."""
+_MOST_HEADS = 1 << 16
+_LONGEST_CONTEXT = 1 << 22
+"""Tokens."""
+_LARGEST_MASKS = 1 << 30
+"""Bytes of the masks, one of every pair of positions a layer, that the library's own model holds."""
+
+# Our name -> the names it goes by in TransformerLens' and in Hugging Face's configurations.
+_ALIASES: dict[str, tuple[str, ...]] = {
+    "n_layers": ("n_layers", "num_hidden_layers", "n_layer"),
+    "n_heads": ("n_heads", "num_attention_heads", "n_head"),
+    "d_model": ("d_model", "hidden_size", "n_embd"),
+    "n_ctx": ("n_ctx", "max_position_embeddings", "n_positions"),
+    "d_vocab": ("d_vocab", "vocab_size"),
+}
+_OPTIONAL: dict[str, tuple[str, ...]] = {
+    "n_kv_heads": ("n_key_value_heads", "num_key_value_heads"),
+    "d_head": ("d_head", "head_dim"),
+    "d_mlp": ("d_mlp", "intermediate_size", "n_inner"),
+}
+
+# What else of a configuration is read here or by the libraries, which do not say what is wrong with it.
+_KINDS: dict[str, Any] = {
+    "act_fn": str,
+    "normalization": str,
+    "normalization_type": str,
+    "positional_embedding_type": str,
+    "model_type": str,
+    "architectures": list,
+    "eps": int | float,
+    "layer_norm_eps": int | float,
+    "rotary_base": int | float,
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model, in TransformerLens' words."""
+
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_model: int
+    d_head: int
+    d_mlp: int
+    n_ctx: int
+    d_vocab: int
+
+    def flop_per_token(self, context: int) -> float:
+        """Floating-point operations of one forward pass per token, unembedding excluded.
+
+        2 (2 D H K + 2 D G K + 2 D M) per layer for the matrices and 2 H K T for causal attention at context length T.
+        """
+        matrices = 2 * self.d_model * self.d_head * (self.n_heads + self.n_kv_heads) + 2 * self.d_model * self.d_mlp
+        attention = self.n_heads * self.d_head * context
+        return float(2 * self.n_layers * (matrices + attention))
+
+    @property
+    def least_weights(self) -> int:
+        """Numbers in the matrices that every supported model has: V D + L (2 D K (H + G) + 2 D M)."""
+        heads = 2 * self.d_model * self.d_head * (self.n_heads + self.n_kv_heads)
+        return self.d_vocab * self.d_model + self.n_layers * (heads + 2 * self.d_model * self.d_mlp)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A local model folder: everything `plan` needs to know about a model."""
+
+    path: Path
+    config: Mapping[str, Any]
+    shape: Shape
+    weights: tuple[Path, ...]
+    prompts: Path
+    tokenizer: Path | None
+
+    @property
+    def is_hugging_face(self) -> bool:
+        """Whether the folder is in Hugging Face's format rather than in TransformerLens'."""
+        return "architectures" in self.config or "model_type" in self.config
+
+
+def read_folder(path: Path, prompts: Path | None = None) -> Folder:
+    """The folder of a local model: `config.json`, weights, prompts, tokenizer.
+
+    path: the folder. prompts: a file of prompts elsewhere. Raises ReproError: exit 4 for what is missing or
+    unreadable, exit 2 where there are no prompts. Agreement: tests/model/test_folder.py.
+    """
+    if not path.is_dir():
+        raise AbsentError(f"{path}: no such model folder")
+    config = _read_json(path / "config.json", _CONFIG)
+    shape = _shape(path / "config.json", config)
+    weights = _weights(path)
+    found = prompts if prompts is not None else path / PROMPTS
+    if not _is_file(found):
+        raise ReproError(
+            f"{found}: no prompts; a safetensors file with `tokens`, int32 [prompts, positions], BOS first, is needed"
+        )
+    tokenizer = path / "tokenizer.json"
+    folder = Folder(
+        path=path,
+        config=config,
+        shape=shape,
+        weights=weights,
+        prompts=found,
+        tokenizer=tokenizer if _is_file(tokenizer) else None,
+    )
+    _refuse_claims(folder)
+    return folder
+
+
+def read_shape(path: Path) -> Shape:
+    """The sizes of the model in a folder, from its `config.json` alone. Raises ReproError like `read_folder`."""
+    return _shape(path / "config.json", _read_json(path / "config.json", _CONFIG))
+
+
+def _read_json(path: Path, what: str) -> Mapping[str, Any]:
+    try:
+        if path.stat().st_size > _LARGEST or not path.is_file():
+            raise ValueError(f"a file of at most {_LARGEST >> 20} MiB is expected")
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else words_of(error)
+        raise ReproError(f"{path}: unreadable {what} ({reason})", Exit.UNAVAILABLE) from None
+    if not isinstance(config, dict):
+        raise ReproError(f"{path}: a JSON object is expected, found {type(config).__name__}", Exit.UNAVAILABLE)
+    return config
+
+
+def _shape(path: Path, config: Mapping[str, Any]) -> Shape:
+    def unfit(what: str) -> ReproError:
+        return ReproError(f"{path}: {what}", Exit.UNAVAILABLE)
+
+    def find(names: tuple[str, ...]) -> int | None:
+        given = {name: value for name in names if (value := config.get(name)) is not None}
+        for name, value in given.items():
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
+                raise unfit(f"{name} is {plain(repr(value), 80)}; a positive whole number is expected")
+        if len(set(given.values())) > 1:
+            raise unfit(f"{' and '.join(given)} are one size and must not differ")
+        return next(iter(given.values()), None)
+
+    sizes: dict[str, int] = {}
+    for ours, names in _ALIASES.items():
+        value = find(names)
+        if value is None:
+            raise unfit(f"{ours} is missing (also known as {', '.join(names[1:])})")
+        sizes[ours] = value
+    for name, kind in _KINDS.items():
+        value = config.get(name)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            expected = "a text" if kind is str else "a number" if kind is not list else "an array"
+            raise unfit(f"{name} is {plain(repr(value), 80)}; {expected} is expected")
+    if config.get("attn_only"):
+        raise unfit("attn_only models are not supported: every layer needs an MLP")
+    optional = {ours: find(names) for ours, names in _OPTIONAL.items()}
+    n_heads = sizes["n_heads"]
+    shape = Shape(
+        **sizes,
+        n_kv_heads=optional["n_kv_heads"] or n_heads,
+        d_head=optional["d_head"] or max(sizes["d_model"] // n_heads, 1),
+        d_mlp=optional["d_mlp"] or 4 * sizes["d_model"],
+    )
+    if shape.n_heads % shape.n_kv_heads:
+        raise unfit(f"{n_heads} heads do not share {shape.n_kv_heads} key/value heads")
+    if shape.n_layers * n_heads > _MOST_HEADS or shape.n_ctx > _LONGEST_CONTEXT:
+        raise unfit(
+            f"{shape.n_layers} layers of {n_heads} heads and a context of {shape.n_ctx} tokens; at most {_MOST_HEADS} "
+            f"heads in all and {_LONGEST_CONTEXT} tokens are supported"
+        )
+    rotary = config.get("rotary_dim")
+    if isinstance(rotary, int) and rotary > shape.d_head:
+        raise unfit(f"rotary_dim is {rotary}, and a head has {shape.d_head} dimensions")
+    if shape.n_layers < 2:
+        raise ReproError(
+            f"{path}: the model has one layer; erasure needs a writer and a later layer that could erase it"
+        )
+    return shape
+
+
+def _weights(path: Path) -> tuple[Path, ...]:
+    """The weight files, in name order: safetensors before a `*final.pth`."""
+    safe = sorted(file for file in path.glob("model*.safetensors") if _is_file(file))
+    if safe:
+        _refuse_strangers(path, {file.name for file in safe})
+        return tuple(safe)
+    pth = sorted(file for file in path.glob("*final.pth") if _is_file(file))
+    if len(pth) == 1:
+        return tuple(pth)
+    what = "no weights" if not pth else f"{len(pth)} files *final.pth"
+    raise ReproError(f"{path}: {what}; one model.safetensors or one *final.pth is expected", Exit.UNAVAILABLE)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that the system cannot even look up
+        return False
+
+
+def _refuse_strangers(path: Path, own: Collection[str]) -> None:
+    """Refuses an index of weights that lie in other files than those of the folder."""
+    index = path / INDEX
+    if "model.safetensors" in own or not _is_file(index):
+        return
+    names = _read_json(index, "index of weights").get("weight_map")
+    strange = [name for name in names.values() if name not in own] if isinstance(names, dict) else [names]
+    if strange:
+        raise ReproError(
+            f"{index}: {plain(repr(strange[0]), 80)} is no file of weights in this folder", Exit.UNAVAILABLE
+        )
+
+
+def _refuse_claims(folder: Folder) -> None:
+    """Refuses, before anything is allocated, sizes that the files of weights, or the library, could not hold."""
+    shape, native = folder.shape, not folder.is_hugging_face
+    learned = (
+        folder.config.get("positional_embedding_type") != "rotary"
+        if native
+        else folder.config.get("model_type") == "gpt2"
+    )
+    least = shape.least_weights + (shape.n_ctx * shape.d_model if learned else 0)
+    held = sum(file.stat().st_size for file in folder.weights)
+    what = ""
+    if least > held:
+        what = f"config.json describes at least {least} weights, and the files of weights have {held} bytes"
+    elif native and shape.n_layers * shape.n_ctx**2 > _LARGEST_MASKS:
+        what = f"a context of {shape.n_ctx} tokens is too long for the library's own model, which masks every pair"
+    if what:
+        raise ReproError(f"{folder.path}: {what}", Exit.UNAVAILABLE)
+
+
+def read_prompts(folder: Folder) -> np.ndarray:
+    """The prompts' token ids: int32 [prompt, position], BOS first, checked against the model.
+
+    Raises ReproError: exit 4 for an unreadable file or a token id outside the vocabulary (naming row and column),
+    exit 2 for prompts longer than the model's context. Agreement: tests/model/test_folder.py.
+    """
+    path = folder.prompts
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            if "tokens" not in file.keys():  # noqa: SIM118 - not a mapping
+                raise ReproError(f"{path}: holds no tensor `tokens`", Exit.UNAVAILABLE)
+            tokens = file.get_tensor("tokens")
+    except (OSError, SafetensorError, ValueError, TypeError) as error:
+        raise ReproError(f"{path}: unreadable prompts ({words_of(error)})", Exit.UNAVAILABLE) from None
+    if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or tokens.size == 0:
+        raise ReproError(
+            f"{path}: tokens are {tokens.dtype} {list(tokens.shape)}; int32 [prompts, positions] is expected",
+            Exit.UNAVAILABLE,
+        )
+    if tokens.shape[1] > folder.shape.n_ctx:
+        raise ReproError(
+            f"{path}: prompts of {tokens.shape[1]} tokens are longer than the model's context of {folder.shape.n_ctx}"
+        )
+    outside = np.argwhere((tokens < 0) | (tokens >= folder.shape.d_vocab))
+    if len(outside):
+        row, column = outside[0]
+        raise ReproError(
+            f"{path}: token id {tokens[row, column]} at row {row}, position {column} is outside the vocabulary of "
+            f"{folder.shape.d_vocab}",
+            Exit.UNAVAILABLE,
+        )
+    if len(np.unique(tokens[:, 0])) > 1:
+        raise ReproError(
+            f"{path}: rows start with different tokens; every prompt must start with BOS", Exit.UNAVAILABLE
+        )
+    return tokens.astype(np.int32)
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's bytes, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_fingerprint(folder: Folder) -> str:
+    """One hash for the model: of its configuration and of each weight file."""
+    try:
+        parts = [sha256(folder.path / "config.json"), *(sha256(file) for file in folder.weights)]
+    except OSError as error:
+        raise ReproError(f"{error.filename}: unreadable ({error.strerror})", Exit.UNAVAILABLE) from None
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def tokens_fingerprint(tokens: np.ndarray) -> str:
+    """Hash of the token ids that an experiment reads."""
+    return hashlib.sha256(np.ascontiguousarray(tokens, dtype="<i4").tobytes()).hexdigest()

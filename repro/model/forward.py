@@ -1,0 +1,212 @@
+"""A decoder's forward pass on processed weights: every site and head of a few prompts, nothing more.
+
+Weights are as TransformerLens leaves them after processing (norms folded, writing weights and unembedding centred,
+value biases folded), so the stream here is the stream that direct logit attribution is defined on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from repro.model.folder import Shape
+from repro.model.linear import Weight, linear
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary position embedding: tables [n_ctx, rotated/2] and which dimensions pair up."""
+
+    cos: Tensor
+    sin: Tensor
+    adjacent: bool
+    """Pairs (2i, 2i+1) where true, (i, i + half) where false."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Processed weights of one layer. H heads, G key/value heads, K = d_head, D = d_model, M = d_mlp.
+
+    The products of the forward are computed in the type of W_QKV; W_V and W_O are those that measures read.
+    """
+
+    W_QKV: Weight  # [D, (H + 2G) K]
+    b_QKV: Tensor  # [(H + 2G) K]
+    W_V: Tensor  # [G, D, K]
+    W_O: Tensor  # [H, K, D]
+    b_O: Tensor  # [D]
+    W_in: Weight  # [D, M]
+    b_in: Tensor  # [M]
+    W_gate: Weight | None  # [D, M]
+    b_gate: Tensor | None  # [M]
+    W_out: Weight  # [M, D]
+    b_out: Tensor  # [D]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A decoder with processed weights."""
+
+    shape: Shape
+    center: bool
+    """LayerNorm subtracts the mean; RMSNorm does not."""
+    eps: float
+    act: str
+    softmax_scale: float
+    W_E: Tensor  # [V, D]
+    W_pos: Tensor | None  # [n_ctx, D]
+    rotary: Rotary | None
+    blocks: tuple[Block, ...]
+    W_U: Tensor  # [D, V]
+    b_U: Tensor  # [V]
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What the heads of one layer saw and wrote: q [B,P,H,K], k and v [B,P,G,K] (q and k rotated), z [B,P,H,K]."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    z: Tensor
+
+
+def norm_scale(model: Model, x: Tensor) -> Tensor:
+    """The denominator of the layer norm of x [..., D]: sqrt(mean(x²) + eps), x centred first for LayerNorm."""
+    if model.center:
+        # The norm's own by-product: a sixth of the time of a variance.
+        return torch.native_layer_norm(x, (x.shape[-1],), None, None, model.eps)[2].squeeze(-1).reciprocal()
+    return torch.sqrt(x.square().mean(dim=-1) + model.eps)
+
+
+def normed(model: Model, x: Tensor) -> Tensor:
+    """x [..., D] after the (weightless) norm."""
+    if model.center:
+        return F.layer_norm(x, (x.shape[-1],), eps=model.eps)
+    return F.rms_norm(x, (x.shape[-1],), eps=model.eps)
+
+
+def embed(model: Model, tokens: Tensor) -> Tensor:
+    """resid_pre0 [B, P, D] of tokens [B, P]."""
+    x = F.embedding(tokens, model.W_E)
+    return x if model.W_pos is None else x + model.W_pos[: tokens.shape[1]]
+
+
+def rotate(rotary: Rotary, x: Tensor) -> Tensor:
+    """x [B, P, heads, K] with its leading dimensions rotated by position."""
+    half = rotary.cos.shape[1]
+    cos, sin = rotary.cos[: x.shape[1], None, :], rotary.sin[: x.shape[1], None, :]
+    turned, rest = x[..., : 2 * half], x[..., 2 * half :]
+    if rotary.adjacent:
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        out = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
+    else:
+        a, b = turned[..., :half], turned[..., half:]
+        out = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    return torch.cat((out, rest), dim=-1) if rest.shape[-1] else out
+
+
+def attend(model: Model, layer: int, resid: Tensor) -> Attention:
+    """The attention of one layer reading `resid` [B, P, D]: queries, keys, values, and the heads' z."""
+    block, shape = model.blocks[layer], model.shape
+    B, P, _ = resid.shape
+    x = normed(model, resid)
+    qkv = linear(x.view(B * P, -1), block.W_QKV, block.b_QKV).view(B, P, -1, shape.d_head)
+    q, k, v = qkv.split((shape.n_heads, shape.n_kv_heads, shape.n_kv_heads), dim=2)
+    if model.rotary is not None:
+        q, k = rotate(model.rotary, q).to(v.dtype), rotate(model.rotary, k).to(v.dtype)
+    z = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        is_causal=True,
+        scale=model.softmax_scale,
+        enable_gqa=shape.n_kv_heads != shape.n_heads,
+    ).transpose(1, 2)
+    return Attention(*(part.to(resid.dtype) for part in (q, k, v, z)))
+
+
+def mlp(model: Model, layer: int, resid: Tensor) -> Tensor:
+    """The output of one layer's MLP reading `resid` [B, P, D], bias included."""
+    block = model.blocks[layer]
+    x = normed(model, resid).view(-1, resid.shape[-1])
+    if block.W_gate is None or block.b_gate is None:
+        hidden = linear(x, block.W_in, block.b_in, model.act)
+    else:
+        hidden = linear(x, block.W_in, block.b_in).mul_(linear(x, block.W_gate, block.b_gate, model.act))
+    return linear(hidden, block.W_out, block.b_out).to(resid.dtype).view_as(resid)
+
+
+def attn_out(model: Model, layer: int, z: Tensor) -> Tensor:
+    """What one layer's attention adds to the stream, `b_O` included: [B, P, D] of z [B, P, H, K]."""
+    block = model.blocks[layer]
+    flat = linear(z.reshape(-1, z.shape[2] * z.shape[3]), block.W_O.flatten(0, 1).to(block.W_QKV.dtype), block.b_O)
+    return flat.to(z.dtype).view(z.shape[0], z.shape[1], -1)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A clean pass over B prompts of P tokens.
+
+    sites [S, B, P, D]: the 2L+1 residual-stream states, then free slots for directions; z [B, P, L H, K]: of all heads,
+    layer after layer, which those of `attention` are parts of; mlp_out: per layer [B, P, D]; attention: per
+    layer; scale_final [B, P].
+    """
+
+    sites: Tensor
+    z: Tensor
+    attention: tuple[Attention, ...]
+    mlp_out: tuple[Tensor, ...]
+    scale_final: Tensor
+
+    @property
+    def final(self) -> Tensor:
+        """The last site, resid_post{L-1}: [B, P, D]."""
+        return self.sites[2 * len(self.mlp_out)]
+
+
+def trace(model: Model, tokens: Tensor, slots: int = 0) -> Trace:
+    """One clean forward pass of tokens [B, P], stopped before the unembedding.
+
+    slots: free rows behind the sites, so that further directions can share one projection call with them.
+    """
+    L, H = model.shape.n_layers, model.shape.n_heads
+    sites = model.W_E.new_empty((2 * L + 1 + slots, *tokens.shape, model.shape.d_model))
+    z = model.W_E.new_empty((*tokens.shape, L * H, model.shape.d_head))
+    sites[0] = embed(model, tokens)
+    attention, mlps = [], []
+    for layer in range(L):
+        own = z[:, :, layer * H : (layer + 1) * H]
+        seen = attend(model, layer, sites[2 * layer])
+        seen = replace(seen, z=own.copy_(seen.z))
+        torch.add(sites[2 * layer], attn_out(model, layer, seen.z), out=sites[2 * layer + 1])
+        out = mlp(model, layer, sites[2 * layer + 1])
+        torch.add(sites[2 * layer + 1], out, out=sites[2 * layer + 2])
+        attention.append(seen)
+        mlps.append(out)
+    return Trace(sites, z, tuple(attention), tuple(mlps), norm_scale(model, sites[2 * L]))
+
+
+def tail(model: Model, layer: int, resid_mid: Tensor) -> Tensor:
+    """The sites from `resid_mid{layer}` on, when the stream there is `resid_mid` [B, P, D]: [S', B, P, D].
+
+    Everything after that site runs normally, with its own patterns and norm scales.
+    """
+    L = model.shape.n_layers
+    sites = torch.empty((2 * (L - layer), *resid_mid.shape), dtype=resid_mid.dtype, device=resid_mid.device)
+    sites[0] = resid_mid
+    for step, n in enumerate(range(layer, L)):
+        if step:
+            torch.add(
+                sites[2 * step - 1], attn_out(model, n, attend(model, n, sites[2 * step - 1]).z), out=sites[2 * step]
+            )
+        torch.add(sites[2 * step], mlp(model, n, sites[2 * step]), out=sites[2 * step + 1])
+    return sites
+
+
+def logits(model: Model, resid: Tensor) -> Tensor:
+    """Logits [..., V] of final residuals [..., D]; only for short prompts, never for whole contexts."""
+    return normed(model, resid) @ model.W_U + model.b_U

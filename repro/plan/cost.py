@@ -1,0 +1,191 @@
+"""What a plan will cost: FLOP, bytes, and seconds at the rate this machine has shown; and afterwards what it took."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from repro.measures.declare import mined_positions, patched_layer, wanted
+from repro.model.folder import Shape
+from repro.plan.plan import Item, Plan
+from repro.spec.types import DLAScatter, MineExamples, VPatch
+
+RATES = "rates.json"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What computing something is predicted to take."""
+
+    flop: float = 0.0
+    size: int = 0
+    """Bytes of raw results, before compression."""
+    seconds: float | None = 0.0
+    """Of passes and reductions; None where this machine has not shown its rate yet."""
+
+    def __add__(self, other: Cost) -> Cost:
+        known = self.seconds is not None and other.seconds is not None
+        seconds = self.seconds + other.seconds if known else None  # type: ignore[operator]
+        return Cost(self.flop + other.flop, self.size + other.size, seconds)
+
+
+def pass_flop(shape: Shape, prompts: int, length: int) -> float:
+    """FLOP of one clean pass, unembedding excluded."""
+    return prompts * length * shape.flop_per_token(length)
+
+
+def item_flop(item: Item) -> float:
+    """FLOP of an experiment beyond the pass it shares: projections, patched tail, unembedding."""
+    shape, tokens = item.context.shape, item.context.n_prompts * item.length
+    heads = shape.n_layers * shape.n_heads
+    asked = wanted(item.experiment)
+    rows = (2 * shape.n_layers + 1 if asked.sites_on_nodes else 0) + len(asked.directions)
+    flop = 2.0 * tokens * heads * shape.d_model * (shape.d_head + rows) if rows else 0.0
+    if isinstance(item.experiment, VPatch):
+        # While the layer is not known yet, the most it can be.
+        layers = shape.n_layers - (1 if item.waits else patched_layer(item.experiment, item.context))
+        flop += pass_flop(shape, item.context.n_prompts, item.length) * layers / shape.n_layers
+    if isinstance(item.experiment, DLAScatter):
+        flop += 2.0 * tokens * shape.d_model * shape.d_vocab
+    if isinstance(item.experiment, MineExamples):
+        flop += 2.0 * item.context.n_prompts * len(mined_positions(item.context)) * shape.d_model * shape.d_vocab
+    return flop
+
+
+def item_bytes(item: Item) -> int:
+    """Bytes of raw results before compression."""
+    if item.layout is None:
+        return 0
+    return sum(4 * prod(item.layout.shape(variable)) for variable in item.layout.variables)
+
+
+def lacking(item: Item) -> float:
+    """The share of an experiment that is still to be computed, counted in units: less than 1 where it was begun."""
+    word, _, counts = item.state.partition(" ")
+    if word == "fresh":
+        return 0.0
+    if word != "partial":
+        return 1.0
+    present, units = counts.split("/")
+    return 1 - int(present) / int(units)
+
+
+def _flop(items: Sequence[Item]) -> float:
+    """FLOP of some experiments together: one pass for all that read the same, and what each adds."""
+    passes = 0.0
+    for stream in {item.stream for item in items}:
+        group = [item for item in items if item.stream == stream]
+        most = max(group, key=lambda item: item.context.n_prompts * lacking(item))
+        passes += pass_flop(most.context.shape, most.context.n_prompts, stream.length) * lacking(most)
+    return passes + sum(item_flop(item) * lacking(item) for item in items)
+
+
+def plan_flop(plan: Plan) -> float:
+    """FLOP of everything that can be computed now: the passes, and what each experiment adds."""
+    return _flop(plan.todo)
+
+
+def predict(plan: Plan, folder: Path, items: Sequence[Item] | None = None) -> Cost:
+    """What computing some of a plan's experiments will take; nothing named: all that can be computed now.
+
+    folder: where `remember` keeps this machine's rate. Agreement: tests/plan/test_costs.py.
+    """
+    return sum(predict_each(plan, folder, plan.todo if items is None else items).values(), Cost())
+
+
+def predict_each(plan: Plan, folder: Path, items: Sequence[Item]) -> dict[str, Cost]:
+    """`predict` for each precision by itself, as each has a rate of its own."""
+    costs, rates = {}, _rates(folder)
+    for precision in dict.fromkeys(item.precision for item in items):
+        group = [item for item in items if item.precision == precision]
+        flop, rate = _flop(group), rates.get(_name(plan, precision))
+        size = sum(item_bytes(item) * lacking(item) for item in group)
+        costs[precision] = Cost(flop, round(size), flop / rate if rate else None)
+    return costs
+
+
+def compared(predicted: Cost, seconds: float, written: int) -> str:
+    """Predicted against actual in one line, for after a run.
+
+    seconds: what its passes and reductions took; written: bytes that it added to the store, compressed.
+    Agreement: tests/plan/test_costs.py.
+    """
+    took = f"took {_seconds(seconds)}"
+    if predicted.seconds is None:
+        time = f"{took}, not predicted: this machine had not run such a model before"
+    else:
+        off = f" ({seconds / predicted.seconds - 1:+.0%})" if predicted.seconds >= 1 else ""
+        time = f"predicted {_seconds(predicted.seconds)}, {took}{off}"
+    rate = f" at {predicted.flop / seconds / 1e12:.2g} TFLOP/s" if seconds > 0 else ""
+    return (
+        f"{time}; {predicted.flop / 1e12:.3g} TFLOP{rate}; {predicted.size / 2**20:.0f} MiB predicted, "
+        f"{written / 2**20:.0f} MiB written"
+    )
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+
+
+def on_disk(items: Iterable[Item]) -> int:
+    """Bytes that some experiments' results take in the store now."""
+    folders = [item.path for item in items if not item.waits]
+    return sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
+
+
+def cost_line(item: Item) -> str:
+    """What is left of an experiment's own cost, for `plan`; nothing where nothing is to be done."""
+    if item.state == "fresh":
+        return ""
+    if item.waits:
+        return f"  [at most {item_flop(item) / 1e12:.3f} TFLOP]"
+    share = lacking(item)
+    return f"  [{item_flop(item) * share / 1e12:.3f} TFLOP, {item_bytes(item) * share / 2**20:.0f} MiB]"
+
+
+def total_cost(plan: Plan, folder: Path) -> str:
+    """The plan's cost in one line, with seconds where this machine's rate is known."""
+    todo = plan.todo
+    if not todo:
+        waiting = [item.name for item in plan.items if item.waits]
+        return f"nothing to compute; waiting: {', '.join(waiting)}" if waiting else "nothing to compute"
+    cost = predict(plan, folder)
+    streams = list(map(str, plan.passes(todo)))
+    seconds = "time unknown before a first run"
+    if cost.seconds is not None:
+        seconds = f"about {cost.seconds:.0f} s at this machine's last rate"
+    later = sum(item.waits for item in plan.items)
+    more = f"; {later} more once roles are known" if later else ""
+    passes = f"{len(streams)} pass{'es' if len(streams) > 1 else ''} ({', '.join(streams)})"
+    return (
+        f"next: {len(todo)} experiments in {passes}, {cost.flop / 1e12:.2f} TFLOP, {cost.size / 2**20:.0f} MiB, "
+        f"{seconds}{more}"
+    )
+
+
+def remember(folder: Path, flop: float, seconds: float, plan: Plan, precision: str) -> None:
+    """Keeps the rate of a run at a precision, for later predictions; not worth an error if the disk refuses."""
+    if seconds < 1 or flop <= 0:
+        return
+    rates = _rates(folder) | {_name(plan, precision): flop / seconds}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RATES).write_text(json.dumps(rates, indent=1, sort_keys=True))
+    except OSError:
+        return
+
+
+def _rates(folder: Path) -> dict[str, float]:
+    try:
+        found = json.loads((folder / RATES).read_text())
+    except (OSError, ValueError):
+        return {}
+    return {key: float(value) for key, value in found.items() if isinstance(value, int | float) and value > 0}
+
+
+def _name(plan: Plan, precision: str) -> str:
+    settings, shape = plan.settings, plan.subject.folder.shape
+    return f"{settings.device} {settings.kernels} {precision} d_model {shape.d_model}"

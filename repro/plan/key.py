@@ -1,0 +1,77 @@
+"""What a result depends on: the key under which it is stored, and what changed since another one was computed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from repro.errors import Exit, ReproError
+from repro.measures.declare import MEASURE_VERSIONS, Context, needs
+from repro.model.folder import tokens_fingerprint
+from repro.spec.types import Common
+from repro.subjects.resolve import Chosen
+
+SHORT = 16
+
+
+def key_parts(
+    experiment: Common, context: Context, subject: Chosen, settings: Mapping[str, str | int]
+) -> dict[str, Any]:
+    """Everything that can change a number of this result.
+
+    settings: precision (the experiment's own or the run's), kernels, device and prompts_per_unit. Returns JSON values.
+    Agreement: tests/plan/test_plan.py.
+    """
+    spec = experiment.model_dump(mode="json", exclude={"about", "group", "prompts", "precision", "variant_of"})
+    key: dict[str, Any] = {
+        "experiment": spec,
+        "measure_version": MEASURE_VERSIONS[spec["measure"]],
+        "prompts": context.n_prompts,
+        "tokens": tokens_fingerprint(subject.tokens[: context.n_prompts]),
+        "weights": subject.weights,
+        **settings,
+        "torch": _major_minor("torch"),
+    }
+    asked = needs(experiment)
+    if asked and context.roles is not None:
+        key["writer"] = context.roles.writer
+        key["roles"] = context.roles.source if context.roles.found else f"{context.roles.source}, not found"
+        if "erasers" in asked:
+            key["erasers"] = list(context.roles.erasers)
+    if "examples" in asked:
+        key["examples"] = [[e.label, list(e.tokens), e.answer, e.other, e.head, e.prompt] for e in context.examples]
+    return key
+
+
+def what_changed(folder: Path, key: Mapping[str, Any]) -> tuple[str, str]:
+    """`absent`, or `stale` and what differs from the latest result of another key.
+
+    folder: of all results of one experiment. Agreement: tests/plan/test_plan.py.
+    """
+    others = sorted(folder.glob("*/provenance.json"), key=lambda path: path.stat().st_mtime)
+    if not others:
+        return "absent", "never computed"
+    try:
+        before = dict(json.loads(others[-1].read_text())["key"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "absent", "never computed with these settings"
+    changed = sorted(name for name in {*before, *key} if before.get(name) != key.get(name))
+    return "stale", "changed: " + ", ".join(_change(name, before.get(name), key.get(name)) for name in changed)
+
+
+def _change(name: str, before: object, now: object) -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        inner = sorted(key for key in {*before, *now} if before.get(key, "") != now.get(key, ""))
+        return ", ".join(f"{key} {before.get(key)} -> {now.get(key)}" for key in inner)
+    short = all(isinstance(value, str | int | float | None) and len(str(value)) <= SHORT for value in (before, now))
+    return f"{name} {before} -> {now}" if short else name
+
+
+def _major_minor(package: str) -> str:
+    try:
+        return ".".join(version(package).split(".")[:2])
+    except PackageNotFoundError:
+        raise ReproError(f"{package} is not installed", Exit.FAILED) from None

@@ -1,0 +1,154 @@
+"""One command's world: the spec, the subject and where things go, worked out from the command line."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from repro.errors import Exit, ReproError
+from repro.plan.plan import Plan, Settings, make_plan, select
+from repro.spec.read import read_spec
+from repro.spec.types import Loaded
+from repro.subjects.access import Access, cache_folder
+from repro.subjects.resolve import Chosen, choose
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, as given."""
+
+    spec: Path
+    subject: str | None = None
+    only: tuple[str, ...] = ()
+    prompts: int | None = None
+    device: str = "auto"
+    kernels: str = "auto"
+    memory: str = "2GiB"
+    out: Path | None = None
+    offline: bool = False
+    fresh: bool = False
+    watchdog: str = "30m"
+    workers: int | None = None
+    scheduler: str | None = None
+
+
+class World:
+    """The request resolved: spec, folders, subject, settings. Each is worked out when first needed."""
+
+    def __init__(self, request: Request, say: Callable[[str], None]) -> None:
+        self.request = request
+        self.say = say
+
+    @cached_property
+    def loaded(self) -> Loaded:
+        """The checked spec."""
+        return read_spec(self.request.spec)
+
+    @property
+    def root(self) -> Path:
+        """What receives `store/` and `paper_figures/out/`."""
+        return self.request.out if self.request.out is not None else self.loaded.folder
+
+    @property
+    def store(self) -> Path:
+        """The store's root."""
+        return self.root / "store"
+
+    @property
+    def committed(self) -> Path:
+        """Reduced results kept in git, beside the spec."""
+        return self.loaded.folder / "store" / "committed"
+
+    def figures_folder(self, subject: str) -> Path:
+        """Where a subject's figures and its check table go."""
+        return self.root / "paper_figures" / "out" / subject
+
+    @cached_property
+    def selection(self) -> tuple[list[str], list[str]]:
+        """Experiments and figures asked for."""
+        return select(self.loaded, self.request.only)
+
+    def choose(self, ask: bool) -> Chosen:
+        """The subject; `ask`: whether the hub may be asked for it."""
+        access = Access(cache_folder(), self.request.offline, ask, self.request.subject is not None)
+        return choose(self.loaded, self.request.subject, access)
+
+    @cached_property
+    def settings(self) -> Settings:
+        """How to compute, every `auto` decided."""
+        run = self.loaded.spec.run
+        device = self._device()
+        return Settings(
+            precision=run.precision,
+            kernels=self._kernels(device),
+            device=device,
+            unit=run.prompts_per_unit,
+            prompts=self.request.prompts,
+        )
+
+    def _device(self) -> str:
+        asked = self.request.device
+        if asked not in ("auto", "cpu", "cuda"):
+            raise ReproError(f"--device {asked}: allowed are auto, cpu and cuda")
+        if asked == "cpu":
+            return "cpu"
+        present = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
+        if asked == "auto" and not present:
+            return "cpu"
+        # Only where a card is present, or was asked for, is torch's word worth its start-up time.
+        import torch
+
+        if torch.cuda.is_available():
+            return "cuda"
+        if asked == "cuda":
+            raise ReproError("--device cuda: torch sees no CUDA or ROCm device here; use --device cpu")
+        return "cpu"
+
+    def _kernels(self, device: str) -> str:
+        asked = self.request.kernels
+        if asked == "auto":
+            return "triton" if device == "cuda" else "torch"
+        if asked not in ("triton", "torch", "reference"):
+            raise ReproError(f"--kernels {asked}: allowed are auto, triton, torch and reference")
+        if asked == "triton":
+            from importlib.util import find_spec
+
+            if find_spec("triton") is None:
+                raise ReproError("--kernels triton: the package triton is not installed; install it or use torch")
+        return asked
+
+    def plan(self, subject: Chosen, names: Sequence[str] | None = None) -> Plan:
+        """The plan for the selection, or for some experiments."""
+        chosen = self.selection[0] if names is None else names
+        return make_plan(self.loaded, subject, chosen, self.settings, self.store)
+
+    def check_writable(self) -> None:
+        """Refuses, before anything is computed, a root that cannot be written."""
+        figures = self.figures_folder("any")
+        nearest = next(folder for folder in figures.parents if folder.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+            raise ReproError(f"--out {self.root}: {nearest} is no folder that can be written; choose another folder")
+        try:
+            self.store.mkdir(parents=True, exist_ok=True)
+            probe = self.store / f".probe-{os.getpid()}"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise ReproError(
+                f"--out {self.root}: cannot be written ({error.strerror}); choose another folder"
+            ) from None
+
+
+def parse_bytes(text: str) -> int:
+    """A number of bytes such as `2GiB`, `512MiB` or `1000000`. Raises ReproError (exit 2)."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
+    size = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
+    if size < 1:
+        raise ReproError(f"--memory {text}: give a size such as 2GiB or 512MiB", Exit.USAGE)
+    return size

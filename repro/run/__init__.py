@@ -1,0 +1,1 @@
+"""How a plan is carried out: unit by unit, here or on other machines."""

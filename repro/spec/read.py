@@ -1,0 +1,302 @@
+"""Reads a spec: TOML to types, with every problem named at once by file, line, table and key."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tomli
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+import paper_figures
+from repro.errors import ReproError, plain
+from repro.labels import did_you_mean, listing
+from repro.spec.messages import MEASURES, Where, allowed_at, given, models_at, place_of, unfit, words_at
+from repro.spec.types import NAME, NAME_WORDS, RESERVED_SUBJECTS, Common, Loaded, Spec
+
+_KEY = re.compile(r"""\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""")
+_PROSE = ("about", "text", "answer", "other")
+"""Keys of texts of several lines."""
+_ANY_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+Problem = tuple[Where, str | Callable[[], str] | ErrorDetails]
+"""A place, and what is wrong there: in words, in what gives the words, or as the types say it."""
+DEFAULT_GROUP: str = Common.model_fields["group"].default
+_LARGEST = 1 << 18
+"""Bytes of a spec."""
+_MOST_DIGITS = sys.get_int_max_str_digits()
+_WIDEST = 1 << 63
+"""Whole numbers of TOML have 64 bits."""
+_MOST_PROBLEMS = 100
+_LONGEST_KEY = 80
+_LONGEST_STATEMENT = 500
+"""Lines of one array or text that are looked through for the end of it."""
+_LONGEST_SEARCH = 1 << 23
+"""Characters that are looked through for all these ends."""
+
+
+def read_spec(path: Path) -> Loaded:
+    """The spec in a TOML file, checked.
+
+    path: a TOML file. Returns the typed spec with its path. Raises ReproError (exit 2) naming every problem as
+    `file:line: [table] key: given …; allowed: …`. Agreement: tests/spec/test_spec.py.
+    """
+    text = _text(path)
+    try:
+        spec = _Report(path, text, _parsed(path, text)).checked()
+    except RecursionError:
+        raise ReproError(f"{path}:1: not a spec: nested too deeply") from None
+    return Loaded(spec=spec, path=path.resolve())
+
+
+def _parsed(path: Path, text: str) -> dict[str, Any]:
+    """The tables of a TOML text."""
+    try:
+        data = tomli.loads(text)
+    except tomli.TOMLDecodeError as error:
+        raise ReproError(f"{path}:{error.lineno}: not TOML: {error.msg} (column {error.colno})") from None
+    except ValueError:  # Python refuses to convert so many digits
+        long = re.search(rf"[\d_]{{{_MOST_DIGITS}}}", text)
+        line = text.count("\n", 0, long.start()) + 1 if long else 1
+        raise ReproError(f"{path}:{line}: not TOML: a number of more than {_MOST_DIGITS} digits") from None
+    return {key: _tuples(value) for key, value in data.items()}
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LARGEST + 1)
+    except OSError as error:
+        raise ReproError(f"{path}: cannot be read as a spec ({error.strerror}); name a TOML file with --spec") from None
+    if len(content) > _LARGEST:
+        raise ReproError(f"{path}:1: not a spec: more than {_LARGEST >> 10} KiB")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ReproError(
+            f"{path}:{line}: not UTF-8: byte 0x{content[error.start]:02x}; save the file as UTF-8"
+        ) from None
+
+
+def _tuples(value: Any) -> Any:
+    """Arrays as tuples, which frozen types hold."""
+    if isinstance(value, list):
+        return tuple(_tuples(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return value
+
+
+class _Report:
+    """All that is wrong with one file."""
+
+    def __init__(self, path: Path, text: str, data: Mapping[str, Any]) -> None:
+        self.path = path
+        self.text = text
+        self.data = data
+
+    def checked(self) -> Spec:
+        """The spec, or one error that names every problem in the order of the file."""
+        if strange := list(self._strange(self.data)):
+            raise ReproError("\n".join(self._sentences(strange)))
+        spec, found = None, list(self._dangling())
+        try:
+            spec = Spec.model_validate(self.data)
+        except ValidationError as error:
+            found += self._refused(error.errors(include_url=False))
+        if spec is None or found:
+            raise ReproError("\n".join(self._sentences(found)))
+        return spec
+
+    def _sentences(self, found: list[Problem]) -> list[str]:
+        """The problems in words, in the order of the file; past the first hundred they are only counted."""
+        found.sort(key=lambda problem: self._line(problem[0]))
+        told = [self._told(where, what) for where, what in found[:_MOST_PROBLEMS]]
+        lines = sorted((self._line(where), self._table(where) + words) for where, words in told)
+        said = list(dict.fromkeys(f"{self.path}:{line}: {words}" for line, words in lines))
+        if len(found) > _MOST_PROBLEMS:
+            said.append(f"{self.path}:{self._line(found[_MOST_PROBLEMS][0])}: and {len(found) - _MOST_PROBLEMS} more")
+        return said
+
+    def _told(self, where: Where, what: str | Callable[[], str] | ErrorDetails) -> tuple[Where, str]:
+        if isinstance(what, dict):
+            return self._sentence(where, what)
+        return where, what if isinstance(what, str) else what()
+
+    @cached_property
+    def _lines(self) -> dict[Where, int]:
+        """The line of every place that has one, and of everything around it the first line in it."""
+        lines = dict(_statements(self.text))
+        first: dict[Where, int] = {}
+        for place, line in lines.items():
+            for end in range(len(place)):
+                first[place[:end]] = min(line, first.get(place[:end], line))
+        return first | lines
+
+    def _line(self, where: Where) -> int:
+        """The line of a place, of the first thing in it, or of the nearest thing around it that has one."""
+        return next((self._lines[where[:end]] for end in range(len(where), 0, -1) if where[:end] in self._lines), 1)
+
+    def _table(self, where: Where) -> str:
+        parts = [plain(str(part), _LONGEST_KEY) for part in where]
+        size = 1 if where[0] == "run" or len(where) == 1 else 2
+        key = ".".join(parts[size:])
+        return f"[{'.'.join(parts[:size])}]" + (f" {key}" if key else "")
+
+    def _strange(self, value: Any, where: Where = ()) -> Iterator[Problem]:
+        """Values that no field may have, and that the checks to come could stumble over."""
+        if isinstance(value, Mapping | tuple):
+            for part, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+                yield from self._strange(inner, (*where, part))
+        elif isinstance(value, int) and not -_WIDEST <= value < _WIDEST:
+            yield where, unfit(value, "a whole number of 64 bits")
+        elif isinstance(value, str) and (control := (_CONTROL if where[-1] in _PROSE else _ANY_CONTROL).search(value)):
+            yield where, unfit(value, f"text without the control character {control[0]!a}")
+
+    def _refused(self, details: Sequence[ErrorDetails]) -> Iterator[Problem]:
+        """What the types refuse; of the members of a union only the one that the file seems to mean."""
+        places = [place_of(detail["loc"], self.data) for detail in details]
+        around = {where[:end] for where in places for end in range(len(where))}
+        for detail, where in zip(details, places, strict=True):
+            if not (where in around and detail["type"].endswith(("_type", "literal_error"))):
+                yield where, detail
+
+    def _sentence(self, where: Where, detail: ErrorDetails) -> tuple[Where, str]:
+        kind = detail["type"]
+        if kind == "extra_forbidden":
+            keys = sorted({key for model in models_at(where[:-1], self.data) for key in model.model_fields})
+            thing = "table" if len(where) == 1 else "key"
+            return where, f": unknown {thing}.{did_you_mean(str(where[-1]), keys)} Allowed: {listing(keys, 20)}"
+        if kind == "union_tag_not_found":
+            return where, f": 'measure' is missing; allowed: {listing(sorted(MEASURES))}"
+        if kind == "union_tag_invalid":
+            tag = detail["input"].get("measure")
+            hint = did_you_mean(tag, MEASURES) if isinstance(tag, str) else ""
+            return (*where, "measure"), unfit(tag, listing(sorted(MEASURES)), hint)
+        if kind == "missing" and isinstance(where[-1], str):
+            if len(where) == 1:
+                return where, " is missing"
+            return where[:-1], f": {where[-1]!r} is missing; allowed: {allowed_at(where, self.data)}"
+        if kind == "string_pattern_mismatch":
+            value = detail["input"]
+            return where, f": a name is {NAME_WORDS}" if value == where[-1] else unfit(value, NAME_WORDS)
+        return self._unfit(where, detail)
+
+    def _unfit(self, where: Where, detail: ErrorDetails) -> tuple[Where, str]:
+        """A value of the wrong type or outside its range, or what a rule of the types says of it."""
+        if isinstance(where[-1], int) and detail["type"] in ("missing", "too_long"):
+            where = where[:-1]
+        value: Any = self.data
+        for part in where:
+            value = value[part]
+        if detail["type"] == "value_error":
+            message = detail["msg"].removeprefix("Value error, ")
+            return where, f": {message}" if isinstance(value, Mapping) else unfit(value, message)
+        hint = did_you_mean(value, words_at(where, self.data)) if isinstance(value, str) else ""
+        return where, unfit(value, allowed_at(where, self.data), hint)
+
+    def _names(self, table: str) -> dict[str, Any]:
+        """The entries of a table of tables, as far as they are tables."""
+        entries = self.data.get(table)
+        return (
+            {key: value for key, value in entries.items() if isinstance(value, Mapping)}
+            if isinstance(entries, Mapping)
+            else {}
+        )
+
+    def _dangling(self) -> Iterator[Problem]:
+        """Names that point at nothing, and names that would be mistaken for another."""
+        subjects, experiments, figures = (self._names(table) for table in ("subject", "experiment", "figure"))
+        groups = {
+            group for entry in experiments.values() if isinstance(group := entry.get("group", DEFAULT_GROUP), str)
+        }
+        run = self.data.get("run")
+        run = run if isinstance(run, Mapping) else {}
+        for name, experiment in experiments.items():
+            yield from self._known(
+                ("experiment", name, "variant_of"), experiment.get("variant_of"), experiments, "experiment"
+            )
+        for name, figure in figures.items():
+            yield from self._known(("figure", name, "experiment"), figure.get("experiment"), experiments, "experiment")
+            yield from self._known(("figure", name, "chart"), figure.get("chart"), paper_figures.names(), "chart")
+            for other, kind in ((experiments, "an experiment"), (groups, "a group")):
+                if name in other:
+                    yield ("figure", name), f": {kind} has this name too; --only could not tell them apart"
+        for key in ("default_subjects", "paper_subject"):
+            asked = run.get(key)
+            for name in asked if isinstance(asked, tuple) else (asked,):
+                yield from self._known(("run", key), name, subjects, "subject")
+        known = list(dict.fromkeys((*sorted(groups), *experiments, *figures)))
+        for name in run["groups"] if isinstance(run.get("groups"), tuple) else ():
+            yield from self._known(("run", "groups"), name, known, "group, experiment or figure")
+        for name in RESERVED_SUBJECTS:
+            if name in subjects:
+                yield ("subject", name), ": the store keeps other things under this name; rename the subject"
+
+    def _known(
+        self, where: Where, name: object, names: Sequence[str] | Mapping[str, Any], kind: str
+    ) -> Iterator[Problem]:
+        if isinstance(name, str) and name not in names:
+
+            def words() -> str:
+                known = [other for other in names if NAME.fullmatch(other)]
+                return f": no {kind} {given(name)}.{did_you_mean(name, known)} Known: {listing(known, 40)}"
+
+            yield where, words
+
+
+def _statements(text: str) -> Iterator[tuple[Where, int]]:
+    """The place and line of every table header and every key that starts a statement.
+
+    A statement is the least number of lines that are TOML by themselves, so that nothing inside a text or an array is
+    mistaken for one.
+    """
+    table: Where = ()
+    counts: dict[Where, int] = {}
+    lines = text.replace("\r\n", "\n").split("\n")
+    start = searched = 0
+    while start < len(lines):
+        for stop in range(start + 1, min(start + _LONGEST_STATEMENT, len(lines)) + 1):
+            statement = "\n".join(lines[start:stop])
+            searched += len(statement)
+            if searched > _LONGEST_SEARCH:
+                return
+            if _is_toml(statement):
+                break
+        else:
+            return
+        line = lines[start].strip()
+        if line.startswith("["):
+            table = _path(line)
+            if line.startswith("[["):
+                counts[table] = counts.get(table, -1) + 1
+                yield table, start + 1
+                table = (*table, counts[table])
+            yield table, start + 1
+        elif key := _KEY.match(line):
+            yield (*table, *_path(f"{key[1]} = 0")), start + 1
+        start = stop
+
+
+def _is_toml(text: str) -> bool:
+    try:
+        tomli.loads(text)
+    except tomli.TOMLDecodeError:
+        return False
+    return True
+
+
+def _path(line: str) -> Where:
+    """The keys that a header or a key names, quotes and dots resolved by the parser itself."""
+    value: Any = tomli.loads(line)
+    keys: list[str] = []
+    while isinstance(value, dict) and value:
+        (key, value), *_ = value.items()
+        keys.append(key)
+    return tuple(keys)

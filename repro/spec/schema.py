@@ -1,0 +1,38 @@
+"""The spec's JSON Schema, made from its types, for editors that complete and check TOML.
+
+`python -m repro.spec.schema` writes it anew; tests/spec/test_spec.py fails while the file lags behind the types.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic.json_schema import GenerateJsonSchema
+
+from repro.spec.types import Spec
+
+FILE = Path(__file__).with_name("schema.json")
+
+
+class _Untitled(GenerateJsonSchema):
+    """Without titles, which would only repeat the names of fields."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a spec, each field with its line of documentation."""
+    made = Spec.model_json_schema(schema_generator=_Untitled)
+    return {"$schema": GenerateJsonSchema.schema_dialect, **made}
+
+
+def text() -> str:
+    """The schema as it is kept in the file."""
+    return json.dumps(schema(), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+if __name__ == "__main__":
+    FILE.write_text(text(), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Labelled results on disk, unit by unit: whatever happens to a machine, none is lost or falsified."""

@@ -1,0 +1,235 @@
+"""The protocol of a result: claim a unit, write its chunks, record it, and commit when every unit is recorded.
+
+Knows bytes only: what a chunk means is the business of repro/store/result.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from repro import files
+from repro.errors import Exit, ReproError
+from repro.store import records
+from repro.store.claims import Claims, locked
+from repro.store.layout import Layout
+
+POLL_S = 0.05
+"""Seconds between two looks at a commit that another worker is at."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Encoded bytes of one variable of one unit."""
+
+    file: str
+    """Path inside the result folder."""
+    content: bytes
+    """What the file holds."""
+    nan: int
+    """Number of NaN among its values."""
+
+
+def create(
+    path: Path, layout: Layout, unit: int, provenance: dict[str, Any], write_template: Callable[[Path], None]
+) -> None:
+    """Writes arrays without chunks, labels, provenance and, last, the manifest; repairs what of it is missing."""
+    if files.load(path / records.PROVENANCE) is None:
+        files.write_durably(path / records.PROVENANCE, files.sealed(provenance))
+    if records.load_manifest(path) is not None:
+        return
+    built = files.temporary(path / records.DATA)
+    write_template(built)
+    digests = {}
+    for file in sorted(built.rglob("*")):
+        target = path / records.DATA / file.relative_to(built)
+        if file.is_file():
+            files.write_durably(target, file.read_bytes())
+            digests[target.relative_to(path).as_posix()] = files.digest(file)
+        else:
+            target.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(built)
+    files.sync_tree(path)
+    # A new folder's name lies in the one above it: key, experiment and subject.
+    for folder in list(path.parents)[:3]:
+        files.sync_folder(folder)
+    environment = provenance.get("environment", {})
+    body = {"format": records.FORMAT, "key": path.name, "unit": unit, "layout": layout.to_json(), "files": digests}
+    files.write_durably(path / records.MANIFEST, files.sealed({**body, "environment": environment}))
+
+
+class Units:
+    """The units of one result: which are recorded, who works on which, and the commit of them all.
+
+    path: the result folder; manifest: the body of its manifest.json. Agreement: tests/run/test_faults.py.
+    """
+
+    def __init__(self, path: Path, layout: Layout, manifest: Mapping[str, Any]) -> None:
+        self.path = path
+        self.layout = layout
+        self.unit: int = manifest["unit"]
+        self._manifest = manifest
+        self._units = path / records.UNITS
+        self._claims = Claims(self._units)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives back every claim that is still held."""
+        with contextlib.suppress(OSError):
+            self._claims.drop_all()
+
+    @property
+    def n_units(self) -> int:
+        """Number of units."""
+        return self.layout.n_units(self.unit)
+
+    @property
+    def committed(self) -> bool:
+        """Whether the result is finished: every unit verified, the summary written, COMMIT in place."""
+        return records.load_commit(self.path) is not None
+
+    def unit_slice(self, i: int) -> slice:
+        """The prompts of unit i."""
+        return self.layout.prompts(self.unit, i)
+
+    def has(self, i: int) -> bool:
+        """Whether unit i has a whole record, and files of the recorded sizes."""
+        return records.unit_present(self.path, self.layout, self._manifest, i)
+
+    def missing(self) -> list[int]:
+        """Units without a valid record."""
+        return [i for i in range(self.n_units) if not self.has(i)]
+
+    def record(self, i: int) -> dict[str, Any] | None:
+        """What is recorded of unit i (prompts, digests, NaN counts, environment, notes); None if nothing valid is."""
+        return records.load_record(self.path, self.layout, self._manifest, i) if self.has(i) else None
+
+    def claim(self, i: int) -> bool:
+        """Takes unit i for this worker; False if it is done or another living worker has it.
+
+        A claim ends with `write_unit`, `release`, `close`, or with the process, however that ends.
+        """
+        self.unit_slice(i)
+        with files.disk(self.path), locked(self._units):
+            return not self.has(i) and self._claims.take(str(i))
+
+    def release(self, i: int) -> None:
+        """Gives unit i back, if this worker has it."""
+        with contextlib.suppress(OSError), locked(self._units):
+            self._claims.drop(str(i))
+
+    def _put(self, i: int, chunks: Mapping[str, Chunk], notes: dict[str, Any]) -> bool:
+        """Claims unit i, writes its chunks, reads them back, records it; False if done."""
+        if not self.claim(i):
+            if self.has(i):
+                return False
+            holder = self._claims.holder(str(i)) or {}
+            raise ReproError(f"unit {i} is held by process {holder.get('pid')} on {holder.get('host')}", Exit.FAILED)
+        try:
+            # Under the lock: even a worker whose claim was given up as lost cannot mix its chunk with another's.
+            with files.disk(self.path), locked(self._units):
+                if not self._claims.holds(str(i)):
+                    return False
+                self._write(i, chunks, notes)
+        finally:
+            self.release(i)
+        return True
+
+    def _write(self, i: int, chunks: Mapping[str, Chunk], notes: dict[str, Any]) -> None:
+        """Chunks into place, read back, then the record, which alone says that they count."""
+        files.remove(self._units / records.unit_name(i))
+        entries = {}
+        for name, chunk in chunks.items():
+            file = self.path / chunk.file
+            files.write_durably(file, chunk.content)
+            if file.read_bytes() != chunk.content:
+                raise ReproError(f"{file} reads back differently from what was written: check the disk", Exit.FAILED)
+            digest = [len(chunk.content), files.sha256(chunk.content)]
+            entries[name] = {"file": chunk.file, "digest": digest, "nan": chunk.nan}
+        prompts = self.unit_slice(i)
+        body = {
+            "format": records.FORMAT,
+            "key": self._manifest["key"],
+            "unit": i,
+            "prompts": [prompts.start, prompts.stop],
+            "variables": entries,
+            "environment": self._manifest["environment"],
+            "notes": notes,
+        }
+        files.write_durably(self._units / records.unit_name(i), files.sealed(body))
+
+    def _commit(self, write_summary: Callable[[Path], None]) -> None:
+        """Verifies every unit against its bytes, has the summary written to a fresh folder, and writes COMMIT last."""
+        with files.disk(self.path):
+            if not self._claim_commit():
+                return
+            try:
+                self._check_units()
+                self._sweep()
+                built = files.temporary(self.path / records.SUMMARY)
+                write_summary(built)
+                files.sync_tree(built)
+                target = self.path / records.SUMMARY
+                if target.exists():
+                    shutil.rmtree(target)
+                built.replace(target)
+                files.sync_folder(target.parent)
+                body = {"format": records.FORMAT, "key": self._manifest["key"], "files": self._files()}
+                files.write_durably(self.path / records.COMMIT, files.sealed(body))
+            finally:
+                with locked(self._units):
+                    self._claims.drop("commit")
+
+    def _claim_commit(self) -> bool:
+        """Waits until this worker may commit; False if meanwhile another one did."""
+        while not self.committed:
+            with locked(self._units):
+                if self._claims.take("commit"):
+                    return True
+            time.sleep(POLL_S)
+        return False
+
+    def _check_units(self) -> None:
+        """Refuses to commit what is incomplete or differs from its record; a unit that differs is forgotten."""
+        missing = self.missing()
+        if missing:
+            raise ReproError(f"{self.path}: {len(missing)} of {self.n_units} units are not recorded", Exit.FAILED)
+        damaged = []
+        for i in range(self.n_units):
+            entries = (self.record(i) or {"variables": {}})["variables"]
+            if not entries or any(files.digest(self.path / e["file"]) != e["digest"] for e in entries.values()):
+                files.remove(self._units / records.unit_name(i))
+                damaged.append(i)
+        if damaged:
+            raise ReproError(f"{self.path}: units {damaged} changed on disk; run again to recompute them", Exit.CORRUPT)
+
+    def _sweep(self) -> None:
+        """Removes what killed processes left: temporary files, and claims of dead ones."""
+        for folder in (self.path, self.path / records.DATA, *(self.path / records.DATA).iterdir(), self._units):
+            for file in folder.iterdir() if folder.is_dir() else ():
+                if files.is_temporary(file.name):
+                    shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
+                elif file.suffix == ".claim" and folder == self._units:
+                    with locked(self._units):
+                        if self._claims.holder(file.stem) is None:
+                            file.unlink(missing_ok=True)
+
+    def _files(self) -> dict[str, Any]:
+        """Digest of every file of the result but the chunks, which their records cover."""
+        units = [f"{records.UNITS}/{records.unit_name(i)}" for i in range(self.n_units)]
+        summary = [f.relative_to(self.path).as_posix() for f in (self.path / records.SUMMARY).rglob("*") if f.is_file()]
+        names = [records.MANIFEST, records.PROVENANCE, *self._manifest["files"], *units, *summary]
+        return {name: files.digest(self.path / name) for name in sorted(names)}

@@ -1,0 +1,265 @@
+"""Is every byte of the store what was committed? Names what is not, and the prompts that it concerns.
+
+Reads bytes and digests only: COMMIT covers records, metadata and summaries; a record covers the chunks of its unit.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from repro import files
+from repro.errors import Exit, ReproError
+from repro.store import records
+from repro.store.claims import locked
+from repro.store.layout import DATA, Layout
+
+_RECORD = re.compile(re.escape(records.UNITS) + r"/(\d{6,})\.json")
+_CLAIM = re.compile(re.escape(records.UNITS) + r"/(\d+|commit)\.claim")
+_KEPT_AT_ROOT = ("README.md", ".gitignore", "bench", "logs")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One file that is not what it should be."""
+
+    result: Path
+    """The result folder it lies in, or the folder where it was met."""
+    file: str
+    """Its path in that folder."""
+    what: str
+    """What is wrong, in words."""
+    prompts: tuple[tuple[int, int], ...] = ()
+    """Prompts whose raw values can no longer be trusted, as (first, one past the last)."""
+    units: tuple[int, ...] = ()
+    """Units to compute again."""
+    foreign: bool = False
+    """Whether the file does not belong here at all; then nothing of the result itself is damaged."""
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.result / self.file
+
+    def __str__(self) -> str:
+        who = ", ".join(f"{start} to {stop - 1}" for start, stop in self.prompts)
+        return f"{self.path}: {self.what}" + (f" (prompts {who})" if who else "")
+
+
+def verify(root: Path) -> list[Finding]:
+    """Reads every byte of every result below `root` and returns what is wrong, in order of path; empty if nothing is.
+
+    root: the `store/` folder. Finds altered bits, truncated, deleted, swapped or foreign files and links, in arrays,
+    metadata, records and copies. A unit of an unfinished result that has no record is not an error but work left.
+    Agreement: tests/store/test_verify.py, tests/run/test_faults.py (every one of 500 flipped bits).
+    """
+    root = Path(root)
+    findings: list[Finding] = []
+    for folder in _level(root, root, findings, _KEPT_AT_ROOT):
+        copies = folder.name == "committed"
+        for middle in _level(root, folder, findings, _KEPT_AT_ROOT if copies else ()):
+            for result in _level(root, middle, findings):
+                findings += _verify_copy(result) if copies else verify_result(result)
+    return findings
+
+
+def _level(root: Path, folder: Path, findings: list[Finding], kept: tuple[str, ...] = ()) -> list[Path]:
+    """The folders inside a folder; whatever else lies there is foreign."""
+    inside = []
+    for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if entry.name in kept:
+            continue
+        if entry.is_symlink() or not entry.is_dir():
+            what = "is a link" if entry.is_symlink() else "does not belong here"
+            findings.append(Finding(root, entry.relative_to(root).as_posix(), what, foreign=True))
+        else:
+            inside.append(entry)
+    return inside
+
+
+def verify_result(path: Path) -> list[Finding]:
+    """`verify` of one result folder, `store/<subject>/<experiment>/<key>`."""
+    check = _Check(path)
+    commit = check.sealed(records.COMMIT)
+    manifest = check.sealed(records.MANIFEST)
+    check.sealed(records.PROVENANCE)
+    if manifest is not None and (manifest.get("key") != path.name or manifest.get("format") != records.FORMAT):
+        check.say(records.MANIFEST, "belongs to another result or another version")
+        manifest = None
+    files: dict[str, Any] = {}
+    if manifest is not None:
+        check.geometry(Layout.from_json(manifest["layout"]), manifest)
+        files = dict(manifest["files"])
+    if commit is not None and commit.get("key") != path.name:
+        check.say(records.COMMIT, "belongs to another result")
+    elif commit is not None:
+        files = {**commit["files"], **files}
+    listed = {name for name in (*_files(path), *files) if _RECORD.fullmatch(name)}
+    if manifest is None and (listed or commit is not None):
+        check.say(records.MANIFEST, "is missing")
+    for name in sorted(listed):
+        check.record(name, manifest)
+    for name, digest in sorted(files.items()):
+        check.digest(name, digest)
+    # What cannot be judged: labels while there is no manifest, a summary while there is no COMMIT.
+    if manifest is None or commit is None:
+        check.unsettled = DATA if manifest is None else records.SUMMARY
+    check.foreign()
+    return sorted(check.findings, key=lambda finding: finding.file)
+
+
+def _verify_copy(path: Path) -> list[Finding]:
+    """Findings in a reduced copy of a result."""
+    check = _Check(path)
+    commit = check.sealed(records.COMMIT)
+    if commit is None and not check.bad:
+        check.say(records.COMMIT, "is missing")
+    for name, digest in (commit or {"files": {}})["files"].items():
+        check.digest(name, digest)
+    check.known |= {records.ARCHIVE, records.PROVENANCE}
+    check.foreign()
+    return sorted(check.findings, key=lambda finding: finding.file)
+
+
+class _Check:
+    """Findings of one folder, each file reported once, and the files that belong there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.findings: list[Finding] = []
+        self.bad: set[str] = set()
+        self.known: set[str] = set()
+        self.layout: Layout | None = None
+        self.unit = 1
+        self.unsettled = ""
+
+    def say(
+        self, file: str, what: str, units: Mapping[int, tuple[int, int]] | None = None, foreign: bool = False
+    ) -> None:
+        """Reports a file, once."""
+        if file not in self.bad:
+            self.bad.add(file)
+            units = units or {}
+            self.findings.append(Finding(self.path, file, what, tuple(units.values()), tuple(units), foreign))
+
+    def geometry(self, layout: Layout, manifest: Mapping[str, Any]) -> None:
+        """Learns which chunks may exist, from the manifest."""
+        self.layout, self.unit = layout, manifest["unit"]
+        for i in range(layout.n_units(self.unit)):
+            self.known.update(layout.chunk_file(v, i) for v in layout.variables)
+
+    def sealed(self, file: str) -> dict[str, Any] | None:
+        """Body of a sealed file, None if it is absent or damaged."""
+        self.known.add(file)
+        try:
+            return files.load(self.path / file)
+        except ReproError as error:
+            self.say(file, error.message.removeprefix(f"{self.path / file} "))
+            return None
+
+    def digest(self, file: str, expected: Any) -> None:
+        """Compares a file with its digest."""
+        self.known.add(file)
+        if file not in self.bad:
+            self._compare(file, expected, {})
+
+    def _compare(self, file: str, expected: Any, units: Mapping[int, tuple[int, int]]) -> None:
+        found = files.digest_or_none(self.path / file)
+        if found == expected:
+            return
+        if found is None:
+            what = "is missing or no plain file"
+        elif found[0] != expected[0]:
+            what = f"has {found[0]} bytes instead of {expected[0]}"
+        else:
+            what = "has changed since it was written"
+        self.say(file, what, units)
+
+    def prompts(self, i: int) -> dict[int, tuple[int, int]]:
+        """Unit i and its prompts, as far as the manifest tells."""
+        if self.layout is None or i >= self.layout.n_units(self.unit):
+            return {}
+        prompts = self.layout.prompts(self.unit, i)
+        return {i: (prompts.start, prompts.stop)}
+
+    def record(self, file: str, manifest: Mapping[str, Any] | None) -> None:
+        """Checks one unit's record, and the chunks that it covers."""
+        i = int(file.removeprefix(f"{records.UNITS}/").removesuffix(".json"))
+        units = self.prompts(i)
+        if self.layout is not None and not units:
+            return
+        self.known.add(file)
+        try:
+            record = files.load(self.path / file)
+            if record is not None and manifest is not None and self.layout is not None:
+                record = records.load_record(self.path, self.layout, manifest, i)
+        except ReproError as error:
+            self.say(file, error.message.removeprefix(f"{self.path / file} "), units)
+            return
+        if record is None:
+            self.say(file, "is missing", units)
+            return
+        units = {i: tuple(record["prompts"])}
+        for entry in record["variables"].values():
+            self.known.add(entry["file"])
+            self._compare(entry["file"], entry["digest"], units)
+
+    def foreign(self) -> None:
+        """Reports what does not belong here."""
+        for file in _files(self.path):
+            temporary = any(files.is_temporary(part) for part in Path(file).parts)
+            if file in self.known or temporary or _CLAIM.fullmatch(file):
+                continue
+            if self.unsettled and file.startswith(f"{self.unsettled}/"):
+                continue
+            link = (self.path / file).is_symlink()
+            self.say(file, "is a link" if link else "does not belong here", foreign=True)
+
+
+def _files(path: Path) -> Iterator[str]:
+    """Everything below a folder that is not a plain folder; links are named, not followed."""
+    for folder, folders, names in os.walk(path):
+        links = [name for name in folders if (Path(folder) / name).is_symlink()]
+        for name in sorted((*names, *links)):
+            yield (Path(folder) / name).relative_to(path).as_posix()
+
+
+def invalidate(finding: Finding) -> None:
+    """Forgets what a finding makes doubtful, and no more, so that the next run computes or writes just that again.
+
+    A damaged chunk or record costs its unit; damaged labels or metadata are rebuilt from the declared layout; a damaged
+    summary or COMMIT is written again from the units. A foreign file is left where it is.
+    Raises ReproError (exit 5) for a copy kept in git, which only git can restore.
+    """
+    path = finding.result
+    if finding.foreign:
+        return
+    if (path / records.ARCHIVE).exists() or path.parent.parent.name == "committed":
+        raise ReproError(
+            f"{finding.path} is a reduced copy: restore it from git, or commit the result again", Exit.CORRUPT
+        )
+    with files.disk(path), locked(path):
+        files.remove(path / records.COMMIT)
+        if finding.file.startswith(f"{records.UNITS}/"):
+            files.remove(finding.path)
+        for i in finding.units:
+            files.remove(path / records.UNITS / records.unit_name(i))
+        if finding.file == records.PROVENANCE:
+            files.remove(path / records.PROVENANCE)
+        elif not finding.units and not finding.file.startswith((records.COMMIT, f"{records.SUMMARY}/")):
+            files.remove(path / records.MANIFEST)
+
+
+def repair(path: Path) -> list[Finding]:
+    """`verify_result` and `invalidate` in one: the next run computes just what was damaged, and commits again.
+
+    path: `store/<subject>/<experiment>/<key>`. Returns what was found. Agreement: tests/store/test_verify.py.
+    """
+    findings = verify_result(path)
+    for finding in findings:
+        invalidate(finding)
+    return findings

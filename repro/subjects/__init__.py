@@ -1,0 +1,1 @@
+"""Models, prompts and tokenizers: from a name, a folder or the hub to something that can be computed on."""

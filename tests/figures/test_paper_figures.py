@@ -1,0 +1,510 @@
+"""Every figure view: valid, complete, safe and the same twice, on the paper's subject and on awkward ones."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import altair as alt
+import numpy as np
+import pytest
+import xarray as xr
+
+import paper_figures
+from paper_figures import page, parts, text, theme
+
+PUBLISHED = Path(__file__).parents[2] / "repro" / "check" / "published" / "gelu4l_resid_onto_node.csv"
+QUANTILES = ["lower", "median", "upper"]
+NASTY = "</script><script>alert('x')</script> \"quoted\" {datum.x} <!-- \u2028"
+
+
+def labels(layers: int, heads: int) -> tuple[list[str], list[str]]:
+    """Nodes in model order and sites in stream order."""
+    nodes = [n for i in range(layers) for n in [*(f"L{i}H{h}" for h in range(heads)), f"MLP{i}"]]
+    sites = ["resid_pre0"] + [s for i in range(layers) for s in (f"resid_mid{i}", f"resid_post{i}")]
+    return nodes, sites
+
+
+class Subject:
+    """Summaries of every measure, exactly as the store describes them, for a model of any size."""
+
+    def __init__(self, layers: int, heads: int, writer: str, erasers: list[str], layer: int, **attrs: Any) -> None:
+        self.nodes, self.sites = labels(layers, heads)
+        self.heads, self.writer, self.erasers, self.layer = heads, writer, erasers, layer
+        self.rng = np.random.default_rng(7)
+        self.attrs: dict[str, Any] = {
+            "subject": "gelu-4l", "model": "NeelNanda/GELU_4L512W_C4_Code", "experiment": "e", "measure": "m",
+            "writer": writer, "erasers": erasers, "layer": layer, "found": bool(erasers), "n_prompts": 300,
+            "n_positions": 1024, "quantiles": [0.25, 0.75], "roles": "named", "examples": "named", "options": {},
+            "title": "Projection of the residual stream", "subtitle": "gelu-4l · NeelNanda/GELU_4L512W_C4_Code",
+        } | attrs  # fmt: skip
+
+    def banded(self, median: np.ndarray, width: float = 0.18) -> np.ndarray:
+        """Quartiles around a median, lower below and upper above it."""
+        away = np.abs(self.rng.normal(width, width / 3, (2, *median.shape))) * (0.15 + np.abs(median))
+        return np.stack([median - away[0], median, median + away[1]]).astype("float32")
+
+    def dataset(self, variables: dict[str, Any], coords: dict[str, Any], **attrs: Any) -> xr.Dataset:
+        return xr.Dataset(variables, {"quantile": QUANTILES} | coords, self.attrs | attrs)
+
+    def sites_onto_nodes(self, **attrs: Any) -> xr.Dataset:
+        shape = (len(self.nodes), len(self.sites))
+        pr = self.banded(np.cumsum(self.rng.normal(0, 0.3, shape), axis=1))
+        return self.dataset(
+            {"pr": (("quantile", "node", "site"), pr), "nan_count": (("node", "site"), np.zeros(shape, "int64"))},
+            {"node": self.nodes, "site": self.sites}, **attrs,
+        )  # fmt: skip
+
+    def nodes_onto_writer(self, **attrs: Any) -> xr.Dataset:
+        others = [n for n in self.nodes if n != self.writer]
+        median = self.rng.normal(0, 0.02, len(others))
+        for label, value in PUBLISHED_BARS.items():
+            if label in others:
+                median[others.index(label)] = value
+        component = [*others, "erasers"] if self.erasers else others
+        median = np.append(median, -0.903) if self.erasers else median
+        return self.dataset(
+            {"pr": (("quantile", "component"), self.banded(median, 0.4)),
+             "nan_count": ("component", np.zeros(len(component), "int64"))},
+            {"component": component}, **attrs,
+        )  # fmt: skip
+
+    def v_patch(self, **attrs: Any) -> xr.Dataset:
+        clean = np.r_[np.full(len(self.sites), 0.05)]
+        start, end = (
+            self.sites.index(f"resid_mid{self.writer[1:].split('H')[0]}"),
+            self.sites.index(f"resid_mid{self.layer}"),
+        )
+        clean[start:end] = 1.01
+        clean[:start] = 0.01
+        patched = clean.copy()
+        patched[end:] = np.linspace(0.88, 0.48, len(self.sites) - end)
+        heads = [f"L{self.layer}H{h}" for h in range(self.heads)]
+        values = np.array([PUBLISHED_BARS.get(h, 0.004) for h in heads])
+        return self.dataset(
+            {"site_pr": (("quantile", "run", "site"), self.banded(np.stack([clean, patched]))),
+             "head_pr": (("quantile", "run", "head"), self.banded(np.stack([values, values / 9]), 0.3)),
+             "site_nan_count": (("run", "site"), np.zeros((2, len(self.sites)), "int64")),
+             "head_nan_count": (("run", "head"), np.zeros((2, self.heads), "int64"))},
+            {"run": ["clean", "patched"], "site": self.sites, "head": heads}, **attrs,
+        )  # fmt: skip
+
+    def resampled_dla(self, **attrs: Any) -> xr.Dataset:
+        shown = [h for h in ("L3H1", "L2H1", "L3H5", "L2H2") if h in self.nodes] or [
+            n for n in self.nodes if "H" in n and n != self.writer
+        ][:4]
+        texts = [
+            "It's in the cupboard, either on the top or on the",
+            "I went to university at Michigan",
+            "class MyClass:\n\tdef",
+            "The church I go to is the Seventh-day Adventist",
+        ][: len(shown)]
+        pairs = [(" bottom", " top"), (" State", " University"), (" __", " get"), (" Church", " church")][: len(shown)]
+        n = len(shown)
+        heads = [self.writer, *shown]
+        clean, moved = np.zeros((n, n + 1)), np.zeros((n, n + 1))
+        clean[:, 0], moved[:, 0] = (0.60, 0.84, 0.95, 0.247)[:n], (0.60, 0.815, 0.975, 0.248)[:n]
+        for i, (a, b) in enumerate(zip((1.14, 0.84, 2.30, 0.53), (0.09, 0.04, 0.72, 0.17), strict=True)):
+            if i < n:
+                clean[i, i + 1], moved[i, i + 1] = a, b
+        return self.dataset(
+            {"clean": (("example", "head"), clean), "resampled": (("quantile", "example", "head"), self.banded(moved)),
+             "logit_diff": ("example", np.array([1.07, 1.89, 3.02, 0.94])[:n]), "top2_named": ("example", [True] * n)},
+            {"example": [f"example{i}" for i in range(n)], "head": heads, "text": ("example", texts),
+             "answer": ("example", [a for a, _ in pairs]), "other": ("example", [b for _, b in pairs]),
+             "first": ("example", [a for a, _ in pairs]), "second": ("example", [b for _, b in pairs]),
+             "head_shown": ("example", shown)}, **attrs,
+        )  # fmt: skip
+
+    def dla_scatter(self, prompts: int = 30, positions: int = 1024, **attrs: Any) -> xr.Dataset:
+        x = self.rng.normal(0.25, 0.45, (prompts, positions))
+        y = np.stack(
+            [-0.17 * x + self.rng.normal(0.1, 0.5, x.shape), -0.723 * x + 0.052 + self.rng.normal(0, 0.3, x.shape)]
+        )
+        ex, ey = np.linspace(x.min(), x.max(), 81), np.linspace(y.min(), y.max(), 81)
+        density = np.stack([np.histogram2d(a.ravel(), x.ravel(), [ey, ex])[0] for a in y]).astype("int64")
+        fits = [np.polyfit(x.ravel(), a.ravel(), 1) for a in y]
+        return self.dataset(
+            {"writer_dla": (("prompt", "position"), x), "answer_dla": (("against", "prompt", "position"), y),
+             "pearson_r": ("against", [np.corrcoef(x.ravel(), a.ravel())[0, 1] for a in y]),
+             "slope": ("against", [f[0] for f in fits]), "intercept": ("against", [f[1] for f in fits]),
+             "n_points": ("against", [x.size, x.size]), "density": (("against", "y_bin", "x_bin"), density)},
+            {"against": ["output", "v_composition"], "x": ("x_bin", (ex[1:] + ex[:-1]) / 2),
+             "y": ("y_bin", (ey[1:] + ey[:-1]) / 2)},
+            x_edges=ex.tolist(), y_edges=ey.tolist(), **attrs,
+        )  # fmt: skip
+
+    def pr_by_position(self, **attrs: Any) -> xr.Dataset:
+        p = np.arange(1024)
+        median = np.stack(
+            [
+                np.interp(i, [0, 1, 2, 4, 5, 8], [0, 1, 1, 1, 0.1, 0.05]) + 0.4 / np.sqrt(p + 1) * np.cos(i)
+                for i in range(len(self.sites))
+            ]
+        )
+        share = self.rng.dirichlet([1, 4, 3], len(self.sites)).T
+        return self.dataset(
+            {"pr": (("quantile", "site", "position"), self.banded(median)),
+             "variance_share": (("source", "site"), share)},
+            {"site": self.sites, "position": p, "source": ["prompt", "position", "interaction"]}, **attrs,
+        )  # fmt: skip
+
+
+PUBLISHED_BARS = {
+    "MLP0": 0.086, "L0H0": 0.04, "L0H7": -0.024, "L2H2": -0.145, "L2H3": -0.035, "L2H4": -0.118, "L2H5": -0.263,
+    "L2H6": -0.177, "L2H7": -0.143, "L3H5": -0.03,
+}  # fmt: skip
+
+
+class Gelu4L(Subject):
+    """The paper's subject, with its published medians and quartiles."""
+
+    def __init__(self, **attrs: Any) -> None:
+        super().__init__(4, 8, "L0H2", [f"L2H{h}" for h in range(2, 8)], 2, **attrs)
+
+    def sites_onto_nodes(self, **attrs: Any) -> xr.Dataset:
+        ds = super().sites_onto_nodes(**attrs)
+        with PUBLISHED.open() as lines:
+            for row in csv.DictReader(lines):
+                at = {"node": row["node"], "site": row["site"]}
+                ds["pr"].loc[at] = [float(row[q]) for q in ("q25", "q50", "q75")]
+        return ds
+
+
+VIEWS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "LW 1 top": ("site_heads", "sites_onto_nodes", {}),
+    "LW 1 bottom": ("site_writer", "sites_onto_nodes", {}),
+    "LW 2": ("nodes_onto_writer", "nodes_onto_writer", {}),
+    "P 2": ("nodes_onto_writer", "nodes_onto_writer", {"layers": [1, 2, 3]}),
+    "LW 3a": ("patched_sites", "v_patch", {}),
+    "LW 3b": ("patched_heads", "v_patch", {}),
+    "P 3": ("patched_heads", "v_patch", {"heads": "erasers"}),
+    "LW 4a": ("resampled_dla", "resampled_dla", {}),
+    "LW 4b": ("resampled_dla", "resampled_dla", {"show": "others"}),
+    "P 5": ("resampled_dla", "resampled_dla", {"show": "both"}),
+    "LW 5": ("scatter", "dla_scatter", {}),
+    "appendix": ("resid_onto_nodes", "sites_onto_nodes", {}),
+    "by position": ("by_position", "pr_by_position", {}),
+}
+SUBJECTS = {
+    "gelu-4l": Gelu4L(),
+    "toy without erasers": Subject(2, 4, "L0H1", [], 1),
+    "two found wanting": Subject(3, 2, "L1H0", ["L2H1"], 2, found=False),
+}
+
+
+def dataset(view: str, subject: str = "gelu-4l", **attrs: Any) -> xr.Dataset:
+    _, measure, options = VIEWS[view]
+    built: xr.Dataset = getattr(SUBJECTS[subject], measure)(options=options, **attrs)
+    return built
+
+
+def draw(view: str, ds: xr.Dataset) -> alt.ConcatChart:
+    chart: alt.ConcatChart = paper_figures.load(VIEWS[view][0]).chart(ds)
+    return chart
+
+
+def svg(chart: Any) -> str:
+    written = io.StringIO()
+    chart.save(written, format="svg")
+    return written.getvalue()
+
+
+def words(picture: str) -> list[str]:
+    """Every line of text in the picture, as a reader sees it."""
+    tags = {"{http://www.w3.org/2000/svg}text", "{http://www.w3.org/2000/svg}tspan"}
+    return [e.text for e in ElementTree.fromstring(picture).iter() if e.tag in tags and e.text]
+
+
+def rows(chart: Any) -> list[dict[str, Any]]:
+    """Every row of data that the chart carries."""
+    sets = chart.to_dict()["datasets"].values()
+    return [row for values in sets for row in values]
+
+
+@cache
+def drawn(view: str, subject: str) -> tuple[xr.Dataset, alt.ConcatChart, str]:
+    ds = dataset(view, subject)
+    chart = draw(view, ds)
+    return ds, chart, svg(chart)
+
+
+every_view = pytest.mark.parametrize("view", VIEWS)
+every_subject = pytest.mark.parametrize("subject", SUBJECTS)
+
+
+@every_view
+@every_subject
+def test_every_view_of_every_subject_is_valid_and_says_whose_it_is(view: str, subject: str) -> None:
+    ds, chart, picture = drawn(view, subject)
+    json.dumps(chart.to_dict(), allow_nan=False)
+    seen = words(picture)
+    assert ds.attrs["title"] in seen
+    assert " ".join(seen).count("GELU_4L512W_C4_Code") == 1
+    assert any(line.startswith("Caveat: no erasure found") for line in seen) != ds.attrs["found"]
+
+
+@every_view
+@every_subject
+def test_quartiles_keep_their_order_and_no_row_is_lost(view: str, subject: str) -> None:
+    ds, chart, _ = drawn(view, subject)
+    kept = [r for r in rows(chart) if r.get("lower") is not None]
+    assert all(r["lower"] <= r["median"] <= r["upper"] for r in kept)
+    whole = {
+        "LW 1 top": ds.sizes.get("site", 0) * SUBJECTS[subject].heads,
+        "appendix": ds.sizes.get("node", 0) * ds.sizes.get("site", 0),
+    }
+    whole |= {
+        "LW 1 bottom": ds.sizes.get("site", 0),
+        "LW 2": ds.sizes.get("component", 0),
+        "LW 3a": 2 * ds.sizes.get("site", 0),
+    }
+    if view in whole:
+        assert len(kept) == whole[view]
+
+
+@pytest.mark.parametrize(
+    ("view", "expected"),
+    [
+        ("LW 1 top", [f"L0H{h}" for h in range(8)]),
+        ("LW 1 bottom", ["layer 0: L0H2 writes", "layer 2: erasers", "0.96", "1.02", "0.10"]),
+        ("LW 2", [*(n for n in labels(4, 8)[0] if n != "L0H2"), "sum", "sum of erasers", "\u22120.903", "layer 3"]),
+        ("P 2", [n for n in labels(4, 8)[0] if n[-3:-2] in "123"]),
+        ("LW 3a", ["clean", "patched", "layer 2: patched"]),
+        ("LW 3b", ["clean", "patched", *(f"L2H{h}" for h in range(8))]),
+        ("P 3", ["clean", "patched", *(f"L2H{h}" for h in range(2, 8))]),
+        ("LW 4a", ["bottom / top", "__ / get", "class MyClass:\\n\\tdef", "logit difference 3.02", "0.247", "0.248"]),
+        ("LW 4b", ["L3H1", "L2H1", "L3H5", "L2H2", "2.300", "0.720"]),
+        ("P 5", ["L3H1", "L2H1", "L3H5", "L2H2", "0.950", "0.975", "Church / church"]),
+        ("LW 5", ["perfect erasure", "n = 30,720", "points per bin"]),
+        ("appendix", [*labels(4, 8)[0], *labels(4, 8)[1], "10.14", "\u22122.41"]),
+        ("by position", ["PR(resid_mid0, L0H2)", "PR(resid_post1, L0H2)", "PR(resid_mid2, L0H2)", "prompt", "1024"]),
+    ],
+)
+def test_labels_a_reader_of_the_paper_looks_for(view: str, expected: list[str]) -> None:
+    ds, _, picture = drawn(view, "gelu-4l")
+    wanted = [*expected, *labels(4, 8)[1]] if view in ("LW 1 top", "LW 1 bottom", "LW 3a", "appendix") else expected
+    assert set(wanted) <= set(words(picture))
+    assert "Infinity" not in picture
+    assert ds.attrs["title"] in picture
+
+
+def test_views_limited_by_an_option_show_nothing_else() -> None:
+    assert not {"L0H0", "MLP0"} & set(words(drawn("P 2", "gelu-4l")[2]))
+    assert not {"L2H0", "L2H1"} & set(words(drawn("P 3", "gelu-4l")[2]))
+    assert not {"L3H1"} & set(words(drawn("LW 4a", "gelu-4l")[2]))
+    assert "No eraser in layer 1: all of its heads are shown." in words(drawn("P 3", "toy without erasers")[2])
+
+
+def test_the_writer_alone_is_highlighted_and_carries_its_published_medians() -> None:
+    lines = [r for r in rows(drawn("LW 1 top", "gelu-4l")[1]) if "site" in r]
+    assert {r["node"] for r in lines if r["colour"] == theme.WRITER} == {"L0H2"}
+    assert len({r["colour"] for r in lines}) == 8
+    with PUBLISHED.open() as published:
+        want = {(r["node"], r["site"]): float(r["q50"]) for r in csv.DictReader(published)}
+    for view in ("LW 1 top", "LW 1 bottom", "appendix"):
+        got = {(r["node"], r["site"]): r["median"] for r in rows(drawn(view, "gelu-4l")[1]) if "median" in r}
+        assert all(value == pytest.approx(want[at], rel=1e-5) for at, value in got.items())
+    blue = {r["component"] for r in rows(drawn("LW 2", "gelu-4l")[1]) if r.get("colour") == theme.ERASER}
+    assert blue == {*SUBJECTS["gelu-4l"].erasers, "sum"}
+
+
+def test_the_appendix_counts_what_its_colours_do_not_reach() -> None:
+    ds, _, picture = drawn("appendix", "gelu-4l")
+    medians = ds["pr"].sel(quantile="median").values
+    beyond = int(((medians < -1) | (medians > 2)).sum())
+    assert f"; {beyond} of 324 medians lie beyond" in " ".join(words(picture))
+    calm = ds.assign(pr=ds["pr"] * 0.01)
+    assert "no median lies beyond" in " ".join(words(svg(draw("appendix", calm))))
+
+
+def test_undefined_values_are_told_and_leave_a_gap() -> None:
+    for view, name, counts in (
+        ("LW 1 top", "pr", "nan_count"), ("appendix", "pr", "nan_count"), ("LW 2", "pr", "nan_count"),
+        ("LW 3a", "site_pr", "site_nan_count"), ("LW 3b", "head_pr", "head_nan_count"),
+    ):  # fmt: skip
+        ds = dataset(view).copy(deep=True)
+        first = dict.fromkeys(ds[counts].dims, 0)
+        ds[name][first | {"quantile": slice(None)}] = np.nan
+        ds[counts][first] = 307_200
+        chart = draw(view, ds)
+        json.dumps(chart.to_dict(), allow_nan=False)
+        told = " ".join(words(svg(chart)))
+        assert "left out: 307,200 of" in told
+        assert "medians are undefined" in told
+        assert "left out" not in " ".join(words(drawn(view, "gelu-4l")[2]))
+    gone = dataset("LW 4a").copy(deep=True)
+    gone["resampled"][:] = np.nan
+    assert words(svg(draw("LW 4a", gone))).count("undefined") == 4
+
+
+@every_view
+def test_nothing_at_all_to_draw_is_still_a_figure(view: str) -> None:
+    ds = dataset(view).copy(deep=True)
+    for variable in ds.data_vars.values():
+        if variable.dtype.kind == "f":
+            variable[:] = np.nan
+    if "density" in ds:
+        ds["density"][:] = 0
+    json.dumps(draw(view, ds).to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("scale", [0.05, 1.0, 40.0])
+def test_axes_hold_everything_drawn(scale: float) -> None:
+    ds = dataset("LW 1 bottom")
+    ds = ds.assign(pr=ds["pr"] * scale)
+    found = [
+        json.loads(d)
+        for d in re.findall(r'"domain": (\[-?[\d.e-]+, -?[\d.e-]+\])', json.dumps(draw("LW 1 bottom", ds).to_dict()))
+    ]
+    here = ds["pr"].sel(node="L0H2")
+    assert found
+    assert all(lo <= min(0, float(here.min())) and hi >= max(1, float(here.max())) for lo, hi in found)
+
+
+def test_all_raw_points_pass_and_no_global_setting_moves() -> None:
+    ds = dataset("LW 5")
+    before = alt.data_transformers.active, alt.data_transformers.options, alt.theme.active
+    chart = paper_figures.load("scatter").points(ds)
+    written = io.BytesIO()
+    chart.save(written, format="png")
+    assert written.getvalue()[:4] == b"\x89PNG"
+    assert json.dumps(chart.to_dict()).count("\\n") > 2 * 30_720
+    assert before == (alt.data_transformers.active, alt.data_transformers.options, alt.theme.active)
+    fewer = ds.copy(deep=True)
+    fewer["writer_dla"][0, :5] = np.nan
+    fewer["density"][0] = 0
+    assert "10 points are not drawn" in json.dumps(paper_figures.load("scatter").points(fewer).to_dict())
+    assert "points are not drawn" in json.dumps(draw("LW 5", fewer).to_dict())
+
+
+def test_bin_edges_come_from_the_store_or_from_the_centres() -> None:
+    ds = dataset("LW 5")
+    bare = ds.copy()
+    bare.attrs = {k: v for k, v in ds.attrs.items() if not k.endswith("_edges")}
+    stored, derived = (
+        [
+            [float(v) for v in line.split(",")]
+            for found in re.findall(r'"values": "x,x2,y,y2,points\\n([^"]*)"', json.dumps(draw("LW 5", d).to_dict()))
+            for line in found.split("\\n")
+        ]
+        for d in (ds, bare)
+    )
+    assert sum(row[-1] for row in stored) == 2 * 30_720
+    assert np.allclose(stored, derived, atol=1e-4)
+
+
+def test_a_figure_is_the_same_twice_and_changes_with_its_data() -> None:
+    for view in ("LW 1 bottom", "appendix", "LW 5"):
+        ds, first, picture = drawn(view, "gelu-4l")
+        second = draw(view, ds.copy(deep=True))
+        assert svg(second) == picture
+        assert page.html(second) == page.html(first)
+    pngs = [io.BytesIO(), io.BytesIO()]
+    for chart, png in zip((first, second), pngs, strict=True):
+        chart.save(png, format="png")
+    assert pngs[0].getvalue() == pngs[1].getvalue()
+    assert svg(draw("LW 1 bottom", dataset("LW 1 bottom", title="another"))) != svg(drawn("LW 1 bottom", "gelu-4l")[1])
+
+
+def test_text_from_a_prompt_cannot_act() -> None:
+    ds = dataset("P 5", title=NASTY, subtitle=NASTY)
+    ds = ds.assign_coords(
+        text=("example", [NASTY] * 4), answer=("example", [NASTY] * 4), example=[f"{NASTY}{i}" for i in range(4)]
+    )
+    ds["top2_named"][:] = False
+    chart = draw("P 5", ds)
+    bad, good = page.html(chart), page.html(drawn("P 5", "gelu-4l")[1])
+    assert bad.count("</script") == good.count("</script")
+    assert "<script>alert" not in bad
+    assert "http-equiv" not in bad
+    assert not re.search(r"<(script|link)[^>]*(src|href)=", bad)
+    spec = json.loads(next(re.finditer(r"const spec = (\{.*\});", bad))[1])
+    assert spec == json.loads(json.dumps(chart.to_dict()))
+    seen = " ".join(words(svg(chart)))
+    assert "{datum.x}" in seen
+    assert "<script>alert('x')</script>" in seen
+    assert page.html(alt.Chart({"values": [{"a": NASTY}]}).mark_point()).count("</script") == good.count("</script")
+
+
+def test_mined_examples_and_pairs_that_are_not_the_top_two_are_marked() -> None:
+    ds = dataset("LW 4a", examples="mined")
+    ds["top2_named"][1] = False
+    ds["nan_count"] = (("example", "head"), np.eye(4, 5, dtype="int64"))
+    ds = ds.assign_coords(first=("example", [" a", " University", " b", " c"]))
+    told = words(svg(draw("LW 4a", ds)))
+    assert any("MINED" in line for line in told)
+    assert any(line.startswith("Up to 1 of these texts") for line in told)
+    assert "State / University *" in told
+    assert any("University / University instead" in line for line in told)
+    assert not any("MINED" in line for line in words(drawn("LW 4a", "gelu-4l")[2]))
+
+
+def test_a_model_of_thirty_layers_is_drawn_whole() -> None:
+    big = Subject(30, 2, "L3H1", ["L7H0", "L7H1"], 7)
+    seen = words(svg(paper_figures.load("resid_onto_nodes").chart(big.sites_onto_nodes())))
+    assert {"L3H1", "L0H0", "L29H0", "resid_post29"} <= set(seen)
+    bars = paper_figures.load("nodes_onto_writer").chart(big.nodes_onto_writer())
+    assert len({r["component"] for r in rows(bars) if "component" in r}) == 90
+    assert {"L7H0", "L7H1", "29"} <= set(words(svg(bars)))
+
+
+@pytest.mark.parametrize(
+    ("view", "options", "wording"),
+    [
+        ("LW 1 top", {"layer": 1}, "unknown option 'layer'; this figure reads none"),
+        ("LW 2", {"layers": [9]}, "holds no component"),
+        ("LW 3b", {"heads": "some"}, "option 'heads' is 'some'; allowed: all, erasers"),
+        ("LW 4a", {"shown": "writer"}, "unknown option 'shown'; this figure reads show"),
+        ("by position", {"sites": ["resid_mid9"]}, "resid_mid9"),
+    ],
+)
+def test_a_wrong_option_is_named(view: str, options: dict[str, Any], wording: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(wording)):
+        draw(view, dataset(view).assign_attrs(options=options))
+
+
+def test_views_are_found_by_name_and_nothing_else_is() -> None:
+    assert {view for view, _, _ in VIEWS.values()} == set(paper_figures.names())
+    assert all(callable(paper_figures.load(name).chart) for name in paper_figures.names())
+    for wrong in ("theme", "os", "site_head"):
+        with pytest.raises(KeyError, match=wrong):
+            paper_figures.load(wrong)
+    with pytest.raises(ValueError, match="neither a head"):
+        parts.layer_of("H2")
+
+
+def test_words_are_wrapped_whole_cut_at_the_front_and_made_visible() -> None:
+    said = "a long sentence with oneveryveryverylongword that must be broken somewhere " * 3
+    lines = text.wrap(said, 120, 11)
+    assert "".join("".join(lines).split()) == "".join(said.split())
+    assert all(text.text_width(line, 11) <= 120 for line in lines)
+    kept = text.ending(said, 120, 11, 2)
+    assert len(kept) == 2
+    assert kept[0].startswith("…")
+    assert kept[-1].endswith("somewhere")
+    assert text.ending("short", 120, 11, 2) == ["short"]
+    cut = text.ending("x" * 400, 120, 11, 2)
+    assert len(cut) == 2
+    assert cut[0].startswith("…xxxxxxx")
+    assert text.ending("", 120, 11, 2) == [""]
+    assert text.visible("a\n\tb\u200f") == "a\\n\\tb\\u200f"
+    assert (text.token(" top"), text.token(" ")) == ("top", "' '")
+    assert [text.number(v) for v in (-0.001, -1.5, float("nan"))] == ["0.00", "\u22121.50", "\u2013"]
+
+
+def test_direct_labels_keep_their_order_and_their_distance() -> None:
+    values = [0.5, 0.1, 0.11, 0.12, -1.0]
+    placed = parts.spread(values, 0.1, -1.2, 1.2)
+    ordered = sorted(placed)
+    assert all(b - a >= 0.1 - 1e-6 for a, b in pairwise(ordered))
+    assert [values.index(v) for v in sorted(values)] == [placed.index(p) for p in ordered]
+    assert parts.spread([0.5, -0.5], 0.1, -1, 1) == [0.5, -0.5]
+    assert parts.spread([], 0.1, -1, 1) == []

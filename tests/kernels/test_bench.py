@@ -1,0 +1,307 @@
+"""The benchmark: no speed without a green check, ratios from common rounds, budgets that end, meters that count."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import repro.bench.kernels as command
+from repro.errors import Exit, ReproError
+from repro.kernels import (
+    bench,
+    bench_compile,
+    bench_providers,
+    bench_run,
+    bench_whole,
+    cases,
+    reference,
+    roofline,
+    tiled,
+)
+from repro.kernels import bench_time as timing
+from repro.kernels.bench_memory import peak_memory
+from repro.kernels.errors import UnsupportedError
+from repro.kernels.select import Kernels
+
+ROOT = Path(__file__).parents[2]
+TINY = cases.Shape("paper", "tiny", 64, 4, 2, 16, sites=3, vocab=301, center=True, bias=True, positions=96)
+
+
+class Turned:
+    """A clock that a test turns: each look costs `step` seconds."""
+
+    def __init__(self, step: float = 0.0) -> None:
+        self.now, self.step = 100.0, step
+
+    def __call__(self) -> float:
+        self.now += self.step
+        return self.now
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paper's cases at a tiny shape, small meters, no compilers."""
+    monkeypatch.setattr(cases, "SHAPES", (TINY, replace(TINY, name="paper4", prompts=4)))
+    monkeypatch.setattr(cases, "CPU_SHAPES", ("paper",))
+    monkeypatch.setattr(roofline, "COPY_BYTES", {"cpu": 1 << 16, "cuda": 1 << 16})
+    monkeypatch.setattr(roofline, "MATMUL_SIZE", {"cpu": 64, "cuda": 64})
+    without = tuple(entry for entry in bench_providers.PROVIDERS if not entry.compiles)
+    monkeypatch.setattr(bench_providers, "PROVIDERS", without)
+    monkeypatch.setattr(bench_whole, "PROVIDERS", without)
+    monkeypatch.setattr(
+        bench_compile, "in_children", lambda everything, budget: iter([{"record": "compile", "status": "x"}])
+    )
+
+
+def run(said: list[str] | None = None, clock: Callable[[], float] | None = None, **options: Any) -> Any:
+    """One run of the benchmark; its report."""
+    given = bench.Options(**{"device": "cpu", "budget": "60s", **options})
+    return bench.run(given, (said if said is not None else []).append, clock or Turned())
+
+
+def speeds(report: Any, kernel: str) -> list[dict[str, Any]]:
+    """The rows of a kernel that hold a speed."""
+    rows = [r for r in report.records if r["record"] == "speed" and r["kernel"] == kernel]
+    assert rows
+    return [row for row in rows if row["median_ms"] is not None]
+
+
+@pytest.mark.usefixtures("small")
+def test_every_provider_is_checked_and_then_timed(tmp_path: Path) -> None:
+    said: list[str] = []
+    report = run(said, out=tmp_path / "rows.jsonl")
+    assert not report.failed
+    assert not report.broken
+    for kernel in cases.KERNELS:
+        rows = speeds(report, kernel.name)
+        assert {"einsum", "tiled"} <= {row["provider"] for row in rows}
+        for row in rows:
+            assert row["check_error"] <= row["check_allowed"]
+            assert row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
+            assert row["meter"] == "torch.profiler, CPU allocator events"
+            assert row["peak_bytes"] >= row["result_bytes"] > 0
+            assert row["floor_ms"] > 0
+            assert row["bound"] in ("compute", "memory")
+    whole = [r for r in report.records if r["record"] == "end_to_end"]
+    assert {r["provider"] for r in whole} >= {"einsum", "tiled"}
+    assert [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()] == report.records
+    assert report.records[0]["torch"] == torch.__version__
+    assert any("threads" in line for line in said)
+
+
+@pytest.mark.usefixtures("small")
+def test_one_flipped_sign_prints_no_speed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    right = tiled.projection, tiled.v_composition
+    monkeypatch.setattr(tiled, "projection", lambda z, **given: right[0](z=-z, **given))
+    monkeypatch.setattr(tiled, "v_composition", lambda W_O, **given: right[1](W_O=-W_O, **given))
+    said: list[str] = []
+    report = run(said)
+    assert report.failed == ["projection", "v_composition"]
+    for kernel in report.failed:
+        assert speeds(report, kernel) == []
+        about = [line for line in said if line.startswith(f"{kernel}/")]
+        assert about
+        assert not any(" ms" in line or "x in time" in line for line in about)
+        (row,) = (r for r in report.records if r.get("kernel") == kernel and r.get("provider") == "tiled")
+        assert row["status"] == "check failed"
+        assert row["check_error"] > 0.1
+    assert not [r for r in report.records if r["record"] == "end_to_end" and r["status"] == "ok"]
+    assert speeds(report, "top2_logits")
+    assert bench.main(["--device", "cpu", "--budget", "30s", "--only", "projection"]) == 1
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("projection/")]
+    assert printed
+    assert not any("x in time" in line or "% (" in line for line in printed)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_flipped_order_of_the_predictions_and_a_dying_kernel_fail_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def swapped(*given: Any, **named: Any) -> Any:
+        values, ids, chosen = reference.top2_logits(*given, **named)
+        return values, ids.flip(1), chosen
+
+    def dies(*_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError("in the kernel")
+
+    monkeypatch.setattr(tiled, "top2_logits", swapped)
+    monkeypatch.setattr(tiled, "projection", dies)
+    report = run()
+    assert report.failed == ["projection", "top2_logits"]
+    (row,) = (r for r in report.records if r.get("kernel") == "projection" and r.get("provider") == "tiled")
+    assert row["note"] == "ZeroDivisionError: in the kernel"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"budget": "soon"}, "--budget 'soon' is no length of time: write 90s, 8m or 1h"),
+        ({"budget": "-3s"}, "is no length of time"),
+        ({"only": "projektion"}, "no case 'projektion'; kernels: projection, "),
+        ({"only": ","}, "--only names no case"),
+        ({"device": "tpu"}, "--device 'tpu'; allowed: auto, cpu, cuda"),
+        ({"device": "cuda"}, "--device cuda, but torch sees no GPU here"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(
+    options: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UnsupportedError, match=words.replace("(", r"\(")):
+        run(**options)
+    with pytest.raises(ReproError) as caught:
+        command.bench(command.BenchOptions(store=tmp_path, figures=tmp_path, **options), lambda _: None)
+    assert caught.value.code == Exit.USAGE
+    flags = [word for key, value in options.items() for word in (f"--{key}", value)]
+    assert bench.main([f"{a}={b}" for a, b in zip(flags[::2], flags[1::2], strict=True)]) == 2
+
+
+@pytest.mark.usefixtures("small")
+def test_a_spent_budget_leaves_steps_out_and_says_so() -> None:
+    # The clock jumps by 20 of 60 seconds at each look: almost everything is late.
+    said: list[str] = []
+    report = run(said, Turned(step=20.0))
+    rows = [r for r in report.records if r["record"] == "speed"]
+    assert rows
+    assert all(r["status"] in ("skipped", "unavailable") for r in rows)
+    assert {r["note"].split(";")[0] for r in rows} == {"the budget ended before it was checked"}
+    (whole,) = (r for r in report.records if r["record"] == "end_to_end")
+    assert whole["status"].startswith("skipped")
+    assert not report.failed
+
+
+@pytest.mark.usefixtures("small")
+def test_a_slow_machine_measures_fewer_positions_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_run, "SLACK", 1e9)
+    monkeypatch.setattr(bench_run, "FEWEST_POSITIONS", 16)
+    (row,) = speeds(run(only="projection_onto_vectors"), "projection_onto_vectors")[:1]
+    assert "P 12" in row["dims"]
+    assert row["note"] == "12 of 96 positions: budget"
+
+
+@pytest.mark.usefixtures("small")
+def test_without_a_compiler_the_row_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_compiler(function: Any, **_: Any) -> Any:
+        def call(**__: Any) -> Any:
+            raise RuntimeError("backend='inductor' raised:\nInvalidCxxCompiler: No working C++ compiler found\nmore")
+
+        return call
+
+    entry = bench_providers.Provider("torch.compile", bench_providers._compiled, compiles=True)
+    monkeypatch.setattr(bench_providers, "PROVIDERS", (*bench_providers.PROVIDERS, entry))
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    report = run(only="projection")
+    (row,) = (r for r in report.records if r.get("provider") == "torch.compile")
+    assert row["status"] == "unavailable"
+    assert row["note"] == "torch.compile: InvalidCxxCompiler: No working C++ compiler found"
+    assert not report.failed
+
+
+@pytest.fixture
+def fake_gpu(small: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Everything that asks for a GPU gets an answer from the CPU; the timers that were used, as they are used."""
+    timers: list[str] = []
+
+    def timer(call: Callable[[], Any], name: str) -> list[float]:
+        timers.append(name)
+        call()
+        return [1.0, 2.0, 3.0]
+
+    def on_cpu(name: str, device: str, precision: str = "ieee") -> Kernels:
+        assert name == "triton" or precision == "ieee"
+        module = tiled if name == "triton" else reference
+        return Kernels(name, *(getattr(module, function) for function in Kernels._fields[1:]))
+
+    inputs, meters = cases.Case.inputs, (roofline.copy_meter, roofline.matmul_meter)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    seen = {"record": "environment", "device": "fake", "kind": "cuda", "system": "", "started": ""}
+    monkeypatch.setattr(bench, "environment", lambda device, seconds: seen)
+    monkeypatch.setattr(bench_run, "device_name", lambda device: "fake")
+    monkeypatch.setattr(cases.Case, "inputs", lambda self, dtype, device: inputs(self, dtype, "cpu"))
+    monkeypatch.setattr(roofline, "copy_meter", lambda device: meters[0]("cpu"))
+    monkeypatch.setattr(roofline, "matmul_meter", lambda device, precision: meters[1]("cpu", precision))
+    monkeypatch.setattr(bench_providers, "kernels_of", on_cpu)
+    monkeypatch.setattr(bench_run, "peak_memory", lambda call, device: peak_memory(call, "cpu"))
+    monkeypatch.setattr(bench_whole, "profiled", lambda call, device: "a table")
+    monkeypatch.setattr(timing, "_triton_timer", timer)
+    return timers
+
+
+def test_on_a_gpu_checks_times_profiles_and_runs_the_whole(fake_gpu: list[str]) -> None:
+    report = run(device="cuda")
+    assert not report.failed
+    assert not report.broken
+    kinds = [r["record"] for r in report.records]
+    assert kinds.index("speed") < kinds.index("profile") < kinds.index("end_to_end")
+    rows = speeds(report, "projection")
+    assert {row["timer"] for row in rows} == {"do_bench", "do_bench_cudagraph"} == set(fake_gpu)
+    assert {(row["dtype"], row["precision"]) for row in rows if row["provider"].startswith("triton")} == {
+        ("fp32", "ieee"), ("fp32", "tf32x3"), ("bf16", "bf16"), ("fp16", "fp16")
+    }  # fmt: skip
+    assert all(row["median_ms"] == 2.0 and row["faster"] == 1.0 for row in rows)
+    (profile,) = (r for r in report.records if r["record"] == "profile")
+    assert profile["table"] == "a table"
+    whole = [r for r in report.records if r["record"] == "end_to_end"]
+    assert {r["provider"] for r in whole} >= {"einsum", "triton", "triton tf32x3"}
+    assert {r["prompts"] for r in whole} == {4}
+    assert "compile" not in kinds
+
+
+@pytest.mark.usefixtures("fake_gpu")
+def test_on_a_gpu_a_step_that_breaks_leaves_the_others_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*_: Any) -> str:
+        raise RuntimeError("no profiler here")
+
+    def unrecordable(call: Callable[[], Any], name: str) -> list[float]:
+        if name == timing.CUDA_GRAPH:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return [1.0]
+
+    monkeypatch.setattr(bench_whole, "profiled", breaks)
+    monkeypatch.setattr(timing, "_triton_timer", unrecordable)
+    report = run(device="cuda", compile_all=True)
+    assert report.broken == ["profile"]
+    assert {row["timer"] for row in speeds(report, "projection")} == {"do_bench"}
+    assert {"end_to_end", "compile"} <= {r["record"] for r in report.records}
+
+
+def test_needs_only_torch_numpy_and_triton() -> None:
+    words = "import sys, repro.kernels.bench; print(sorted({name.split('.')[0] for name in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", words], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(json.loads(done.stdout.replace("'", '"')))
+    assert {"torch", "repro"} <= loaded
+    others = {"transformer_lens", "transformers", "zarr", "xarray", "altair", "pydantic", "scipy", "typer", "rich"}
+    assert not loaded & others
+
+
+@pytest.mark.usefixtures("small")
+def test_the_command_keeps_rows_and_draws_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    options = command.BenchOptions(store=tmp_path / "store", figures=tmp_path / "out", device="cpu", budget="30s")
+    assert command.bench(options, said.append) == Exit.OK
+    (rows,) = (tmp_path / "store" / "bench").iterdir()
+    assert rows.suffix == ".jsonl"
+    records = command.read(rows)
+    assert {"environment", "rate", "speed", "end_to_end", "compile"} <= {r["record"] for r in records}
+    page = (tmp_path / "out" / "bench.html").read_text()
+    assert all(f"{kernel.name} \\u00b7 tiny \\u00b7 fp32" in page for kernel in cases.KERNELS)
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"bench.html", "bench.png", "bench.svg"}
+
+    # A selection, and a run with a failed check, leave the whole table as it is.
+    before = rows.read_bytes()
+    monkeypatch.setattr(tiled, "projection", lambda *_, **__: (torch.ones(1), torch.ones(1)))
+    assert command.bench(replace(options, only="projection", as_json=True), said.append) == Exit.FAILED
+    assert rows.read_bytes() == before
+    assert all(json.loads(line)["record"] for line in said[-3:])
+
+
+def test_without_speeds_nothing_is_drawn(tmp_path: Path) -> None:
+    assert command.draw([{"record": "environment"}], tmp_path) is None
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,62 @@
+"""How many prompts go through the model together changes last bits only; the same run twice changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from repro.store.result import read_raw
+from tests.runs import PAPER, cli
+from tests.toys import make_native, write_prompts
+
+# The tolerance stated for another batch size, relative to an array's largest value.
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_native(tmp_path_factory.mktemp("batches") / "toy")
+    write_prompts(folder, n=18)
+    return folder
+
+
+def run_with(model: Path, unit: int, out: Path) -> dict[str, Path]:
+    """Experiment -> result of the whole default spec with so many prompts to a unit, all of them in one batch."""
+    spec = out / "experiments.toml"
+    out.mkdir()
+    spec.write_text(PAPER.read_text().replace("prompts_per_unit = 4", f"prompts_per_unit = {unit}"))
+    ran = cli("run", "--spec", spec, "--subject", model)
+    assert ran.code == 0, ran.text
+    return {path.parent.parent.name: path.parent for path in (out / "store").rglob("COMMIT")}
+
+
+def digests(found: dict[str, Path]) -> dict[str, str]:
+    """Hash of every stored array and summary file."""
+    files = {
+        f"{name}/{file.relative_to(path)}": file for name, path in found.items() for file in path.glob("data.zarr/**/*")
+    }
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items() if file.is_file()}
+
+
+def test_batches_of_one_three_and_sixteen_agree(model: Path, tmp_path: Path) -> None:
+    found = {unit: run_with(model, unit, tmp_path / str(unit)) for unit in (1, 3, 16)}
+    assert len(found[1]) == 8
+    for unit in (3, 16):
+        for name, path in found[1].items():
+            one, many = read_raw(path), read_raw(found[unit][name])
+            for variable in one.data_vars:
+                a, b = (np.asarray(data[variable], dtype=np.float64) for data in (one, many))
+                np.testing.assert_allclose(
+                    b, a, rtol=0, atol=TOLERANCE * np.nanmax(np.abs(a)), err_msg=f"{name} {unit}"
+                )
+
+
+def test_two_runs_store_the_same_bits(model: Path, tmp_path: Path) -> None:
+    once, again = (digests(run_with(model, 4, tmp_path / name)) for name in ("once", "again"))
+    assert len(once) > 50
+    assert once == again
+    other = digests(run_with(model, 5, tmp_path / "other"))
+    assert other.keys() != again.keys() or other != again, "the control: other units are other files"

@@ -1,0 +1,256 @@
+"""The start-up self-check: what would be computed wrongly is refused by name, and what is accepted is right in full."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+
+import repro.model.forward
+import repro.model.linear
+from repro.errors import Exit, ReproError
+from repro.model.folder import read_folder
+from repro.model.forward import logits, norm_scale, trace
+from repro.model.load import load
+from repro.model.selfcheck import check_against_library
+from tests import toys
+from tests.scenes import model, prompts
+
+TOKENS = torch.from_numpy(prompts(2, 64, seed=3))
+DIFFERS = "differs from the library's own model"
+
+
+def refusal(path: Path) -> str:
+    """What loading a folder says when it refuses it, with exit code 4."""
+    with pytest.raises(ReproError) as caught:
+        load(read_folder(path))
+    assert caught.value.code == Exit.UNAVAILABLE
+    assert str(path) in caught.value.message
+    return caught.value.message
+
+
+def made(path: Path, kind: str, **changes: Any) -> tuple[Path, Any]:
+    """A Hugging Face model of some kind, Llama's sizes unless it has its own names for them, in a folder."""
+    import transformers
+
+    sizes = toys.LLAMA_SIZES | {"bos_token_id": 0, "eos_token_id": 0}
+    if kind == "GPT2":
+        names = {"n_layer": "num_hidden_layers", "n_head": "num_attention_heads", "n_embd": "hidden_size"}
+        names |= {name: name for name in ("vocab_size", "bos_token_id", "eos_token_id")}
+        sizes = {ours: sizes[theirs] for ours, theirs in names.items()} | {"n_positions": 64}
+    if kind == "GPTNeoX":
+        sizes = {key: value for key, value in sizes.items() if key != "num_key_value_heads"}
+    config = getattr(transformers, f"{kind}Config")(**(sizes | changes))
+    module = getattr(transformers, f"{kind}ForCausalLM" if kind != "GPT2" else "GPT2LMHeadModel")(config)
+    return toys.save_hugging_face(module, path), module.eval()
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "sliding window": ("Mistral", {"sliding_window": 8}, "sliding-window attention is not supported"),
+    # Wider than the check's probe is long: the configuration, and not a difference of numbers, tells.
+    "wide window": ("Mistral", {"sliding_window": 40}, "sliding-window attention is not supported"),
+    "some windows": (
+        "Qwen2",
+        {"use_sliding_window": True, "sliding_window": 40, "max_window_layers": 1},
+        "sliding-window attention is not supported",
+    ),
+    "soft caps": ("Gemma2", {"head_dim": 8}, "a soft-cap on attention scores, a soft-cap on logits"),
+    "post-norms": ("Gemma2", {"head_dim": 8}, "norms after attention or MLP"),
+    "parallel blocks": ("GPTNeoX", {}, "parallel attention and MLP blocks"),
+    "query/key norms": ("Qwen3", {"head_dim": 8}, f"z of layer 0 {DIFFERS}"),
+    "scaled embeddings": ("Gemma", {"head_dim": 8}, f"resid_pre0 {DIFFERS}"),
+    "experts": ("Mixtral", {"num_local_experts": 2}, "mixtures of experts"),
+    "scores scaled by layer": ("GPT2", {"scale_attn_by_inverse_layer_idx": True}, f"z of layer 1 {DIFFERS}"),
+    # Here the library's bridge itself is not the original model.
+    "unscaled scores": ("GPT2", {"scale_attn_weights": False}, f"the vector of logits {DIFFERS}"),
+    "rotary that depends on the length": (
+        "Llama",
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}},
+        "rotary positions of kind 'dynamic' are not supported",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_would_be_computed_wrongly_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    kind, changes, named = REFUSED[name]
+    assert named in refusal(made(tmp_path / "model", kind, **changes)[0])
+
+
+ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
+    "no window": ("Mistral", {"sliding_window": None}),
+    "query, key and value biases": ("Qwen2", {}),
+    "all biases, another eps, stretched rotary": (
+        "Llama",
+        {
+            "attention_bias": True,
+            "mlp_bias": True,
+            "rms_norm_eps": 1e-3,
+            "rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0},
+        },
+    ),
+    "heads narrower than their share": ("Llama", {"head_dim": 6}),
+    "another activation and eps": ("GPT2", {"activation_function": "relu", "layer_norm_epsilon": 1e-3}),
+    "sequential blocks": ("GPTNeoX", {"use_parallel_residual": False}),
+}
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_what_is_accepted_is_right_over_the_whole_context(name: str, tmp_path: Path) -> None:
+    kind, changes = ACCEPTED[name]
+    path, module = made(tmp_path / "model", kind, **changes)
+    ours = load(read_folder(path))
+    with torch.no_grad():
+        moved = logits(ours, trace(ours, TOKENS).final) - module(TOKENS).logits
+    assert float((moved - moved.mean(-1, keepdim=True)).abs().max()) < 1e-4
+
+
+@pytest.fixture
+def copied(folders: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
+    """A copy of a toy's folder that may be damaged."""
+
+    def copy(kind: str) -> Path:
+        return Path(shutil.copytree(folders[kind], tmp_path / kind))
+
+    return copy
+
+
+def changed(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+    """The folder with a change made to its weights."""
+    state = load_file(path / "model.safetensors")
+    change(state)
+    save_file(state, path / "model.safetensors", metadata={"format": "pt"})
+    return path
+
+
+UP = {
+    "native": "blocks.0.mlp.W_in",
+    "gpt2": "transformer.h.0.mlp.c_fc.weight",
+    "llama": "model.layers.0.mlp.up_proj.weight",
+}
+BEYOND = {kind: name.replace("0", "7") for kind, name in UP.items()}
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("kind", UP)
+def test_weights_that_are_not_finite_are_named(kind: str, value: float, copied: Callable[[str], Path]) -> None:
+    path = changed(copied(kind), lambda state: state[UP[kind]].view(-1)[5:6].fill_(value))
+    assert f"weights of {UP[kind]} are not finite (NaN or infinite)" in refusal(path)
+
+
+@pytest.mark.parametrize("kind", UP)
+def test_missing_weights_are_refused_and_never_made_up(kind: str, copied: Callable[[str], Path]) -> None:
+    said = refusal(changed(copied(kind), lambda state: state.pop(UP[kind])))
+    assert ("missing " + UP[kind] in said) or ("Missing key" in said and kind == "native")
+
+
+@pytest.mark.parametrize("kind", UP)
+def test_weights_of_another_shape_are_refused(kind: str, copied: Callable[[str], Path]) -> None:
+    said = refusal(changed(copied(kind), lambda state: state.update({UP[kind]: state[UP[kind]][:-1].contiguous()})))
+    assert ("mismatched " + UP[kind] in said) or ("size mismatch" in said and kind == "native")
+
+
+@pytest.mark.parametrize("kind", UP)
+def test_weights_of_a_layer_that_the_configuration_lacks_are_refused(kind: str, copied: Callable[[str], Path]) -> None:
+    said = refusal(changed(copied(kind), lambda state: state.update({BEYOND[kind]: state[UP[kind]].clone()})))
+    assert ("unexpected " + BEYOND[kind] in said) or ("Unexpected key" in said and kind == "native")
+
+
+@pytest.mark.parametrize("kind", UP)
+@pytest.mark.parametrize("kept", [slice(-1000), slice(8, None), slice(0)], ids=["cut off", "no header", "empty"])
+def test_unreadable_weights_are_refused(kind: str, kept: slice, copied: Callable[[str], Path]) -> None:
+    path = copied(kind)
+    (path / "model.safetensors").write_bytes((path / "model.safetensors").read_bytes()[kept])
+    said = refusal(path)
+    assert ("have 0 bytes" if kept == slice(0) else "the model cannot be loaded") in said
+
+
+def test_a_pth_file_that_runs_code_is_refused(copied: Callable[[str], Path]) -> None:
+    path = copied("native")
+    (path / "model.safetensors").unlink()
+    torch.save({"embed.W_E": Path("/"), "large": torch.zeros(50_000)}, path / "some_final.pth")
+    assert "some_final.pth: holds more than tensors; refused" in refusal(path)
+
+
+def wrong_scale(model: Any, x: torch.Tensor) -> torch.Tensor:
+    """A norm's denominator without the mean square's root being taken of a centred stream."""
+    return torch.sqrt(x.square().mean(-1) + 2 * model.eps + 0.1)
+
+
+MISCOMPUTED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "activation": ("native", {"ACTIVATIONS": {"gelu": F.relu}}, "MLP0"),
+    "tanh for erf": ("native", {"ACTIVATIONS": {"gelu": lambda x: F.gelu(x, approximate="tanh")}}, "MLP0"),
+    "norm": ("gpt2", {"normed": lambda model, x: F.layer_norm(x, x.shape[-1:], eps=0.1)}, "z of layer 0"),
+    "scale": ("llama", {"norm_scale": wrong_scale}, "ln1 scale of layer 0"),
+    "no rotation": ("llama", {"rotate": lambda rotary, x: x}, "z of layer 0"),
+    "positions": ("gpt2", {"embed": lambda model, tokens: model.W_E[tokens]}, "resid_pre0"),
+    "no output bias": (
+        "native",
+        {"attn_out": lambda model, layer, z: torch.einsum("bphk,hkd->bpd", z, model.blocks[layer].W_O)},
+        "sum of what was written before resid_mid0",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISCOMPUTED)
+def test_a_pass_that_computes_something_else_is_caught(
+    name: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, wrong, quantity = MISCOMPUTED[name]
+    assert load(read_folder(folders[kind])).shape.n_layers == 3
+    for attribute, value in wrong.items():
+        monkeypatch.setattr(repro.model.linear if attribute == "ACTIVATIONS" else repro.model.forward, attribute, value)
+    assert f"{folders[kind]}: {quantity} {DIFFERS}" in refusal(folders[kind])
+
+
+def test_a_hook_that_does_not_fire_is_named(folders: dict[str, Path]) -> None:
+    class Deaf:
+        """A bridge whose first site is seen and whose norms are not."""
+
+        def run_with_cache(self, tokens: torch.Tensor) -> tuple[None, dict[str, torch.Tensor]]:
+            return None, {"blocks.0.hook_resid_pre": trace(model("native"), tokens).sites[0]}
+
+    with pytest.raises(ReproError, match=r"the library's hook blocks\.0\.ln1\.hook_scale does not fire on this model"):
+        check_against_library(read_folder(folders["native"]), Deaf(), model("native"), TOKENS[:, :5], TOKENS)
+
+
+class Echo:
+    """A bridge that agrees with everything of a model's own pass."""
+
+    def run_with_cache(self, tokens: torch.Tensor) -> tuple[None, dict[str, torch.Tensor]]:
+        """The pass under the library's names."""
+        passed = trace(model("native"), tokens)
+        cache = {"ln_final.hook_scale": passed.scale_final}
+        for layer, seen in enumerate(passed.attention):
+            name = f"blocks.{layer}"
+            scale = norm_scale(model("native"), passed.sites[2 * layer])
+            cache |= {f"{name}.ln1.hook_scale": scale, f"{name}.attn.hook_z": seen.z}
+            for step, site in enumerate(("pre", "mid", "post")):
+                cache[f"{name}.hook_resid_{site}"] = passed.sites[2 * layer + step]
+            cache[f"{name}.hook_mlp_out"] = passed.mlp_out[layer]
+        return None, cache
+
+
+def test_the_logits_must_be_the_originals_but_for_a_constant(folders: dict[str, Path]) -> None:
+    good, folder = model("native"), read_folder(folders["native"])
+    raw = logits(good, trace(good, TOKENS).final)
+    check_against_library(folder, Echo(), good, TOKENS, raw + 3.0)
+    for broken, given in ((good, raw * 1.001), (good, raw.flip(-1)), (replace(good, W_U=good.W_U * torch.nan), raw)):
+        with pytest.raises(ReproError, match="the vector of logits differs"):
+            check_against_library(folder, Echo(), broken, TOKENS, given)
+
+
+def test_loading_says_nothing(folders: dict[str, Path], capfd: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for kind in folders:
+            load(read_folder(folders[kind]))
+    assert capfd.readouterr() == ("", "")
