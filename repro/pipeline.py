@@ -29,15 +29,15 @@ from repro.run.cluster import Cluster
 from repro.run.watchdog import Watchdog, parse_watchdog
 from repro.run.workers import at_hand, refuse
 from repro.spec.types import HubPrompts
-from repro.store.excluded import NOTE, kept, left_out_line, quarantined
+from repro.store.excluded import NOTE, excluded_prompts, kept, left_out_line
 from repro.store.records import COMMIT
 from repro.subjects.access import cache_folder
-from repro.subjects.resolve import Chosen
+from repro.subjects.resolve import ResolvedSubject
 
 MAX_ROUNDS = 4
 
 
-def announce(world: World, subject: Chosen) -> None:
+def announce(world: World, subject: ResolvedSubject) -> None:
     """Says loudly which subject the numbers will be from."""
     path = subject.subject.about or subject.subject.model
     world.say(f"subject: {subject.name} ({path})")
@@ -73,7 +73,7 @@ def plan_rows(plan: Plan) -> list[dict[str, Any]]:
     ]
 
 
-def run(world: World, subject: Chosen) -> tuple[Plan, list[Exit]]:
+def run(world: World, subject: ResolvedSubject) -> tuple[Plan, list[Exit]]:
     """Computes everything that is not fresh, roles first; plans anew until nothing waits.
 
     Returns the last plan and the exit codes of what went wrong.
@@ -88,7 +88,7 @@ def run(world: World, subject: Chosen) -> tuple[Plan, list[Exit]]:
         world.check_writable()
         with at_hand(request.workers, request.scheduler, world.settings.device, world.say) as cluster:
             plan, failed = _rounds(world, plan, memory, watchdog, cluster)
-    left_out = sorted({prompt for item in plan.items if not item.waits for prompt in quarantined(item.path)})
+    left_out = sorted({prompt for item in plan.items if not item.waits for prompt in excluded_prompts(item.path)})
     if left_out:
         world.say(left_out_line(left_out))
     incomplete = failed or left_out or any(item.waits for item in plan.items)
@@ -254,7 +254,7 @@ def check(world: World, plan: Plan) -> list[Exit]:
     return [] if code == Exit.OK else [code]
 
 
-def _recipe(subject: Chosen) -> object:
+def _recipe(subject: ResolvedSubject) -> object:
     """The recipe of a subject's prompts from the hub."""
     prompts = subject.subject.prompts
     return prompts.model_dump(mode="json") if isinstance(prompts, HubPrompts) else None

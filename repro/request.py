@@ -14,7 +14,7 @@ from repro.plan.plan import Plan, Settings, make_plan, select
 from repro.spec.read import read_spec
 from repro.spec.types import Loaded
 from repro.subjects.access import Access, cache_folder
-from repro.subjects.resolve import Chosen, choose
+from repro.subjects.resolve import ResolvedSubject, choose
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -74,7 +74,7 @@ class World:
         """Experiments and figures asked for."""
         return select(self.loaded, self.request.only)
 
-    def choose(self, ask: bool) -> Chosen:
+    def choose(self, ask: bool) -> ResolvedSubject:
         """The subject; `ask`: whether the hub may be asked for it."""
         access = Access(cache_folder(), self.request.offline, ask, self.request.subject is not None)
         return choose(self.loaded, self.request.subject, access)
@@ -123,7 +123,7 @@ class World:
                 raise ReproError("--kernels triton: the package triton is not installed; install it or use torch")
         return asked
 
-    def plan(self, subject: Chosen, names: Sequence[str] | None = None) -> Plan:
+    def plan(self, subject: ResolvedSubject, names: Sequence[str] | None = None) -> Plan:
         """The plan for the selection, or for some experiments."""
         chosen = self.selection[0] if names is None else names
         return make_plan(self.loaded, subject, chosen, self.settings, self.store)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from repro.errors import Exit, ReproError
 from repro.run.failures import Failures
-from repro.run.loop import Compute, Filled
+from repro.run.loop import Compute, UnitArrays
 from repro.run.watchdog import Watchdog
 from repro.run.workers import at_hand
 from repro.store.result import open_result
@@ -35,7 +35,7 @@ class Toy:
     def __call__(self, failures: Failures, threads: int) -> Compute:
         declared = faulty.layout(self.n_prompts)
 
-        def compute(unit: int, names: Sequence[str]) -> dict[str, Filled]:
+        def compute(unit: int, names: Sequence[str]) -> dict[str, UnitArrays]:
             assert "torch" not in sys.modules
             with self.log.open("a") as handle:
                 handle.write(f"{unit} {os.getpid()}\n")
@@ -44,7 +44,7 @@ class Toy:
                 time.sleep(600)
             if "odd" in names and self.odd == "fails":
                 failures.guard("odd", _fail)
-            filled = Filled(faulty.measure(declared, declared.prompts(faulty.UNIT, unit)), {"halved": 0})
+            filled = UnitArrays(faulty.measure(declared, declared.prompts(faulty.UNIT, unit)), {"halved": 0})
             return {name: filled for name in names if name not in failures}
 
         return compute

@@ -66,16 +66,16 @@ def nothing() -> None:
     """What a run does beside computing, unless told otherwise."""
 
 
-def computed(result: Result, names: Sequence[str], unit: int) -> dict[str, loop.Filled]:
+def computed(result: Result, names: Sequence[str], unit: int) -> dict[str, loop.UnitArrays]:
     """What the unit loop wants of whoever computes: a unit's arrays for every name."""
     arrays = measure(result.layout, result.unit_slice(unit))
-    return {name: loop.Filled(arrays, {"halved": 0}) for name in names}
+    return {name: loop.UnitArrays(arrays, {"halved": 0}) for name in names}
 
 
 def complete(result: Result, log: Path | None = None, before: Callable[[], None] = nothing, **more: Any) -> None:
     """The real unit loop over a result; `before` runs before each unit is computed, `log` takes its number."""
 
-    def compute(unit: int, names: Sequence[str]) -> dict[str, loop.Filled]:
+    def compute(unit: int, names: Sequence[str]) -> dict[str, loop.UnitArrays]:
         if log is not None:
             with log.open("a") as handle:
                 handle.write(f"{unit}\n")

@@ -16,7 +16,7 @@ import torch
 from repro.kernels.select import provider
 from repro.measures.batch import Batch, Engine
 from repro.measures.bind import Bound, bind
-from repro.measures.declare import Context, Wanted, wanted
+from repro.measures.declare import Context, Directions, wanted
 from repro.measures.roles import ExampleTokens, Roles
 from repro.model.casting import cast
 from repro.model.folder import read_folder
@@ -126,7 +126,7 @@ class Scene:
         axes = {name: _prompt_axis(name) for name in parts[0]}
         return {name: torch.cat([part[name] for part in parts], axis).numpy() for name, axis in axes.items()}
 
-    def batch(self, first: int, stop: int, asked: Wanted, kernels: str = "torch") -> Batch:
+    def batch(self, first: int, stop: int, asked: Directions, kernels: str = "torch") -> Batch:
         """Some of the prompts on their way through the model."""
         rows = torch.from_numpy(self.tokens[first:stop])
         return Batch(self.engine(kernels), rows, first, self.roles, asked)

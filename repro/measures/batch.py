@@ -12,9 +12,9 @@ from torch import Tensor
 
 from repro.kernels.select import Kernels
 from repro.labels import head_index
-from repro.measures.declare import Context, Wanted
+from repro.measures.declare import Context, Directions
 from repro.measures.roles import Roles
-from repro.model.forward import Model, Trace, norm_scale, normed, tail, trace
+from repro.model.forward import Model, Trace, forward_from, norm_scale, normed, trace
 
 HEADS_TOGETHER = 32
 """Heads that sites are projected on in one call: their outputs at a few positions still fit the cache."""
@@ -44,7 +44,9 @@ class Engine:
 class Batch:
     """One micro-batch of prompts, tokens [B, P], with everything measures share, each computed at most once."""
 
-    def __init__(self, engine: Engine, tokens: Tensor, first_prompt: int, roles: Roles | None, wanted: Wanted) -> None:
+    def __init__(
+        self, engine: Engine, tokens: Tensor, first_prompt: int, roles: Roles | None, wanted: Directions
+    ) -> None:
         self.engine = engine
         self.tokens = tokens
         self.first_prompt = first_prompt
@@ -216,7 +218,7 @@ class Batch:
 
     def rest(self, layer: int, resid_mid: Tensor) -> Tensor:
         """The sites from resid_mid{layer} on, for another stream there: [S', B, P, D]."""
-        return tail(self.engine.model, layer, resid_mid)
+        return forward_from(self.engine.model, layer, resid_mid)
 
 
 def eraser_rows(roles: Roles) -> Sequence[int]:
@@ -234,7 +236,7 @@ class Bound:
     experiment: Any
     context: Context
     by: Callable[[Any, Batch], Arrays]
-    once: dict[str, Any] = field(default_factory=dict)
+    prepared: dict[str, Any] = field(default_factory=dict)
 
     def compute(self, batch: Batch) -> Arrays:
         """The raw arrays of one batch, dimensions as declared."""

@@ -99,7 +99,7 @@ def needs(experiment: Common) -> frozenset[str]:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Directions:
     """What the experiments of a pass will ask of each batch; decided by the plan.
 
     sites_on_nodes: whether sites are projected on all nodes. directions: further vectors that nodes are projected on,
@@ -109,20 +109,20 @@ class Wanted:
     sites_on_nodes: bool
     directions: tuple[str, ...]
 
-    def __or__(self, other: Wanted) -> Wanted:
+    def __or__(self, other: Directions) -> Directions:
         directions = (*self.directions, *(name for name in other.directions if name not in self.directions))
-        return Wanted(self.sites_on_nodes or other.sites_on_nodes, directions)
+        return Directions(self.sites_on_nodes or other.sites_on_nodes, directions)
 
 
-def wanted(experiment: Common) -> Wanted:
+def wanted(experiment: Common) -> Directions:
     """What one experiment asks of a batch."""
     if isinstance(experiment, Projection):
-        return Wanted(experiment.onto == "nodes", ("writer",) if experiment.of == "nodes" else ())
+        return Directions(experiment.onto == "nodes", ("writer",) if experiment.of == "nodes" else ())
     if isinstance(experiment, DLAScatter):
-        return Wanted(False, (experiment.target,))
+        return Directions(False, (experiment.target,))
     if isinstance(experiment, VPatch | FindErasers):
-        return Wanted(False, ("writer",))
-    return Wanted(isinstance(experiment, FindWriter), ())
+        return Directions(False, ("writer",))
+    return Directions(isinstance(experiment, FindWriter), ())
 
 
 def patched_layer(experiment: VPatch, context: Context) -> int:

@@ -59,8 +59,8 @@ def compute(bound: Bound, batch: Batch) -> dict[str, Tensor]:
         if experiment.resample == "all_positions":
             z = torch.stack([seen.z[:, row] for seen in batch.trace.attention])
         else:
-            z = _last_position(batch, row, bound.once["keys"][index], bound.once["values"][index])
-        dla = torch.einsum("lbhk,lhk->lhb", z, bound.once["reader"][index]).flatten(0, 1)
+            z = _last_position(batch, row, bound.prepared["keys"][index], bound.prepared["values"][index])
+        dla = torch.einsum("lbhk,lhk->lhb", z, bound.prepared["reader"][index]).flatten(0, 1)
         if example.prompt is not None:
             own = torch.arange(len(batch.tokens), device=dla.device) + batch.first_prompt == example.prompt
             dla = dla.masked_fill(own, torch.nan)

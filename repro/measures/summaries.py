@@ -26,7 +26,7 @@ from repro.spec.types import (
     VPatch,
     Windowed,
 )
-from repro.store.excluded import NOTE, Kept, Raw
+from repro.store.excluded import NOTE, Raw, ValidPrompts
 
 Decode = Callable[[int], str]
 """Token id -> text."""
@@ -36,18 +36,18 @@ def summarise(
     experiment: Common,
     context: Context,
     raw: Raw,
-    once: Mapping[str, Any],
+    prepared: Mapping[str, Any],
     decode: Decode,
     without: Sequence[int] = (),
 ) -> xr.Dataset:
     """The reduced result of an experiment.
 
-    raw: its complete arrays; once: what was computed before the pass; decode: token id -> text; without: prompts that
-    are left out, as if they did not exist. Returns a Dataset whose attrs name quantiles, roles, sizes, and the prompts
+    raw: its complete arrays; prepared: what was computed before the pass; decode: token id -> text; without: prompts
+    that are left out, as if they did not exist. Returns a Dataset whose attrs name quantiles, roles, sizes, and the prompts
     left out where there are any. Raises ReproError (exit 1) where none is left.
-    Agreement: tests/measures/test_summaries.py, tests/store/test_quarantine.py.
+    Agreement: tests/measures/test_summaries.py, tests/store/test_excluded.py.
     """
-    dataset = reduced(experiment, context, Kept(raw, without), once, decode)
+    dataset = reduced(experiment, context, ValidPrompts(raw, without), prepared, decode)
     if without:
         dataset.attrs[NOTE] = list(without)
     dataset.attrs.update(
@@ -74,7 +74,9 @@ def _variant(experiment: Common, context: Context) -> dict[str, object]:
 
 
 @singledispatch
-def reduced(experiment: Common, context: Context, raw: Kept, once: Mapping[str, Any], decode: Decode) -> xr.Dataset:
+def reduced(
+    experiment: Common, context: Context, raw: ValidPrompts, prepared: Mapping[str, Any], decode: Decode
+) -> xr.Dataset:
     """One measure's own reduction."""
     raise NotImplementedError(type(experiment).__name__)
 
@@ -87,7 +89,9 @@ def _window(experiment: Windowed) -> slice:
     return slice(first, None if last == -1 else last + 1)
 
 
-def _pooled(experiment: Pooled, raw: Kept, name: str, nan_name: str = "nan_count") -> dict[str, tuple[Any, Any]]:
+def _pooled(
+    experiment: Pooled, raw: ValidPrompts, name: str, nan_name: str = "nan_count"
+) -> dict[str, tuple[Any, Any]]:
     """Median and quantiles of a variable over prompts x positions, one value per remaining label."""
     dims = [dim for dim in raw.layout.variable(name).dims if dim not in ("prompt", "position")]
     sizes = [len(raw.layout.coords[dim]) for dim in dims]
@@ -100,7 +104,7 @@ def _pooled(experiment: Pooled, raw: Kept, name: str, nan_name: str = "nan_count
     return {name: (("quantile", *dims), out), nan_name: (tuple(dims), counts)}
 
 
-def _dataset(raw: Kept, variables: Mapping[str, tuple[Any, Any]]) -> xr.Dataset:
+def _dataset(raw: ValidPrompts, variables: Mapping[str, tuple[Any, Any]]) -> xr.Dataset:
     coords: dict[str, Any] = {dim: list(labels) for dim, labels in raw.layout.coords.items()}
     if any("quantile" in dims for dims, _ in variables.values()):
         coords["quantile"] = list(QUANTILE_LABELS)
@@ -108,7 +112,9 @@ def _dataset(raw: Kept, variables: Mapping[str, tuple[Any, Any]]) -> xr.Dataset:
 
 
 @reduced.register
-def _(experiment: Projection, context: Context, raw: Kept, once: Mapping[str, Any], decode: Decode) -> xr.Dataset:
+def _(
+    experiment: Projection, context: Context, raw: ValidPrompts, prepared: Mapping[str, Any], decode: Decode
+) -> xr.Dataset:
     if experiment.summarise == "pooled":
         return _dataset(raw, _pooled(experiment, raw, "pr"))
     sites = raw.layout.coords["site"]
@@ -125,7 +131,9 @@ def _(experiment: Projection, context: Context, raw: Kept, once: Mapping[str, An
 
 
 @reduced.register
-def _(experiment: VPatch, context: Context, raw: Kept, once: Mapping[str, Any], decode: Decode) -> xr.Dataset:
+def _(
+    experiment: VPatch, context: Context, raw: ValidPrompts, prepared: Mapping[str, Any], decode: Decode
+) -> xr.Dataset:
     sites = _pooled(experiment, raw, "site_pr", "site_nan_count")
     dataset = _dataset(raw, sites | _pooled(experiment, raw, "head_pr", "head_nan_count"))
     dataset.attrs["layer"] = patched_layer(experiment, context)
@@ -133,24 +141,29 @@ def _(experiment: VPatch, context: Context, raw: Kept, once: Mapping[str, Any], 
 
 
 @reduced.register
-def _(experiment: ResampledDLA, context: Context, raw: Kept, once: Mapping[str, Any], decode: Decode) -> xr.Dataset:
+def _(
+    experiment: ResampledDLA, context: Context, raw: ValidPrompts, prepared: Mapping[str, Any], decode: Decode
+) -> xr.Dataset:
     bands, counts = quantiles_along(raw.read("resampled"), experiment.quantiles, axes=1)
     dims = ("example", "head")
     dataset = _dataset(raw, {"resampled": (("quantile", *dims), bands), "nan_count": (dims, counts)})
-    clean = np.array(once["clean"])
+    clean = np.array(prepared["clean"])
     dataset["clean"] = (dims, clean)
-    dataset["logit_diff"] = ("example", np.array(once["logit_diff"]))
+    dataset["logit_diff"] = ("example", np.array(prepared["logit_diff"]))
     examples = context.examples
     pairs = [(example.answer, example.other) for example in examples]
-    named = [pair == found for pair, found in zip(pairs, zip(once["first"], once["second"], strict=True), strict=True)]
+    named = [
+        pair == found
+        for pair, found in zip(pairs, zip(prepared["first"], prepared["second"], strict=True), strict=True)
+    ]
     dataset["top2_named"] = ("example", np.array(named))
     heads = list(raw.layout.coords["head"])
     texts = {
         "text": [example.text for example in examples],
         "answer": [example.answer_text for example in examples],
         "other": [example.other_text for example in examples],
-        "first": [decode(token) for token in once["first"]],
-        "second": [decode(token) for token in once["second"]],
+        "first": [decode(token) for token in prepared["first"]],
+        "second": [decode(token) for token in prepared["second"]],
         "head_shown": distinct_other_heads(clean, heads, context.known.writer, [example.head for example in examples]),
     }
     dataset.attrs["wrong_predictions"] = sum(not example.right for example in examples)
@@ -159,7 +172,9 @@ def _(experiment: ResampledDLA, context: Context, raw: Kept, once: Mapping[str, 
 
 
 @reduced.register
-def _(experiment: DLAScatter, context: Context, raw: Kept, once: Mapping[str, Any], decode: Decode) -> xr.Dataset:
+def _(
+    experiment: DLAScatter, context: Context, raw: ValidPrompts, prepared: Mapping[str, Any], decode: Decode
+) -> xr.Dataset:
     writer, answers = raw.read("writer_dla"), raw.read("answer_dla")
     window = _window(experiment)
     x = writer[:, window]
@@ -195,7 +210,9 @@ def _centres(edges: np.ndarray) -> np.ndarray:
 
 
 @reduced.register
-def _(experiment: FindWriter, context: Context, raw: Kept, once: Mapping[str, Any], decode: Decode) -> xr.Dataset:
+def _(
+    experiment: FindWriter, context: Context, raw: ValidPrompts, prepared: Mapping[str, Any], decode: Decode
+) -> xr.Dataset:
     dataset = _dataset(raw, _pooled(experiment, raw, "pr"))
     heads, sites = list(raw.layout.coords["head"]), list(raw.layout.coords["site"])
     choice = choose_writer(dataset["pr"].sel(quantile="median").values, heads, sites)
@@ -205,7 +222,9 @@ def _(experiment: FindWriter, context: Context, raw: Kept, once: Mapping[str, An
 
 
 @reduced.register
-def _(experiment: FindErasers, context: Context, raw: Kept, once: Mapping[str, Any], decode: Decode) -> xr.Dataset:
+def _(
+    experiment: FindErasers, context: Context, raw: ValidPrompts, prepared: Mapping[str, Any], decode: Decode
+) -> xr.Dataset:
     dataset = _dataset(raw, _pooled(experiment, raw, "pr"))
     medians = dict(zip(raw.layout.coords["head"], dataset["pr"].sel(quantile="median").values.tolist(), strict=True))
     choice = choose_erasers(medians, context.known.found, experiment.bar)
@@ -217,7 +236,9 @@ def _(experiment: FindErasers, context: Context, raw: Kept, once: Mapping[str, A
 
 
 @reduced.register
-def _(experiment: MineExamples, context: Context, raw: Kept, once: Mapping[str, Any], decode: Decode) -> xr.Dataset:
+def _(
+    experiment: MineExamples, context: Context, raw: ValidPrompts, prepared: Mapping[str, Any], decode: Decode
+) -> xr.Dataset:
     values = {name: raw.read(name) for name in ("writer_dla", "first", "second", "actual")}
     chosen = choose_examples(
         values["writer_dla"], values["first"], values["second"], values["actual"], experiment.count

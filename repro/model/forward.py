@@ -190,7 +190,7 @@ def trace(model: Model, tokens: Tensor, slots: int = 0) -> Trace:
     return Trace(sites, z, tuple(attention), tuple(mlps), norm_scale(model, sites[2 * L]))
 
 
-def tail(model: Model, layer: int, resid_mid: Tensor) -> Tensor:
+def forward_from(model: Model, layer: int, resid_mid: Tensor) -> Tensor:
     """The sites from `resid_mid{layer}` on, when the stream there is `resid_mid` [B, P, D]: [S', B, P, D].
 
     Everything after that site runs normally, with its own patterns and norm scales.

@@ -12,13 +12,13 @@ from repro.errors import Exit, ReproError
 from repro.measures.declare import MEASURE_VERSIONS, Context, needs
 from repro.model.folder import tokens_fingerprint
 from repro.spec.types import Common
-from repro.subjects.resolve import Chosen
+from repro.subjects.resolve import ResolvedSubject
 
 SHORT = 16
 
 
 def key_parts(
-    experiment: Common, context: Context, subject: Chosen, settings: Mapping[str, str | int]
+    experiment: Common, context: Context, subject: ResolvedSubject, settings: Mapping[str, str | int]
 ) -> dict[str, Any]:
     """Everything that can change a number of this result.
 

@@ -15,7 +15,7 @@ from repro.plan.key import key_parts, what_changed
 from repro.spec.types import Common, Example, FindErasers, FindWriter, Loaded, MineExamples, Windowed
 from repro.store.layout import Layout, key12, result_path
 from repro.store.records import status
-from repro.subjects.resolve import Chosen, mined_from
+from repro.subjects.resolve import ResolvedSubject, mined_from
 
 WAITS = "waits for roles"
 ROLE_MEASURES = {"find_writer": "writer", "find_erasers": "erasers", "mine_examples": "examples"}
@@ -76,7 +76,7 @@ class Item:
 class Plan:
     """All chosen experiments on a subject."""
 
-    subject: Chosen
+    subject: ResolvedSubject
     settings: Settings
     items: tuple[Item, ...]
     roles: Roles | None
@@ -133,7 +133,7 @@ def select(loaded: Loaded, only: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(dict.fromkeys(experiments)), [name for name in spec.figure if name in figures]
 
 
-def make_plan(loaded: Loaded, subject: Chosen, names: Iterable[str], settings: Settings, store: Path) -> Plan:
+def make_plan(loaded: Loaded, subject: ResolvedSubject, names: Iterable[str], settings: Settings, store: Path) -> Plan:
     """The plan for some experiments on a subject: role experiments that they wait for come first.
 
     store: the store's root. Reads only small files; needs no weights beyond their hash and no torch.
@@ -193,7 +193,7 @@ def _known(need: str, roles: Known, examples: tuple[ExampleTokens, ...] | None) 
 class _Builder:
     """Builds items; holds what they share."""
 
-    def __init__(self, loaded: Loaded, subject: Chosen, settings: Settings, store: Path) -> None:
+    def __init__(self, loaded: Loaded, subject: ResolvedSubject, settings: Settings, store: Path) -> None:
         self.loaded = loaded
         self.subject = subject
         self.settings = settings

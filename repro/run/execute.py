@@ -23,7 +23,7 @@ from repro.run.failures import Failures
 from repro.run.loop import fill, missing, units_of
 from repro.run.session import Session, Work
 from repro.run.worker import Recipe, versions
-from repro.store.excluded import quarantined
+from repro.store.excluded import excluded_prompts
 from repro.store.result import Result, open_result
 from repro.store.verify import repair
 
@@ -123,8 +123,8 @@ class _Pass:
         if result.committed:
             return
         tokenizer = self.plan.subject.tokenizer
-        once, without = self.work.bound[name].once, quarantined(item.path)
-        dataset = summarise(item.experiment, item.context, result, once, tokenizer.decode, without)
+        prepared, without = self.work.bound[name].prepared, excluded_prompts(item.path)
+        dataset = summarise(item.experiment, item.context, result, prepared, tokenizer.decode, without)
         dataset.attrs.update(
             subject=self.plan.subject.name,
             model=self.plan.subject.subject.model,

@@ -24,14 +24,14 @@ MAX_WAITING = 2
 
 
 @dataclass(frozen=True)
-class Filled:
+class UnitArrays:
     """One experiment's arrays for one unit, and what its record must say about how they came to be."""
 
     arrays: Mapping[str, np.ndarray]
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
-Compute = Callable[[int, Sequence[str]], Mapping[str, Filled]]
+Compute = Callable[[int, Sequence[str]], Mapping[str, UnitArrays]]
 """Unit and names of experiments -> what each holds; an experiment that failed is left out."""
 Missing = dict[str, set[int]]
 
@@ -121,7 +121,7 @@ def claimed(unit: int, names: Sequence[str], results: Mapping[str, Result], fail
 
 
 def write(
-    unit: int, mine: Sequence[str], filled: Mapping[str, Filled], results: Mapping[str, Result], failures: Failures
+    unit: int, mine: Sequence[str], filled: Mapping[str, UnitArrays], results: Mapping[str, Result], failures: Failures
 ) -> None:
     """Commits one unit of every experiment that it is filled for; the others' claims end, too."""
     try:
@@ -131,7 +131,7 @@ def write(
         give_back(unit, mine, results)
 
 
-def _write(result: Result, unit: int, filled: Filled) -> None:
+def _write(result: Result, unit: int, filled: UnitArrays) -> None:
     result.write_unit(unit, filled.arrays, filled.notes)
 
 

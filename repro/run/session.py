@@ -23,11 +23,11 @@ from repro.model.load import load
 from repro.plan.plan import Item, Plan, Settings
 from repro.process import keep_freed_memory
 from repro.run.failures import Failures, NoMemoryError, Say, memory_told
-from repro.run.loop import Filled
+from repro.run.loop import UnitArrays
 from repro.run.watchdog import Watchdog
 from repro.store.excluded import NOTE
 from repro.store.layout import Layout
-from repro.subjects.resolve import Chosen
+from repro.subjects.resolve import ResolvedSubject
 
 NUMPY_TYPES = {"float32": torch.float32, "int32": torch.int32}
 
@@ -36,7 +36,7 @@ NUMPY_TYPES = {"float32": torch.float32, "int32": torch.int32}
 class Session:
     """One process's share of a run: the model is loaded once for each precision, however many passes there are."""
 
-    subject: Chosen
+    subject: ResolvedSubject
     settings: Settings
     memory: int
     say: Say
@@ -129,12 +129,12 @@ class Work:
         item = self.items[name]
         self.bound[name] = bind(item.experiment, item.context, self.session.engine(self.stream.precision))
 
-    def unit(self, unit: int, names: Sequence[str]) -> dict[str, Filled]:
+    def unit(self, unit: int, names: Sequence[str]) -> dict[str, UnitArrays]:
         """All arrays of one unit for the named experiments, computed micro-batch by micro-batch.
 
         An experiment that fails is left out, and its error kept. Where memory runs out the unit is computed again with
         half the micro-batch, and noted so; a prompt with activations that are not finite is NaN, and noted so.
-        Agreement: tests/run/test_trouble.py, tests/store/test_quarantine.py.
+        Agreement: tests/run/test_trouble.py, tests/store/test_excluded.py.
         """
         while True:
             step = self.session.micro_batch(self.stream)
@@ -147,7 +147,7 @@ class Work:
                 raise self._too_big()
             self.session.halve(step)
 
-    def _unit(self, unit: int, names: Sequence[str], step: int) -> dict[str, Filled]:
+    def _unit(self, unit: int, names: Sequence[str], step: int) -> dict[str, UnitArrays]:
         size = self.plan.settings.unit
         stop = max(self.items[name].context.n_prompts for name in names)
         rows = range(unit * size, min((unit + 1) * size, stop))
@@ -162,7 +162,7 @@ class Work:
         self.session.leave_out(prompt for share in shares.values() for prompt in share.unfit)
         halved = {} if self.session.at_most is None else {"micro_batch": step}
         return {
-            name: Filled(share.arrays, halved | ({NOTE: share.unfit} if share.unfit else {}))
+            name: UnitArrays(share.arrays, halved | ({NOTE: share.unfit} if share.unfit else {}))
             for name, share in shares.items()
             if name not in self.failures
         }

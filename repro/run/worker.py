@@ -26,7 +26,7 @@ from repro.run.loop import Compute, claimed, give_back, write
 from repro.run.watchdog import Watchdog
 from repro.store.records import MANIFEST, load_manifest
 from repro.store.result import Result
-from repro.subjects.resolve import Chosen
+from repro.subjects.resolve import ResolvedSubject
 
 if TYPE_CHECKING:
     from repro.measures.batch import Engine
@@ -89,16 +89,16 @@ def fill_unit(job: Job, unit: int, names: Sequence[str]) -> Outcome:
     Agreement: tests/run/test_cluster_worker.py, tests/run/test_cluster_faults.py.
     """
     with _one_at_a_time:
-        if job.token not in _desks:
-            while len(_desks) >= KEPT:
-                _desks.pop(next(iter(_desks)))
-            _desks[job.token] = _Desk(job)
+        if job.token not in _states:
+            while len(_states) >= KEPT:
+                _states.pop(next(iter(_states)))
+            _states[job.token] = WorkerState(job)
         # Only now: loading a model may take longer than a unit, and whoever asked has a watchdog, too.
         with Watchdog(job.hang_s, job.logs, ENDED):
-            return _desks[job.token].fill(unit, names)
+            return _states[job.token].fill(unit, names)
 
 
-class _Desk:
+class WorkerState:
     """One job's open results and what computes their units, for as long as the worker keeps them."""
 
     def __init__(self, job: Job) -> None:
@@ -130,7 +130,7 @@ class _Desk:
 
 
 _one_at_a_time = threading.Lock()
-_desks: dict[str, _Desk] = {}
+_states: dict[str, WorkerState] = {}
 
 
 def _refuse_versions(asked: Mapping[str, str]) -> None:
@@ -156,7 +156,7 @@ def _opened(path: Path) -> Result:
 class Recipe:
     """How a worker computes a pass: the model's folder, settings and experiments. Called on the worker."""
 
-    subject: Chosen
+    subject: ResolvedSubject
     settings: Settings
     items: tuple[Item, ...]
     stream: Stream
@@ -169,7 +169,7 @@ class Recipe:
     @classmethod
     def of(cls, plan: Plan, items: Sequence[Item], stream: Stream, memory: int, products: str) -> Recipe:
         """The recipe of some items of a plan, with absolute paths and nothing that a worker can read for itself."""
-        subject = Chosen(plan.subject.name, plan.subject.subject, _absolute(plan.subject.folder))
+        subject = ResolvedSubject(plan.subject.name, plan.subject.subject, _absolute(plan.subject.folder))
         return cls(subject, plan.settings, tuple(items), stream, memory, products)
 
     def __call__(self, failures: Failures, threads: int) -> Compute:
@@ -210,7 +210,7 @@ class Recipe:
             if self.subject.weights != weights:
                 raise self._other(self.subject.folder.path)
             # All other jobs hold on to the old model, for which there may be no room beside the new one.
-            _desks.clear()
+            _states.clear()
             _engines.clear()
             _engines[loaded] = session.engine(precision)
         return _engines[loaded]

@@ -23,7 +23,7 @@ NOTE = "quarantined"
 """Name of the note in a unit's record, and of the attribute of a summary: ids of prompts."""
 
 
-def quarantined(path: Path) -> list[int]:
+def excluded_prompts(path: Path) -> list[int]:
     """Ids of the prompts that the records of a result name as left out, in order.
 
     path: the result folder. Reads the records alone, and hardly those without such a note.
@@ -63,7 +63,7 @@ class Raw(Protocol):
         """Blocks of a raw variable, each with all prompts."""
 
 
-class Kept:
+class ValidPrompts:
     """A result's raw arrays without the prompts that are left out, so that no reduction need know of them."""
 
     def __init__(self, raw: Raw, without: Sequence[int]) -> None:

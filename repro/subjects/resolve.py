@@ -24,7 +24,7 @@ _LONGEST = 1000
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ResolvedSubject:
     """A subject that can be had: its declaration, its folder, its prompts."""
 
     name: str
@@ -111,11 +111,11 @@ class Tokenizer:
         return ids[0]
 
 
-def choose(loaded: Loaded, name: str | None, access: Access) -> Chosen:
+def choose(loaded: Loaded, name: str | None, access: Access) -> ResolvedSubject:
     """The subject named, or the first of the spec's default subjects that can be had.
 
     name: a declared subject, a model folder, or a hub name; nothing: the defaults in order, and falling back is told in
-    `Chosen.fallback`. Raises ReproError: exit 2 for an unknown name, exit 4 if the subject cannot be had.
+    `ResolvedSubject.fallback`. Raises ReproError: exit 2 for an unknown name, exit 4 if the subject cannot be had.
     Agreement: tests/subjects/test_subjects.py.
     """
     if name is not None:
@@ -127,11 +127,11 @@ def choose(loaded: Loaded, name: str | None, access: Access) -> Chosen:
         except AbsentError as error:
             reasons.append(f"{candidate} cannot be had here ({error.message})")
             continue
-        return Chosen(found.name, found.subject, found.folder, "; ".join(reasons))
+        return ResolvedSubject(found.name, found.subject, found.folder, "; ".join(reasons))
     raise ReproError("; ".join(reasons) or "the spec names no default subject", Exit.UNAVAILABLE)
 
 
-def _named(loaded: Loaded, name: str, access: Access) -> Chosen:
+def _named(loaded: Loaded, name: str, access: Access) -> ResolvedSubject:
     declared = loaded.spec.subject
     if name in declared:
         return _at_hand(loaded, name, declared[name], access)
@@ -153,9 +153,9 @@ def _label(name: str, declared: Mapping[str, Subject]) -> str:
     return name if NAME.fullmatch(name) else "other"
 
 
-def _at_hand(loaded: Loaded, name: str, subject: Subject, access: Access) -> Chosen:
+def _at_hand(loaded: Loaded, name: str, subject: Subject, access: Access) -> ResolvedSubject:
     folder = _local(loaded, name, subject, access)
-    chosen = Chosen(name, subject, folder)
+    chosen = ResolvedSubject(name, subject, folder)
     _check_roles(chosen)
     return chosen
 
@@ -185,7 +185,7 @@ def _path(folder: Path, given: str, where: str) -> Path:
     return path
 
 
-def _check_roles(chosen: Chosen) -> None:
+def _check_roles(chosen: ResolvedSubject) -> None:
     """Named roles must exist in this model."""
     shape, subject = chosen.folder.shape, chosen.subject
     known = heads(shape.n_layers, shape.n_heads)

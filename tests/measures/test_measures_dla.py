@@ -194,7 +194,7 @@ def test_the_two_ways_to_resample_differ(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_known_before_the_pass_equals_the_oracle(kind: str) -> None:
     shown, model = with_examples(kind), scene(kind).model
-    once = shown.bound(RESAMPLED).once
+    once = shown.bound(RESAMPLED).prepared
     for index, example in enumerate(shown.examples):
         run = oracle.forward(model, np.array([example.tokens]))
         logits = run.logits[0, -1]

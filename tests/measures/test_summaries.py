@@ -53,7 +53,7 @@ def reduce(tmp_path: Path) -> Reduce:
         for unit in range(3):
             rows = declared.prompts(2, unit)
             result.write_unit(unit, {v.name: arrays[v.name][declared.index(v, rows)] for v in declared.variables})
-        once = shown.bound(experiment).once
+        once = shown.bound(experiment).prepared
         result.finalise(summarise(experiment, context, result, once, lambda token: f"<{token}>"))
         return read_summary(result.path), arrays
 
@@ -179,7 +179,7 @@ def test_resampled_dla(reduce: Reduce) -> None:
     shown = small()
     own = tuple(shown.tokens[3, :7].tolist())
     mined = ExampleTokens("mined", own, 4, 9, "text of it", " four", " nine", prompt=3)
-    probe = replace(shown, examples=(mined,)).bound(ResampledDLA(measure="resampled_dla")).once
+    probe = replace(shown, examples=(mined,)).bound(ResampledDLA(measure="resampled_dla")).prepared
     first, second = probe["first"][0], probe["second"][0]
     right = replace(mined, label="right", answer=first, other=second)
     shown = replace(shown, examples=(mined, right))
@@ -195,7 +195,7 @@ def test_resampled_dla(reduce: Reduce) -> None:
     assert dataset["answer"].values.tolist() == [" four"] * 2
     assert dataset["other"].values.tolist() == [" nine"] * 2
     assert (dataset.attrs["examples"], dataset.attrs["resample"]) == ("mined", "last_position")
-    once = shown.bound(ResampledDLA(measure="resampled_dla")).once
+    once = shown.bound(ResampledDLA(measure="resampled_dla")).prepared
     np.testing.assert_allclose(dataset["clean"], np.array(once["clean"]))
     np.testing.assert_allclose(dataset["logit_diff"], np.array(once["logit_diff"]))
     shown_heads = dataset["head_shown"].values.tolist()

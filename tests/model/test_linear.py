@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import repro.model.casting
 import repro.model.linear
 from repro.model.casting import packed, products, rounded
-from repro.model.forward import Model, logits, tail, trace
+from repro.model.forward import Model, forward_from, logits, trace
 from repro.model.linear import ACTIVATIONS, Packed, linear, pack
 from tests import oracle
 from tests.scenes import KINDS, model, prompts, scene, single_precision, unpacked
@@ -105,7 +105,7 @@ def test_a_pass_with_packed_weights_is_the_same_pass(kind: str) -> None:
     plain, ours = trace(given, tokens), trace(packed(given), tokens)
     assert torch.allclose(plain.sites, ours.sites, rtol=0, atol=1e-5 * float(plain.sites.abs().max()))
     middle = plain.sites[3]
-    assert torch.allclose(tail(given, 1, middle), tail(packed(given), 1, middle), rtol=0, atol=1e-4)
+    assert torch.allclose(forward_from(given, 1, middle), forward_from(packed(given), 1, middle), rtol=0, atol=1e-4)
     turned = packed(given).blocks[0]
     assert not isinstance(turned.W_in, torch.Tensor) or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
 

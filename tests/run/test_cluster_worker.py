@@ -23,7 +23,7 @@ from repro.run import cluster
 from repro.run import session as compute
 from repro.run import worker as remote
 from repro.run.failures import Failures
-from repro.run.loop import Filled
+from repro.run.loop import UnitArrays
 from repro.run.watchdog import Watchdog
 from repro.run.worker import Job, Recipe, fill_unit, versions
 from repro.store.result import Result, open_result
@@ -52,7 +52,7 @@ def result(tmp_path: Path) -> Iterator[Result]:
 @pytest.fixture
 def job(result: Result, tmp_path: Path) -> Job:
     """A job to fill it, by a worker that may import no torch; pickled as on the way to one."""
-    remote._desks.clear()
+    remote._states.clear()
     made = Job(tmp_path.name, {"scan": result.path}, 1, versions(), Quick(faulty.layout(12)), 0.0, tmp_path)
     copy: Job = pickle.loads(pickle.dumps(made))
     return copy
@@ -73,7 +73,7 @@ class Quick:
                 raise self.trouble
             failures.say(f"unit {unit}")
             arrays = faulty.measure(self.layout, self.layout.prompts(faulty.UNIT, unit))
-            return {name: Filled(arrays) for name in names}
+            return {name: UnitArrays(arrays) for name in names}
 
         return compute
 
@@ -194,7 +194,7 @@ def test_a_cluster_without_workers_is_no_hang(
 def test_a_worker_keeps_two_jobs_open(job: Job) -> None:
     for token in "abcb":
         fill_unit(replace(job, token=token), 0, ("scan",))
-    assert list(remote._desks) == ["b", "c"]
+    assert list(remote._states) == ["b", "c"]
 
 
 def test_a_worker_that_differs_is_refused(job: Job, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_worker_that_differs_is_refused(job: Job, tmp_path: Path) -> None:
     elsewhere = replace(job, results={"scan": tmp_path / "elsewhere"})
     with pytest.raises(ReproError, match=r"finds no .*manifest\.json: the store must lie on a file system that every"):
         fill_unit(elsewhere, 0, ("scan",))
-    assert list(remote._desks) == []
+    assert list(remote._states) == []
 
 
 @pytest.fixture
@@ -250,7 +250,7 @@ def test_a_worker_computes_a_pass_at_its_own_precision_and_keeps_one_model(sent:
 def test_the_old_model_is_gone_before_another_is_loaded(
     sent: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remote._desks.clear()
+    remote._states.clear()
     recipe = pickle.loads(sent)
     coarse = replace(recipe, stream=replace(recipe.stream, precision="bf16"))
     (item,) = recipe.items
@@ -268,7 +268,7 @@ def test_the_old_model_is_gone_before_another_is_loaded(
         for unit, job in enumerate((first, replace(first, token="same"), replace(first, token="other", make=coarse))):
             assert fill_unit(job, unit, (item.name,)).errors == {}
     assert left == [0, 0]
-    assert list(remote._desks) == ["other"]
+    assert list(remote._states) == ["other"]
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -11,7 +11,7 @@ import pytest
 
 from repro.errors import Exit
 from repro.measures import bind as measures
-from repro.run.loop import Filled
+from repro.run.loop import UnitArrays
 from repro.run.session import Work
 from repro.spec.types import MineExamples, VPatch
 from repro.store.result import read_summary
@@ -27,7 +27,7 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(
     model = folders["native"]
     real, calls = Work.unit, []
 
-    def interrupted(self: Work, unit: int, names: list[str]) -> dict[str, Filled]:
+    def interrupted(self: Work, unit: int, names: list[str]) -> dict[str, UnitArrays]:
         calls.append(unit)
         if len(calls) == 6:
             raise KeyboardInterrupt

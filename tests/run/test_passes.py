@@ -25,13 +25,13 @@ def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Prompts that went through each expensive part while the default experiments ran on named roles."""
     monkeypatch.setattr(endtoend, "SHAPE", SHAPE)
     counts: Counter[str] = Counter()
-    whole, rest, unembed = stream.trace, stream.tail, tiled.top2_logits
+    whole, rest, unembed = stream.trace, stream.forward_from, tiled.top2_logits
 
     def trace(model: Model, tokens: object, *given: object, **named: object) -> object:
         counts["clean"] += len(tokens)  # type: ignore[arg-type]
         return whole(model, tokens, *given, **named)  # type: ignore[arg-type]
 
-    def tail(model: Model, layer: int, resid_mid: object) -> object:
+    def forward_from(model: Model, layer: int, resid_mid: object) -> object:
         counts["patched tail"] += len(resid_mid)  # type: ignore[arg-type]
         return rest(model, layer, resid_mid)  # type: ignore[arg-type]
 
@@ -44,7 +44,7 @@ def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         return unembed(resid, *given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(stream, "trace", trace)
-    monkeypatch.setattr(stream, "tail", tail)
+    monkeypatch.setattr(stream, "forward_from", forward_from)
     monkeypatch.setattr(resampled, "trace", example)
     monkeypatch.setattr(tiled, "top2_logits", top2_logits)
     world = World(Request(spec=endtoend.make_subject(tmp_path, PAPER, PROMPTS), subject="shape"), lambda line: None)

@@ -15,7 +15,7 @@ import pytest
 from repro.errors import ReproError
 from repro.run import loop
 from repro.run.failures import Failures
-from repro.run.loop import Filled, fill
+from repro.run.loop import UnitArrays, fill
 from repro.store import claims
 from repro.store.layout import result_path
 from repro.store.result import Result, open_result
@@ -33,7 +33,7 @@ def _open(path: Path, n_prompts: int = N_PROMPTS, unit: int = faulty.UNIT, **pro
     return open_result(path, faulty.layout(n_prompts), unit, {**faulty.PROVENANCE, **provenance})
 
 
-Compute = Callable[[int, Sequence[str]], dict[str, Filled]]
+Compute = Callable[[int, Sequence[str]], dict[str, UnitArrays]]
 
 
 def _say_nothing() -> Failures:
@@ -45,10 +45,12 @@ def _computing(
 ) -> Compute:
     """Computes units as the runner does, says for whom in `seen`, and leaves one experiment out of one unit."""
 
-    def compute(unit: int, names: Sequence[str]) -> dict[str, Filled]:
+    def compute(unit: int, names: Sequence[str]) -> dict[str, UnitArrays]:
         seen[unit] = [*seen.get(unit, []), *names]
         wanted = [name for name in names if (name, unit) != lacking]
-        return {name: Filled(faulty.measure(results[name].layout, results[name].unit_slice(unit))) for name in wanted}
+        return {
+            name: UnitArrays(faulty.measure(results[name].layout, results[name].unit_slice(unit))) for name in wanted
+        }
 
     return compute
 
@@ -74,7 +76,7 @@ def test_a_unit_that_is_left_out_is_given_back_and_not_tried_again(path: Path) -
         compute = _computing(results, seen, lacking=("scan", 1))
         free = []
 
-        def watched(unit: int, names: Sequence[str]) -> dict[str, Filled]:
+        def watched(unit: int, names: Sequence[str]) -> dict[str, UnitArrays]:
             if unit == 4:
                 # By now the commits of units 0 and 1 have ended.
                 free.append(other.claim(1))
@@ -93,13 +95,13 @@ def test_a_failed_experiment_keeps_no_claim_and_stops_no_other(path: Path, how: 
         results, seen, failures = {"first": first, "second": second}, dict[int, list[str]](), _say_nothing()
         compute = _computing(results, seen)
 
-        def fails(unit: int, names: Sequence[str]) -> dict[str, Filled]:
+        def fails(unit: int, names: Sequence[str]) -> dict[str, UnitArrays]:
             filled = compute(unit, names)
             if unit == 2 and how == "while it computes":
                 failures.errors["first"] = "no such thing"
                 del filled["first"]
             elif unit == 2:
-                filled["first"] = Filled({})
+                filled["first"] = UnitArrays({})
             return filled
 
         fill(results, fails, failures)
@@ -123,7 +125,7 @@ def test_an_end_in_the_middle_leaves_no_claim_and_writes_what_was_computed(
         results = {"scan": result}
         compute = _computing(results, {})
 
-        def ends(unit: int, names: Sequence[str]) -> dict[str, Filled]:
+        def ends(unit: int, names: Sequence[str]) -> dict[str, UnitArrays]:
             if unit == 3:
                 raise error
             return compute(unit, names)

@@ -15,7 +15,7 @@ from repro.spec.read import read_spec
 from repro.spec.types import Loaded
 from repro.subjects import resolve as under_test
 from repro.subjects.access import Access
-from repro.subjects.resolve import Chosen, Tokenizer, choose, listed
+from repro.subjects.resolve import ResolvedSubject, Tokenizer, choose, listed
 from tests.model.test_folder import TL, make
 from tests.runs import toml
 
@@ -33,7 +33,7 @@ def loaded(folder: Path, **subjects: dict[str, Any]) -> Loaded:
     return read_spec(path)
 
 
-def pick(spec: Loaded, name: str | None = None, **access: bool) -> Chosen:
+def pick(spec: Loaded, name: str | None = None, **access: bool) -> ResolvedSubject:
     return choose(spec, name, Access(spec.folder / "cache", **({"offline": True} | access)))
 
 

@@ -23,7 +23,7 @@ from repro.measures.summaries import summarise
 from repro.model.folder import read_folder
 from repro.model.load import _probe
 from repro.spec.types import Common, DLAScatter, FindErasers, FindWriter, MineExamples, Projection, ResampledDLA, VPatch
-from repro.store.excluded import kept, left_out_line, quarantined
+from repro.store.excluded import excluded_prompts, kept, left_out_line
 from repro.store.layout import Layout
 from repro.store.result import read_raw, read_summary
 from tests.runs import PAPER, Answer, Run, cli, notes, tree
@@ -77,7 +77,7 @@ def test_a_summary_does_not_see_what_is_left_out(experiment: Common) -> None:
     others = [0, 2, 4]
     alone = replace(shown, tokens=shown.tokens[others])
     context, few = shown.context, alone.context
-    once = shown.bound(experiment).once
+    once = shown.bound(experiment).prepared
     declared = layout(experiment, context)
     arrays = {}
     for variable in declared.variables:
@@ -196,7 +196,7 @@ def test_a_prompt_that_overflows_is_left_out_and_told(spoilt: Run, sound: Run) -
     assert "failed" not in spoilt.answer.text
     for path in spoilt.store.glob("*/*"):
         assert (path / "COMMIT").exists()
-        assert quarantined(path) == [BAD_PROMPT]
+        assert excluded_prompts(path) == [BAD_PROMPT]
         assert notes(path) == [{}, {"quarantined": [BAD_PROMPT]}]
         assert read_summary(path).attrs["quarantined"] == [BAD_PROMPT]
         for name, values in read_raw(path).data_vars.items():
@@ -251,8 +251,8 @@ def test_it_stays_told_until_the_prompt_is_gone(spoilt: Run) -> None:
 def test_a_pass_that_ends_before_the_place_keeps_the_prompt(toy: tuple[Path, int], tmp_path: Path) -> None:
     run = run_with(toy, tmp_path, {BAD_PROMPT: BEYOND_MINING}, "examples", "v_patch")
     assert run.answer.code == Exit.FAILED
-    assert quarantined(run.result("examples")) == []
-    assert quarantined(run.result("v_patch")) == [BAD_PROMPT]
+    assert excluded_prompts(run.result("examples")) == []
+    assert excluded_prompts(run.result("v_patch")) == [BAD_PROMPT]
 
 
 def test_where_every_prompt_overflows_an_experiment_fails_in_one_sentence(
