@@ -1,14 +1,15 @@
-"""`python -m repro`: spec -> plan -> run -> store -> figure -> check; one command a stage, `all` for the paper."""
+"""`python -m repro`: resolve -> plan -> run -> draw -> check; one command a stage, `all` for the paper."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -25,34 +26,63 @@ app = typer.Typer(
     help=__doc__,
 )
 
-Spec = Annotated[Path, typer.Option("--spec", help="The paper as a TOML file.")]
-SubjectName = Annotated[
-    str | None, typer.Option("--subject", help="A declared subject, a model folder, or a hub name.")
-]
-Only = Annotated[str, typer.Option("--only", help="Experiments, figures or groups, separated by commas.")]
-Prompts = Annotated[int | None, typer.Option("--prompts", min=1, help="Only the first N prompts.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
-KernelChoice = Annotated[str, typer.Option("--kernels", help="auto, triton, torch or reference.")]
-Memory = Annotated[str, typer.Option("--memory", help="How much memory a pass may take, such as 2GiB.")]
-Out = Annotated[
-    Path | None, typer.Option("--out", help="Root of store/ and paper_figures/out/; default: the spec's folder.")
-]
-Offline = Annotated[bool, typer.Option("--offline", help="Never ask the hub; only what is cached counts.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Compute and draw anew what is already there.")]
-Watchdog = Annotated[
-    str, typer.Option("--watchdog", help="End a run in which no unit is finished for so long; 0: never.")
-]
-Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Compute in N processes on this machine.")]
-Scheduler = Annotated[str | None, typer.Option("--scheduler", help="Compute on an existing dask cluster, tcp://…")]
-AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 DEFAULT_SPEC = Path("experiments.toml")
+# Every option of more than one command, declared once: its type, and its value where it is not given.
+OPTIONS: dict[str, tuple[Any, Any]] = {
+    "spec": (Annotated[Path, typer.Option(help="The paper as a TOML file.")], DEFAULT_SPEC),
+    "out": (
+        Annotated[Path | None, typer.Option(help="Root of store/ and paper_figures/out/; default: the spec's folder.")],
+        None,
+    ),
+    "subject": (Annotated[str | None, typer.Option(help="A declared subject, a model folder, or a hub name.")], None),
+    "only": (Annotated[str, typer.Option(help="Experiments, figures or groups, separated by commas.")], ""),
+    "prompts": (Annotated[int | None, typer.Option(min=1, help="Only the first N prompts.")], None),
+    "device": (Annotated[str, typer.Option(help="auto, cpu or cuda.")], "auto"),
+    "kernels": (Annotated[str, typer.Option(help="auto, triton, torch or reference.")], "auto"),
+    "memory": (Annotated[str, typer.Option(help="How much memory a pass may take, such as 2GiB.")], "2GiB"),
+    "offline": (
+        Annotated[bool, typer.Option("--offline", help="Never ask the hub; only what is cached counts.")],
+        False,
+    ),
+    "fresh": (Annotated[bool, typer.Option("--fresh", help="Compute and draw anew what is already there.")], False),
+    "watchdog": (
+        Annotated[str, typer.Option(help="End a run that finishes no unit for so long; 0: never.")],
+        "30m",
+    ),
+    "workers": (Annotated[int | None, typer.Option(min=1, help="Compute in N processes on this machine.")], None),
+    "scheduler": (Annotated[str | None, typer.Option(help="Compute on an existing dask cluster, tcp://…")], None),
+}
+PLACE = ("spec", "out")
+PLANNING = (*PLACE, "subject", "prompts", "device", "kernels")
+RUNNING = (*PLANNING, "memory", "offline", "fresh", "watchdog", "workers", "scheduler")
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
-def _world(say: Callable[[str], None], only: str = "", **given: Any) -> Any:
-    from repro.request import Request, World
+def command(*options: str, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command that is handed those of `OPTIONS` in a dict, then its own parameters."""
 
-    names = tuple(part.strip() for part in only.split(",") if part.strip())
-    return World(Request(only=names, **given), say)
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(function, include_extras=True)
+        own = [
+            parameter.replace(annotation=hints[parameter.name], kind=inspect.Parameter.KEYWORD_ONLY)
+            for parameter in list(inspect.signature(function).parameters.values())[1:]
+        ]
+        shared = [
+            inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+            for option, (kind, default) in OPTIONS.items()
+            if option in options
+        ]
+
+        def run(**given: Any) -> None:
+            function({option: given.pop(option) for option in options}, **given)
+
+        run.__doc__ = function.__doc__
+        run.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined] # what typer reads
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *shared)}
+        app.command(name or function.__name__)(run)
+        return function
+
+    return register
 
 
 def _say(line: str) -> None:
@@ -63,122 +93,90 @@ def _to_stderr(line: str) -> None:
     typer.echo(line, err=True)
 
 
-def _end(codes: list[Exit]) -> None:
-    raise typer.Exit(int(worst(codes)))
+def _workspace(options: dict[str, Any], say: Callable[[str], None] = _say) -> Any:
+    from repro.request import Request, Workspace
+
+    return Workspace(Request(**options), say)
 
 
-@app.command("all")
-def all_(
-    spec: Spec = DEFAULT_SPEC, subject: SubjectName = None, only: Only = "", prompts: Prompts = None,
-    device: Device = "auto", kernels: KernelChoice = "auto", memory: Memory = "2GiB", out: Out = None,
-    offline: Offline = False, fresh: Fresh = False, watchdog: Watchdog = "30m", workers: Workers = None,
-    scheduler: Scheduler = None,
-) -> None:  # fmt: skip
-    """Plan, run, figures, check: the whole paper."""
+def _end(codes: Iterable[Exit]) -> None:
+    raise typer.Exit(int(worst(list(codes))))
+
+
+@command(*RUNNING, "only", name="all")
+def all_(options: dict[str, Any]) -> None:
+    """Resolve, plan, run, draw, check: the whole paper."""
+    from repro.pipeline import STAGES
+
+    value = _workspace(options)
+    for stage in STAGES:
+        value = stage(value)
+    _end(value.codes)
+
+
+@command(*PLANNING, "only")
+def plan(options: dict[str, Any], as_json: AsJson = False) -> None:
+    """Say what is fresh, stale or partial, why, and what the rest will cost. Loads no weights."""
     from repro import pipeline
 
-    world = _world(
-        _say, only, spec=spec, subject=subject, prompts=prompts, device=device, kernels=kernels, memory=memory, out=out,
-        offline=offline, fresh=fresh, watchdog=watchdog, workers=workers, scheduler=scheduler,
-    )  # fmt: skip
-    chosen = world.choose(ask=True)
-    pipeline.announce(world, chosen)
-    plan, codes = pipeline.run(world, chosen)
-    pipeline.draw(world, plan)
-    _end(codes + pipeline.check(world, plan))
-
-
-@app.command()
-def plan(
-    spec: Spec = DEFAULT_SPEC, subject: SubjectName = None, only: Only = "", prompts: Prompts = None,
-    device: Device = "auto", kernels: KernelChoice = "auto", out: Out = None, as_json: AsJson = False,
-) -> None:  # fmt: skip
-    """What is fresh, stale or partial, why, and what the rest will cost. Needs no weights in memory."""
-    from repro import pipeline
-
-    world = _world(_to_stderr if as_json else _say, only, spec=spec, subject=subject, prompts=prompts, device=device,
-                   kernels=kernels, out=out)  # fmt: skip
-    chosen = world.choose(ask=False)
-    pipeline.announce(world, chosen)
-    made = world.plan(chosen)
+    paper = pipeline.resolve(_workspace(options, _to_stderr if as_json else _say), find=False)
     if as_json:
-        typer.echo(pipeline.as_json({"subject": chosen.name, "items": pipeline.plan_rows(made)}))
+        made = paper.workspace.plan(paper.subject)
+        typer.echo(pipeline.as_json({"subject": paper.subject.name, "items": pipeline.plan_rows(made)}))
     else:
-        pipeline.show_plan(world, made, about=True)
+        pipeline.plan(paper, about=True)
 
 
-@app.command()
+@command(*RUNNING)
 def run(
+    options: dict[str, Any],
     names: Annotated[list[str] | None, typer.Argument(help="Experiments, figures, groups; nothing: all.")] = None,
-    spec: Spec = DEFAULT_SPEC, subject: SubjectName = None, prompts: Prompts = None, device: Device = "auto",
-    kernels: KernelChoice = "auto", memory: Memory = "2GiB", out: Out = None, offline: Offline = False,
-    fresh: Fresh = False, watchdog: Watchdog = "30m", workers: Workers = None, scheduler: Scheduler = None,
-) -> None:  # fmt: skip
-    """Computes experiments that are not fresh and commits them to the store."""
+) -> None:
+    """Compute experiments that are not fresh and commit them to the store."""
     from repro import pipeline
 
-    world = _world(
-        _say, ",".join(names or ()), spec=spec, subject=subject, prompts=prompts, device=device, kernels=kernels,
-        memory=memory, out=out, offline=offline, fresh=fresh, watchdog=watchdog, workers=workers, scheduler=scheduler,
-    )  # fmt: skip
-    chosen = world.choose(ask=True)
-    pipeline.announce(world, chosen)
-    made, codes = pipeline.run(world, chosen)
-    pipeline.show_plan(world, made)
-    _end(codes)
+    paper = pipeline.run(pipeline.plan(pipeline.resolve(_workspace({**options, "only": ",".join(names or ())}))))
+    pipeline.show_plan(paper.workspace, paper.plan)
+    _end(paper.codes)
 
 
-@app.command()
-def figures(
-    spec: Spec = DEFAULT_SPEC, subject: SubjectName = None, only: Only = "", prompts: Prompts = None,
-    device: Device = "auto", kernels: KernelChoice = "auto", out: Out = None, fresh: Fresh = False,
-) -> None:  # fmt: skip
-    """Draws figures from the store: HTML, PNG and SVG."""
+@command(*PLANNING, "only", "fresh")
+def figures(options: dict[str, Any]) -> None:
+    """Draw figures from the store: HTML, PNG and SVG."""
     from repro import pipeline
-    from repro.figures import draw as drawing
+    from repro.figures.draw import missing_error
 
-    world = _world(_say, only, spec=spec, subject=subject, prompts=prompts, device=device, kernels=kernels, out=out,
-                   fresh=fresh)  # fmt: skip
-    chosen = world.choose(ask=False)
-    pipeline.announce(world, chosen)
-    missing = drawing.missing_error(pipeline.draw(world, world.plan(chosen)))
+    paper = pipeline.draw(pipeline.stored(_workspace(options)))
+    missing = missing_error(list(paper.drawn))
     if missing is not None:
         raise missing
 
 
-@app.command()
-def check(
-    spec: Spec = DEFAULT_SPEC, subject: SubjectName = None, only: Only = "", prompts: Prompts = None,
-    device: Device = "auto", kernels: KernelChoice = "auto", out: Out = None, as_json: AsJson = False,
-) -> None:  # fmt: skip
-    """Compares the stored numbers with the published ones: check.md and check.json."""
+@command(*PLANNING, "only")
+def check(options: dict[str, Any], as_json: AsJson = False) -> None:
+    """Compare the stored numbers with the published ones: check.md and check.json."""
     from repro import pipeline
 
-    world = _world(_to_stderr if as_json else _say, only, spec=spec, subject=subject, prompts=prompts, device=device,
-                   kernels=kernels, out=out)  # fmt: skip
-    chosen = world.choose(ask=False)
-    pipeline.announce(world, chosen)
-    codes = pipeline.check(world, world.plan(chosen))
+    paper = pipeline.check(pipeline.stored(_workspace(options, _to_stderr if as_json else _say)))
     if as_json:
-        typer.echo((world.figures_folder(chosen.name) / "check.json").read_text())
-    _end(codes)
+        typer.echo((paper.workspace.figures_folder(paper.subject.name) / "check.json").read_text())
+    _end(paper.codes)
 
 
-@app.command()
-def verify(spec: Spec = DEFAULT_SPEC, out: Out = None) -> None:
-    """Looks for damage in the store: flipped bits, lost chunks, torn records, foreign files."""
+@command(*PLACE)
+def verify(options: dict[str, Any]) -> None:
+    """Look for damage in the store: flipped bits, lost chunks, torn records, foreign files."""
     from repro import pipeline
 
-    _end(pipeline.verify(_world(_say, spec=spec, out=out)))
+    _end(pipeline.verify(_workspace(options)))
 
 
-@app.command()
-def subjects(spec: Spec = DEFAULT_SPEC, as_json: AsJson = False) -> None:
-    """Lists the declared subjects and whether they can be had here without asking anyone."""
-    from repro.spec.read import read_spec
+@command("spec")
+def subjects(options: dict[str, Any], as_json: AsJson = False) -> None:
+    """List the declared subjects and whether they can be had here without asking anyone."""
     from repro.subjects.resolve import listed
 
-    rows = listed(read_spec(spec))
+    rows = listed(_workspace(options).loaded)
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return
@@ -186,46 +184,42 @@ def subjects(spec: Spec = DEFAULT_SPEC, as_json: AsJson = False) -> None:
         typer.echo(f"{row['name']:<12} {row['state']:<12} writer {row['writer']:<6} {row['about']}")
 
 
-@app.command()
-def clean(
-    spec: Spec = DEFAULT_SPEC, subject: SubjectName = None, prompts: Prompts = None, device: Device = "auto",
-    kernels: KernelChoice = "auto", out: Out = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove them.")] = False,
-) -> None:  # fmt: skip
-    """Shows results that the spec no longer uses; removes them with --yes."""
+@command(*PLANNING)
+def clean(options: dict[str, Any], yes: Annotated[bool, typer.Option("--yes", help="Remove them.")] = False) -> None:
+    """Show results that the spec no longer uses; remove them with --yes."""
     from repro import pipeline
 
-    world = _world(_say, spec=spec, subject=subject, prompts=prompts, device=device, kernels=kernels, out=out)
-    pipeline.clean(world, world.plan(world.choose(ask=False)), yes)
+    pipeline.clean(pipeline.stored(_workspace(options), announced=False), yes)
 
 
-@app.command()
+@command(*PLACE, "device")
 def bench(
-    spec: Spec = DEFAULT_SPEC, out: Out = None, device: Device = "auto",
-    budget: Annotated[str, typer.Option("--budget", help="How long it may take, such as 8m.")] = "5m",
-    only: Annotated[str | None, typer.Option("--only", help="Kernels, shapes or kernel/shape, by commas.")] = None,
+    options: dict[str, Any],
+    budget: Annotated[str, typer.Option(help="How long it may take, such as 8m.")] = "5m",
+    only: Annotated[str | None, typer.Option(help="Kernels, shapes or kernel/shape, by commas.")] = None,
     compile_all: Annotated[bool, typer.Option("--compile-all", help="Compile every configuration, too.")] = False,
     whole: Annotated[bool, typer.Option("--end-to-end", help="The whole paper beside the bare forward pass.")] = False,
-    sizes: Annotated[str, typer.Option("--sizes", help="Numbers of prompts for --end-to-end.")] = "10,30,100,300",
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Processes per size for --end-to-end.")] = 1,
+    sizes: Annotated[str, typer.Option(help="Numbers of prompts for --end-to-end.")] = "10,30,100,300",
+    repeats: Annotated[int, typer.Option(min=1, help="Processes per size for --end-to-end.")] = 1,
     as_json: AsJson = False,
-) -> None:  # fmt: skip
-    """Kernels against their reference: checked in float64, then timed. Or, with --end-to-end, the whole paper."""
-    world = _world(_say, spec=spec, out=out)
+) -> None:
+    """Compare kernels with their reference in float64, then time them; or, with --end-to-end, the whole paper."""
+    workspace = _workspace(options)
     if whole:
         from repro.bench.end_to_end import end_to_end, parse_sizes
 
-        end_to_end(spec, world.store, parse_sizes(sizes), repeats, _say)
+        end_to_end(options["spec"], workspace.store, parse_sizes(sizes), repeats, _say)
         return
     from repro.bench.kernels import BenchOptions
     from repro.bench.kernels import bench as measure
 
-    figures = world.figures_folder("bench")
-    _end([measure(BenchOptions(world.store, figures, device, budget, only, compile_all, as_json), _say)])
+    directory = workspace.figures_folder("bench")
+    asked = BenchOptions(workspace.store, directory, options["device"], budget, only, compile_all, as_json)
+    _end([measure(asked, _say)])
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command and returns its exit code; every expected failure is a sentence, not a traceback."""
+    """Run one command and return its exit code; every expected failure is a sentence, not a traceback."""
     if threading.current_thread() is threading.main_thread():
         # A request to end is an interruption: claims are given back, and the exit code says that the run can go on.
         signal.signal(signal.SIGTERM, signal.default_int_handler)

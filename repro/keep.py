@@ -5,26 +5,25 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from repro.request import Request, World
+from repro.request import Request, Workspace
 from repro.store.committed import commit_reduced
-from repro.store.records import status
 
 
-def keep(world: World) -> list[Path]:
+def keep(workspace: Workspace) -> list[Path]:
     """Copies every fresh result of the default groups; returns the copies' folders.
 
     Agreement: tests/store/test_keep.py.
     """
-    plan = world.plan(world.choose(ask=False))
+    plan = workspace.plan(workspace.choose(ask=False))
     kept = []
     for item in plan.items:
-        if status(item.path) == "committed":
-            destination = world.committed / plan.subject.name / item.name
+        if item.fresh:
+            destination = workspace.committed / plan.subject.name / item.name
             commit_reduced(item.path, destination)
             kept.append(destination)
     return kept
 
 
 if __name__ == "__main__":
-    for folder in keep(World(Request(spec=Path("experiments.toml"), subject=sys.argv[1]), print)):
+    for folder in keep(Workspace(Request(spec=Path("experiments.toml"), subject=sys.argv[1]), print)):
         print(folder)

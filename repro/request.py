@@ -1,4 +1,4 @@
-"""One command's world: the spec, the subject and where things go, worked out from the command line."""
+"""What a command was asked for, resolved: the spec, the subject, how to compute, and where things go."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from repro.errors import Exit, ReproError
+from repro.measures import MEASURES
 from repro.plan.plan import Plan, Settings, make_plan, select
 from repro.spec.read import read_spec
 from repro.spec.types import Loaded
@@ -25,7 +26,8 @@ class Request:
 
     spec: Path
     subject: str | None = None
-    only: tuple[str, ...] = ()
+    only: str = ""
+    """Experiments, figures or groups, separated by commas."""
     prompts: int | None = None
     device: str = "auto"
     kernels: str = "auto"
@@ -38,7 +40,7 @@ class Request:
     scheduler: str | None = None
 
 
-class World:
+class Workspace:
     """The request resolved: spec, folders, subject, settings. Each is worked out when first needed."""
 
     def __init__(self, request: Request, say: Callable[[str], None]) -> None:
@@ -48,7 +50,7 @@ class World:
     @cached_property
     def loaded(self) -> Loaded:
         """The checked spec."""
-        return read_spec(self.request.spec)
+        return read_spec(self.request.spec, MEASURES)
 
     @property
     def root(self) -> Path:
@@ -72,7 +74,8 @@ class World:
     @cached_property
     def selection(self) -> tuple[list[str], list[str]]:
         """Experiments and figures asked for."""
-        return select(self.loaded, self.request.only)
+        names = [part.strip() for part in self.request.only.split(",")]
+        return select(self.loaded, [name for name in names if name])
 
     def choose(self, ask: bool) -> ResolvedSubject:
         """The subject; `ask`: whether the hub may be asked for it."""

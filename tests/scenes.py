@@ -14,16 +14,15 @@ import numpy as np
 import torch
 
 from repro.kernels.select import provider
+from repro.measures.base import Context, Measure
 from repro.measures.batch import Batch, Engine
-from repro.measures.bind import Bound, bind
-from repro.measures.declare import Context, Directions, wanted
+from repro.measures.directions import Directions
 from repro.measures.roles import ExampleTokens, Roles
 from repro.model.casting import cast
 from repro.model.folder import read_folder
 from repro.model.forward import Model
 from repro.model.linear import Weight
 from repro.model.load import load
-from repro.spec.types import Common
 from tests import oracle, toys
 
 # Two norms, learned and rotary positions (both pairings), grouped heads, tied embeddings, gated MLPs, 2 to 4 layers.
@@ -90,7 +89,7 @@ class Scene:
     def context(self) -> Context:
         """What experiments are declared on."""
         n_prompts, n_positions = self.tokens.shape
-        return Context(self.model.shape, n_prompts, n_positions, self.roles, self.examples)
+        return Context(self.model.shape, n_prompts, n_positions, replace(self.roles, examples=self.examples))
 
     @cached_property
     def clean(self) -> oracle.Run:
@@ -106,23 +105,28 @@ class Scene:
         """The model and a provider's kernels."""
         return Engine(self.model, provider(kernels, "cpu"))
 
-    def bound(self, experiment: Common, kernels: str = "torch") -> Bound:
-        """The experiment bound to this model, as a run does it."""
+    def prepared(self, experiment: Measure, kernels: str = "torch") -> dict[str, Any]:
+        """What the experiment computes before the pass, as a run does it."""
         with torch.inference_mode():
-            return bind(experiment, self.context, self.engine(kernels))
+            return experiment.prepare(self.context, self.engine(kernels))
 
     def compute(
-        self, experiment: Common, kernels: str = "torch", micro_batch: int | None = None, beside: Iterable[Common] = ()
+        self,
+        experiment: Measure,
+        kernels: str = "torch",
+        micro_batch: int | None = None,
+        beside: Iterable[Measure] = (),
     ) -> dict[str, np.ndarray]:
         """An experiment's raw arrays over all prompts.
 
         micro_batch: prompts that go through the model together; beside: experiments that share the pass.
         """
-        bound, size = self.bound(experiment, kernels), micro_batch or len(self.tokens)
-        asked = reduce(or_, (wanted(other) for other in beside), wanted(experiment))
+        prepared, size = self.prepared(experiment, kernels), micro_batch or len(self.tokens)
+        asked = reduce(or_, (other.asks for other in beside), experiment.asks)
         starts = range(0, len(self.tokens), size)
         with torch.inference_mode():
-            parts = [bound.compute(self.batch(first, first + size, asked, kernels)) for first in starts]
+            batches = (self.batch(first, first + size, asked, kernels) for first in starts)
+            parts = [experiment.compute(self.context, prepared, batch) for batch in batches]
         axes = {name: _prompt_axis(name) for name in parts[0]}
         return {name: torch.cat([part[name] for part in parts], axis).numpy() for name, axis in axes.items()}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from repro.measures import MEASURES
 from repro.spec.read import read_spec
 from tests.runs import PAPER, ROOT, cli
 
@@ -59,7 +60,7 @@ def test_the_worked_example_is_the_specs_own_entry() -> None:
 
 
 def test_every_experiment_of_the_paper_is_in_the_table() -> None:
-    spec = read_spec(PAPER).spec
+    spec = read_spec(PAPER, MEASURES).spec
     for name, experiment in spec.experiment.items():
         if experiment.group == "paper":
             assert f"| `{name}` |" in README

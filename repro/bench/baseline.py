@@ -24,13 +24,14 @@ from torch import Tensor
 from repro.bench.meter import above, age, peak
 from repro.kernels.reference import projection, projection_onto_vectors, v_composition
 from repro.labels import head_index, heads_of
-from repro.measures.declare import components, patched_layer
+from repro.measures.base import Banded, Measure
+from repro.measures.projection import components
 from repro.measures.statistics import QUANTILE_LABELS
+from repro.measures.v_patch import VPatch
 from repro.model.folder import Folder
 from repro.plan.plan import Item
 from repro.process import quiet
-from repro.request import Request, World
-from repro.spec.types import Banded, Common, VPatch
+from repro.request import Request, Workspace
 
 Labels = Mapping[str, Sequence[str]]
 
@@ -51,7 +52,7 @@ def _cached(bridge: Any, tokens: Tensor) -> Any:
     return bridge.run_with_cache(tokens)[1]
 
 
-def _quantiles(experiment: Common, name: str, values: Tensor, labels: Labels) -> xr.DataArray:
+def _quantiles(experiment: Measure, name: str, values: Tensor, labels: Labels) -> xr.DataArray:
     """Quantiles over prompts (and positions) of values [*labels, prompt(, position)], from a long table of them."""
     assert isinstance(experiment, Banded)
     dims = [*labels, "prompt", "position"][: values.ndim]
@@ -82,12 +83,12 @@ def _sites_onto_nodes(bridge: Any, item: Item, tokens: Tensor) -> xr.Dataset:
 
 
 def _nodes_onto_writer(bridge: Any, item: Item, tokens: Tensor) -> xr.Dataset:
-    cache, roles = _cached(bridge, tokens), item.context.known
+    cache, roles = _cached(bridge, tokens), item.context.roles
     written = dict(zip(item.context.heads, cache.stack_head_results(), strict=True))
     written |= {f"MLP{layer}": cache[f"blocks.{layer}.hook_mlp_out"] for layer in range(item.context.shape.n_layers)}
     written["erasers"] = torch.stack([written[label] for label in roles.erasers]).sum(0)
     labels = components(item.context)
-    pr = _onto(written[roles.writer], torch.stack([written[label] for label in labels]))
+    pr = _onto(written[item.context.writer], torch.stack([written[label] for label in labels]))
     return xr.Dataset({"pr": _quantiles(item.experiment, "pr", pr, {"component": labels})})
 
 
@@ -105,8 +106,8 @@ def _v_patch(bridge: Any, item: Item, tokens: Tensor) -> xr.Dataset:
     """A second cached run has what the writer brought into the patched layer taken out of that layer's output."""
     assert isinstance(item.experiment, VPatch)
     cache, context = _cached(bridge, tokens), item.context
-    layer, results = patched_layer(item.experiment, context), cache.stack_head_results()
-    writer = results[context.heads.index(context.known.writer)]
+    layer, results = item.experiment.patched_layer(context), cache.stack_head_results()
+    writer = results[context.heads.index(context.writer)]
     labels = heads_of(layer, context.shape.n_heads)
     heads = _onto(writer, results[[context.heads.index(label) for label in labels]])
     dots, total = _composed(bridge, cache, layer, writer, writer)
@@ -151,11 +152,14 @@ def _resampled_dla(bridge: Any, item: Item, tokens: Tensor) -> xr.Dataset:
 
 
 def _dla_scatter(bridge: Any, item: Item, tokens: Tensor) -> xr.Dataset:
-    cache, roles = _cached(bridge, tokens), item.context.known
+    cache, roles = _cached(bridge, tokens), item.context.roles
     results, heads = cache.stack_head_results(), item.context.heads
     first, second = cache["unembed.hook_out"].topk(2, dim=-1).indices.unbind(-1)
     direction = _direction(bridge, cache, first, second)
-    writer, erasers = results[heads.index(roles.writer)], results[[heads.index(label) for label in roles.erasers]]
+    writer, erasers = (
+        results[heads.index(item.context.writer)],
+        results[[heads.index(label) for label in roles.erasers]],
+    )
     dots, _ = _composed(bridge, cache, roles.layer, writer, direction)
     values = {
         "writer_dla": (writer * direction).sum(-1),
@@ -198,8 +202,8 @@ def measure(bridge: Any, item: Item, tokens: Tensor) -> xr.Dataset:
 def child(spec: Path, prompts: int) -> dict[str, Any]:
     """One process's measurement: seconds of every experiment, and peak memory."""
     started = time.perf_counter()
-    world = World(Request(spec=spec, subject="shape", prompts=prompts), lambda line: None)
-    plan = world.plan(world.choose(ask=False))
+    workspace = Workspace(Request(spec=spec, subject="shape", prompts=prompts), lambda line: None)
+    plan = workspace.plan(workspace.choose(ask=False))
     bridge = library_model(plan.subject.folder)
     start_up = time.perf_counter() - started
     tokens = torch.from_numpy(plan.subject.tokens[:prompts].astype(np.int64))

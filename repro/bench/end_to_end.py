@@ -24,7 +24,7 @@ from repro.bench.meter import above, age, peak
 from repro.errors import Exit, ReproError
 
 if TYPE_CHECKING:
-    from repro.request import World
+    from repro.request import Workspace
 
 Say = Callable[[str], None]
 BASELINE_SIZES = (2, 4)
@@ -101,15 +101,15 @@ def child(spec: Path, prompts: int) -> dict[str, Any]:
     import torch
 
     from repro.bench.bare_forward import Bare
-    from repro.request import Request, World
+    from repro.request import Request, Workspace
     from repro.run.execute import execute
     from repro.run.session import Session
 
-    world = World(Request(spec=spec, subject="shape", prompts=prompts), lambda line: None)
-    chosen = world.choose(ask=False)
-    plan = world.plan(chosen)
-    session = Session(chosen, world.settings, 2**31, lambda line: None)
-    model = session.engine(world.settings.precision).model
+    workspace = Workspace(Request(spec=spec, subject="shape", prompts=prompts), lambda line: None)
+    chosen = workspace.choose(ask=False)
+    plan = workspace.plan(chosen)
+    session = Session(chosen, workspace.settings, 2**31, lambda line: None)
+    model = session.engine(workspace.settings.precision).model
     start_up = time.perf_counter() - started
     tokens = torch.from_numpy(chosen.tokens[:prompts].astype(np.int64))
     bare = Bare(model, tokens, session.micro_batch(plan.todo[0].stream))
@@ -123,7 +123,7 @@ def child(spec: Path, prompts: int) -> dict[str, Any]:
     highest, above_weights = peak(), above(chosen.folder.weights)
     bare.over(range(prompts // 2, prompts), unembed=True)
     begun = time.perf_counter()
-    figures = _draw(world)
+    figures = _draw(workspace)
     return {
         "prompts": prompts,
         "start_up_s": start_up,
@@ -148,15 +148,19 @@ def _spent(seconds: Mapping[str, float], stage: str) -> float:
     return sum(spent for name, spent in seconds.items() if name.split(" in ")[0] == stage)
 
 
-def _draw(world: World) -> int:
+def _draw(workspace: Workspace) -> int:
     """Draws every figure of the spec from the store; how many."""
     from repro import pipeline
     from repro.figures import draw as figures
 
-    plan = world.plan(world.choose(ask=False))
-    out = world.figures_folder(plan.subject.name)
+    plan = workspace.plan(workspace.choose(ask=False))
+    out = workspace.figures_folder(plan.subject.name)
     drawn = figures.draw(
-        world.loaded, world.selection[1], lambda name: pipeline.source_of(plan, name, world.committed), out, fresh=True
+        workspace.loaded,
+        workspace.selection[1],
+        lambda name: pipeline.source_of(plan, name, workspace.committed),
+        out,
+        fresh=True,
     )
     return sum(bool(figure.files) for figure in drawn)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import xarray as xr
 
-from repro.measures.declare import SUM_OF_ERASERS
+from repro.measures.projection import SUM_OF_ERASERS
 from repro.spec.types import Common
 
 _IGNORED = {"about", "group", "variant_of", "measure"}

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from repro.kernels.select import Kernels
 from repro.labels import head_index
-from repro.measures.declare import Context, Directions
+from repro.measures.directions import Directions
 from repro.measures.roles import Roles
 from repro.model.forward import Model, Trace, forward_from, norm_scale, normed, trace
 
@@ -44,20 +42,18 @@ class Engine:
 class Batch:
     """One micro-batch of prompts, tokens [B, P], with everything measures share, each computed at most once."""
 
-    def __init__(
-        self, engine: Engine, tokens: Tensor, first_prompt: int, roles: Roles | None, wanted: Directions
-    ) -> None:
+    def __init__(self, engine: Engine, tokens: Tensor, first_prompt: int, roles: Roles, requested: Directions) -> None:
         self.engine = engine
         self.tokens = tokens
         self.first_prompt = first_prompt
         self.roles = roles
-        self.wanted = wanted
+        self.requested = requested
         self._composed: dict[int, tuple[Tensor, Tensor]] = {}
 
     @cached_property
     def trace(self) -> Trace:
         """The clean pass, with the wanted directions in the slots behind the sites."""
-        return trace(self.engine.model, self.tokens, slots=len(self.wanted.directions))
+        return trace(self.engine.model, self.tokens, slots=len(self.requested.directions))
 
     @cached_property
     def unfit(self) -> list[int]:
@@ -83,7 +79,7 @@ class Batch:
     @cached_property
     def writer(self) -> Tensor:
         """h_w, what the writer wrote: [B, P, D]."""
-        assert self.roles is not None
+        assert self.roles.writer
         layer, head = head_index(self.roles.writer)
         return self.trace.attention[layer].z[:, :, head] @ self.engine.model.blocks[layer].W_O[head]
 
@@ -117,18 +113,18 @@ class Batch:
     def directions(self) -> Tensor:
         """The wanted directions, in their slots behind the sites: [N, B, P, D]."""
         behind = self.trace.sites[2 * self.engine.model.shape.n_layers + 1 :]
-        for slot, name in enumerate(self.wanted.directions):
+        for slot, name in enumerate(self.requested.directions):
             behind[slot] = self._vector(name)
         return behind
 
     def direction(self, name: str) -> Tensor:
         """One of the wanted directions: [B, P, D]."""
-        return self.directions[self.wanted.directions.index(name)]
+        return self.directions[self.requested.directions.index(name)]
 
     def _components(self) -> Tensor:
         """What is projected: the sites, if they are wanted, and the directions, filled in."""
         directions = self.directions
-        return self.trace.sites if self.wanted.sites_on_nodes else directions
+        return self.trace.sites if self.requested.sites_on_nodes else directions
 
     @cached_property
     def _inner(self) -> list[tuple[Tensor, Tensor]]:
@@ -164,9 +160,9 @@ class Batch:
     @cached_property
     def sites_on_writer(self) -> Tensor:
         """PR(site, writer): [S, B, P]."""
-        assert self.roles is not None
+        assert self.roles.writer
         layer, head = head_index(self.roles.writer)
-        if self.wanted.sites_on_nodes:
+        if self.requested.sites_on_nodes:
             num = self.sites_on_heads(layer)[0][:, head]
         else:
             num = torch.einsum("sbpd,bpd->sbp", self.sites, self.writer)
@@ -181,7 +177,7 @@ class Batch:
         return self._inner_mlp[0][self._slot(name), layer]
 
     def _slot(self, name: str) -> int:
-        return (len(self.sites) if self.wanted.sites_on_nodes else 0) + self.wanted.directions.index(name)
+        return (len(self.sites) if self.requested.sites_on_nodes else 0) + self.requested.directions.index(name)
 
     def scale(self, layer: int) -> Tensor:
         """The clean norm scale at the input of a layer's attention: [B, P]."""
@@ -219,25 +215,3 @@ class Batch:
     def rest(self, layer: int, resid_mid: Tensor) -> Tensor:
         """The sites from resid_mid{layer} on, for another stream there: [S', B, P, D]."""
         return forward_from(self.engine.model, layer, resid_mid)
-
-
-def eraser_rows(roles: Roles) -> Sequence[int]:
-    """Indices of the erasers among the heads of their layer."""
-    return [head_index(label)[1] for label in roles.erasers]
-
-
-Arrays = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Bound:
-    """An experiment bound to a model: what is computed once, before the pass, and then for each batch."""
-
-    experiment: Any
-    context: Context
-    by: Callable[[Any, Batch], Arrays]
-    prepared: dict[str, Any] = field(default_factory=dict)
-
-    def compute(self, batch: Batch) -> Arrays:
-        """The raw arrays of one batch, dimensions as declared."""
-        return self.by(self, batch)

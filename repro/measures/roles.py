@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from repro.labels import heads_of, layer_of, site_after
+from repro.labels import head_index, heads_of, layer_of, site_after
 
 SCORE_BAR = 0.5
 
@@ -33,25 +34,45 @@ class ExampleTokens:
 
 @dataclass(frozen=True)
 class Roles:
-    """Who writes and who erases; no erasers while they are still to be found.
+    """Who writes, who erases, and the adversarial prompts, as far as they are known.
 
     `found` is False where no head meets the rule and the strongest candidate is shown.
     """
 
-    writer: str
-    erasers: tuple[str, ...]
+    writer: str = ""
+    """Empty while it is not known."""
+    erasers: tuple[str, ...] = ()
     found: bool = True
     source: str = "named"
+    """`named` in the spec, or `auto`: found by a rule."""
+    examples: tuple[ExampleTokens, ...] | None = None
+    """None while they are not known."""
 
     @property
     def layer(self) -> int:
         """The patched layer: the erasers'."""
         return layer_of(self.erasers[0])
 
+    def knows(self, role: str) -> bool:
+        """Return whether `writer`, `erasers` or `examples` is known."""
+        return {"writer": bool(self.writer), "erasers": bool(self.erasers)}.get(role, self.examples is not None)
+
     def attrs(self) -> dict[str, object]:
-        """As attributes of a result."""
+        """Return writer and erasers as attributes of a result; `from_attrs` is the inverse."""
+        if not self.writer:
+            return {}
         known = {"writer": self.writer, "found": self.found, "roles": self.source}
         return known | ({"erasers": list(self.erasers), "layer": self.layer} if self.erasers else {})
+
+    @classmethod
+    def from_attrs(cls, attrs: Mapping[str, Any]) -> Roles:
+        """Return the roles that the attributes of a result tell of."""
+        return cls(str(attrs["writer"]), tuple(attrs.get("erasers", ())), bool(attrs["found"]), str(attrs["roles"]))
+
+
+def eraser_rows(roles: Roles) -> list[int]:
+    """Return the indices of the erasers among the heads of their layer."""
+    return [head_index(label)[1] for label in roles.erasers]
 
 
 @dataclass(frozen=True)

@@ -106,3 +106,10 @@ def density(x: np.ndarray, y: np.ndarray, bins: int = 80) -> tuple[np.ndarray, n
         edges.append(np.linspace(low - pad, high + pad, bins + 1))
     counts, _, _ = np.histogram2d(b, a, bins=(edges[1], edges[0]))
     return counts.astype(np.int64), edges[0], edges[1]
+
+
+def density_on(x: np.ndarray, y: np.ndarray, x_edges: np.ndarray, y_edges: np.ndarray) -> np.ndarray:
+    """Return how many points that are finite in both lie in each cell of a given grid: [y, x]."""
+    good = np.isfinite(x) & np.isfinite(y)
+    counts, _, _ = np.histogram2d(y[good], x[good], bins=(y_edges, x_edges))
+    return counts.astype(np.int64)

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from repro.measures.declare import mined_positions, patched_layer, wanted
 from repro.model.folder import Shape
-from repro.plan.plan import Item, Plan
-from repro.spec.types import DLAScatter, MineExamples, VPatch
+from repro.plan.plan import Item, Plan, Settings
+from repro.subjects.resolve import ResolvedSubject
 
 RATES = "rates.json"
 
@@ -33,26 +32,17 @@ class Cost:
 
 
 def pass_flop(shape: Shape, prompts: int, length: int) -> float:
-    """FLOP of one clean pass, unembedding excluded."""
+    """Return the FLOP of one clean pass, unembedding excluded."""
     return prompts * length * shape.flop_per_token(length)
 
 
 def item_flop(item: Item) -> float:
-    """FLOP of an experiment beyond the pass it shares: projections, patched tail, unembedding."""
-    shape, tokens = item.context.shape, item.context.n_prompts * item.length
-    heads = shape.n_layers * shape.n_heads
-    asked = wanted(item.experiment)
+    """Return the FLOP of an experiment beyond the pass it shares: projections, and what its measure adds."""
+    shape, tokens, asked = item.context.shape, item.context.n_prompts * item.stream.length, item.experiment.asks
     rows = (2 * shape.n_layers + 1 if asked.sites_on_nodes else 0) + len(asked.directions)
-    flop = 2.0 * tokens * heads * shape.d_model * (shape.d_head + rows) if rows else 0.0
-    if isinstance(item.experiment, VPatch):
-        # While the layer is not known yet, the most it can be.
-        layers = shape.n_layers - (1 if item.waits else patched_layer(item.experiment, item.context))
-        flop += pass_flop(shape, item.context.n_prompts, item.length) * layers / shape.n_layers
-    if isinstance(item.experiment, DLAScatter):
-        flop += 2.0 * tokens * shape.d_model * shape.d_vocab
-    if isinstance(item.experiment, MineExamples):
-        flop += 2.0 * item.context.n_prompts * len(mined_positions(item.context)) * shape.d_model * shape.d_vocab
-    return flop
+    heads = shape.n_layers * shape.n_heads
+    projections = 2.0 * tokens * heads * shape.d_model * (shape.d_head + rows) if rows else 0.0
+    return projections + item.experiment.extra_flop(item.context)
 
 
 def item_bytes(item: Item) -> int:
@@ -63,14 +53,10 @@ def item_bytes(item: Item) -> int:
 
 
 def lacking(item: Item) -> float:
-    """The share of an experiment that is still to be computed, counted in units: less than 1 where it was begun."""
-    word, _, counts = item.state.partition(" ")
-    if word == "fresh":
+    """Return the share of an experiment that is still to be computed, in units: less than 1 where it was begun."""
+    if item.fresh:
         return 0.0
-    if word != "partial":
-        return 1.0
-    present, units = counts.split("/")
-    return 1 - int(present) / int(units)
+    return 1 - item.state.present / item.state.total if item.state.kind == "partial" else 1.0
 
 
 def _flop(items: Sequence[Item]) -> float:
@@ -101,7 +87,7 @@ def predict_each(plan: Plan, folder: Path, items: Sequence[Item]) -> dict[str, C
     costs, rates = {}, _rates(folder)
     for precision in dict.fromkeys(item.precision for item in items):
         group = [item for item in items if item.precision == precision]
-        flop, rate = _flop(group), rates.get(_name(plan, precision))
+        flop, rate = _flop(group), rates.get(_name(plan.settings, plan.subject, precision))
         size = sum(item_bytes(item) * lacking(item) for item in group)
         costs[precision] = Cost(flop, round(size), flop / rate if rate else None)
     return costs
@@ -138,7 +124,7 @@ def on_disk(items: Iterable[Item]) -> int:
 
 def cost_line(item: Item) -> str:
     """What is left of an experiment's own cost, for `plan`; nothing where nothing is to be done."""
-    if item.state == "fresh":
+    if item.fresh:
         return ""
     if item.waits:
         return f"  [at most {item_flop(item) / 1e12:.3f} TFLOP]"
@@ -166,11 +152,13 @@ def total_cost(plan: Plan, folder: Path) -> str:
     )
 
 
-def remember(folder: Path, flop: float, seconds: float, plan: Plan, precision: str) -> None:
+def remember(
+    folder: Path, flop: float, seconds: float, settings: Settings, subject: ResolvedSubject, precision: str
+) -> None:
     """Keeps the rate of a run at a precision, for later predictions; not worth an error if the disk refuses."""
     if seconds < 1 or flop <= 0:
         return
-    rates = _rates(folder) | {_name(plan, precision): flop / seconds}
+    rates = _rates(folder) | {_name(settings, subject, precision): flop / seconds}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RATES).write_text(json.dumps(rates, indent=1, sort_keys=True))
@@ -186,6 +174,5 @@ def _rates(folder: Path) -> dict[str, float]:
     return {key: float(value) for key, value in found.items() if isinstance(value, int | float) and value > 0}
 
 
-def _name(plan: Plan, precision: str) -> str:
-    settings, shape = plan.settings, plan.subject.folder.shape
-    return f"{settings.device} {settings.kernels} {precision} d_model {shape.d_model}"
+def _name(settings: Settings, subject: ResolvedSubject, precision: str) -> str:
+    return f"{settings.device} {settings.kernels} {precision} d_model {subject.folder.shape.d_model}"

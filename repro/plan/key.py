@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from repro.errors import Exit, ReproError
-from repro.measures.declare import MEASURE_VERSIONS, Context, needs
+from repro.measures.base import Context, Measure
 from repro.model.folder import tokens_fingerprint
-from repro.spec.types import Common
+from repro.store.records import State
 from repro.subjects.resolve import ResolvedSubject
 
 SHORT = 16
 
 
 def key_parts(
-    experiment: Common, context: Context, subject: ResolvedSubject, settings: Mapping[str, str | int]
+    experiment: Measure, context: Context, subject: ResolvedSubject, settings: Mapping[str, str | int]
 ) -> dict[str, Any]:
     """Everything that can change a number of this result.
 
@@ -28,15 +28,15 @@ def key_parts(
     spec = experiment.model_dump(mode="json", exclude={"about", "group", "prompts", "precision", "variant_of"})
     key: dict[str, Any] = {
         "experiment": spec,
-        "measure_version": MEASURE_VERSIONS[spec["measure"]],
+        "measure_version": experiment.version,
         "prompts": context.n_prompts,
         "tokens": tokens_fingerprint(subject.tokens[: context.n_prompts]),
         "weights": subject.weights,
         **settings,
         "torch": _major_minor("torch"),
     }
-    asked = needs(experiment)
-    if asked and context.roles is not None:
+    asked = experiment.needs
+    if asked and context.roles.writer:
         key["writer"] = context.roles.writer
         key["roles"] = context.roles.source if context.roles.found else f"{context.roles.source}, not found"
         if "erasers" in asked:
@@ -46,20 +46,21 @@ def key_parts(
     return key
 
 
-def what_changed(folder: Path, key: Mapping[str, Any]) -> tuple[str, str]:
-    """`absent`, or `stale` and what differs from the latest result of another key.
+def what_changed(folder: Path, key: Mapping[str, Any]) -> State:
+    """Return `absent`, or `stale` and what differs from the latest result of another key.
 
     folder: of all results of one experiment. Agreement: tests/plan/test_plan.py.
     """
     others = sorted(folder.glob("*/provenance.json"), key=lambda path: path.stat().st_mtime)
     if not others:
-        return "absent", "never computed"
+        return State("absent", why="never computed")
     try:
         before = dict(json.loads(others[-1].read_text())["key"])
     except (OSError, ValueError, KeyError, TypeError):
-        return "absent", "never computed with these settings"
+        return State("absent", why="never computed with these settings")
     changed = sorted(name for name in {*before, *key} if before.get(name) != key.get(name))
-    return "stale", "changed: " + ", ".join(_change(name, before.get(name), key.get(name)) for name in changed)
+    changes = ", ".join(_change(name, before.get(name), key.get(name)) for name in changed)
+    return State("stale", why=f"changed: {changes}")
 
 
 def _change(name: str, before: object, now: object) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from repro.labels import FLOAT32, in_precision
-from repro.measures.declare import Stream
-from repro.measures.summaries import summarise
+from repro.measures.base import Stream
+from repro.measures.reduce import summarise
 from repro.model.casting import products
 from repro.plan.plan import Item, Plan
 from repro.process import in_force
@@ -88,13 +88,13 @@ class _Pass:
 
     def _open(self, item: Item) -> None:
         assert item.layout is not None
-        if item.state == "corrupt":
+        if item.state.kind == "corrupt":
             findings = repair(item.path)
             self.session.say(f"{item.name}: damage found ({len(findings)}); what was lost is computed again")
         threads = torch.get_num_threads() if self.cluster is None else self.cluster.threads
         provenance = _provenance(self.plan, item, self.session, threads)
         self.results[item.name] = open_result(item.path, item.layout, self.plan.settings.unit, provenance)
-        self.work.bind(item.name)
+        self.work.prepare(item.name)
 
     def _fill(self) -> None:
         """Says what is missing, and has it computed."""
@@ -123,7 +123,7 @@ class _Pass:
         if result.committed:
             return
         tokenizer = self.plan.subject.tokenizer
-        prepared, without = self.work.bound[name].prepared, excluded_prompts(item.path)
+        prepared, without = self.work.prepared[name], excluded_prompts(item.path)
         dataset = summarise(item.experiment, item.context, result, prepared, tokenizer.decode, without)
         dataset.attrs.update(
             subject=self.plan.subject.name,

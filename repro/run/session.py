@@ -8,15 +8,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
 from operator import or_
+from typing import Any
 
 import numpy as np
 import torch
 
 from repro.errors import Exit, ReproError
 from repro.labels import in_precision
+from repro.measures.base import Stream
 from repro.measures.batch import Batch, Engine
-from repro.measures.bind import Bound, bind
-from repro.measures.declare import Stream, wanted
+from repro.measures.roles import Roles
 from repro.model.casting import packed
 from repro.model.folder import Shape
 from repro.model.load import load
@@ -122,12 +123,12 @@ class Work:
         self.stream = stream
         self.session = session
         self.failures = failures
-        self.bound: dict[str, Bound] = {}
+        self.prepared: dict[str, dict[str, Any]] = {}
 
-    def bind(self, name: str) -> None:
+    def prepare(self, name: str) -> None:
         """Computes what an experiment needs to know of the model before any prompt is seen."""
         item = self.items[name]
-        self.bound[name] = bind(item.experiment, item.context, self.session.engine(self.stream.precision))
+        self.prepared[name] = item.experiment.prepare(item.context, self.session.engine(self.stream.precision))
 
     def unit(self, unit: int, names: Sequence[str]) -> dict[str, UnitArrays]:
         """All arrays of one unit for the named experiments, computed micro-batch by micro-batch.
@@ -155,7 +156,7 @@ class Work:
         for first in range(rows.start, rows.stop, step):
             for batch, wanting in self._batches(first, min(first + step, rows.stop), names):
                 for name in wanting:
-                    action = partial(self._compute, self.bound[name], batch, shares[name])
+                    action = partial(self._compute, name, batch, shares[name])
                     self.failures.guard(name, partial(self._fitting, step, action))
         for name in names:
             self.failures.guard(name, partial(self._fitting, step, partial(self._join, name, shares[name])))
@@ -184,9 +185,10 @@ class Work:
             Exit.FAILED,
         )
 
-    def _compute(self, bound: Bound, batch: Batch, share: _Share) -> None:
+    def _compute(self, name: str, batch: Batch, share: _Share) -> None:
+        item = self.items[name]
         share.unfit += [batch.first_prompt + row for row in batch.unfit]
-        share.parts.append(bound.compute(batch))
+        share.parts.append(item.experiment.compute(item.context, self.prepared[name], batch))
 
     def _batches(self, first: int, last: int, names: Sequence[str]) -> Iterator[tuple[Batch, list[str]]]:
         """The prompts first to last; cut where an experiment ends inside, so that each sees only its own.
@@ -201,8 +203,10 @@ class Work:
                 sharing = [item for item in self.items.values() if item.context.n_prompts >= end]
                 tokens = self.plan.subject.tokens[start:end, : self.stream.length]
                 placed = torch.from_numpy(tokens.astype(np.int64)).to(self.plan.settings.device)
-                asked = reduce(or_, (wanted(item.experiment) for item in sharing))
-                roles = next((item.context.roles for item in sharing if item.context.roles is not None), None)
+                asked = reduce(or_, (item.experiment.asks for item in sharing))
+                known = [item.context.roles for item in sharing if item.context.roles.writer]
+                # Of the experiments that share a pass those that find roles know the least.
+                roles = max(known, key=lambda roles: len(roles.erasers), default=Roles())
                 yield Batch(self.session.engine(self.stream.precision), placed, start, roles, asked), wanting
             start = max(start, end)
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from repro import __version__
 from repro.errors import Exit, ReproError
-from repro.measures.declare import Stream
+from repro.measures.base import Stream
+from repro.measures.roles import Roles
 from repro.model.folder import Folder, tokens_fingerprint
 from repro.plan.plan import Item, Plan, Settings
 from repro.process import set_defaults
@@ -190,10 +191,10 @@ class Recipe:
             engine = self._engine(session)
             self._refuse_products(engine)
             session.engines = {self.stream.precision: engine}
-            plan = Plan(self.subject, self.settings, self.items, None, ())
+            plan = Plan(self.subject, self.settings, self.items, Roles())
             work = Work(plan, self.items, self.stream, session, failures)
             for item in self.items:
-                failures.guard(item.name, lambda name=item.name: work.bind(name))  # type: ignore[misc]
+                failures.guard(item.name, lambda name=item.name: work.prepare(name))  # type: ignore[misc]
 
         def compute(unit: int, names: Sequence[str]) -> Any:
             # A worker's tasks come in several threads, and both settings are a thread's own.

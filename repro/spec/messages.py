@@ -11,90 +11,96 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from repro.errors import plain
-from repro.spec.types import Experiment, Spec
+from repro.spec.types import Spec
 
 Where = tuple[str | int, ...]
-MEASURES: dict[str, type[BaseModel]] = {
-    get_args(kind.model_fields["measure"].annotation)[0]: kind for kind in get_args(get_args(Experiment)[0])
-}
 _PLAIN = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
 _COUNTS = {2: "two", 3: "three"}
 _LONGEST = 80
 
 
-def place_of(location: Sequence[str | int], data: Mapping[str, Any]) -> Where:
-    """A validation error's location without the names of union members, which a reader of the file cannot know."""
-    where: list[str | int] = []
-    value: Any = data
-    for index, part in enumerate(location):
-        if index == 2 and location[0] == "experiment" and part in MEASURES:
-            continue
-        if isinstance(value, Mapping) and part in value:
-            value = value[str(part)]
-        elif isinstance(value, tuple) and isinstance(part, int) and part < len(value):
+class Vocabulary:
+    """What may stand where in a spec, as its type says it.
+
+    spec: what `repro.spec.types.spec_type` returns.
+    """
+
+    def __init__(self, spec: type[Spec]) -> None:
+        self.spec = spec
+        union = get_args(get_args(spec.model_fields["experiment"].annotation)[1])[0]
+        kinds = get_args(union) or (union,)
+        self.measures: dict[str, type[BaseModel]] = {
+            get_args(kind.model_fields["measure"].annotation)[0]: kind for kind in kinds
+        }
+
+    def place_of(self, location: Sequence[str | int], data: Mapping[str, Any]) -> Where:
+        """Return a validation error's location without the names of union members, which no file shows."""
+        where: list[str | int] = []
+        value: Any = data
+        for index, part in enumerate(location):
+            if index == 2 and location[0] == "experiment" and part in self.measures:
+                continue
+            if isinstance(value, Mapping) and part in value:
+                value = value[str(part)]
+            elif isinstance(value, tuple) and isinstance(part, int) and part < len(value):
+                value = value[part]
+            elif index < len(location) - 1 or not (isinstance(part, int) or self._is_key(where, data, str(part))):
+                continue
+            where.append(part)
+        return tuple(where)
+
+    def _is_key(self, where: Sequence[str | int], data: Mapping[str, Any], part: str) -> bool:
+        return any(part in kind.model_fields for kind in self.models_at(tuple(where), data))
+
+    def models_at(self, where: Where, data: Mapping[str, Any]) -> list[type[BaseModel]]:
+        """Return the types of table that may stand at a place."""
+        value: Any = data
+        for part in where:
             value = value[part]
-        elif index < len(location) - 1 or not (isinstance(part, int) or _is_key(where, data, str(part))):
-            continue
-        where.append(part)
-    return tuple(where)
+        return [kind for kind in self._members(self._annotation_at(where, data), value) if _is_model(kind)]
 
+    def allowed_at(self, where: Where, data: Mapping[str, Any]) -> str:
+        """Say what may stand at a place: `an array of strings`, `"auto" or a head label`, `a whole number above 0`."""
+        found = self._annotation_at(where, data)
+        return describe(found.annotation, found.metadata) if isinstance(found, FieldInfo) else describe(found)
 
-def _is_key(where: Sequence[str | int], data: Mapping[str, Any], part: str) -> bool:
-    return any(part in kind.model_fields for kind in models_at(tuple(where), data))
+    def words_at(self, where: Where, data: Mapping[str, Any]) -> list[str]:
+        """Return the literal words among what may stand at a place."""
+        return [word for kind in _flat(self._annotation_at(where, data)) for word in _literals(kind)]
 
+    def _annotation_at(self, where: Where, data: Mapping[str, Any]) -> Any:
+        here: Any = self.spec
+        value: Any = data
+        for part in where:
+            inside = [found for kind in self._members(here, value) if (found := _inside(kind, part)) is not None]
+            if not inside:
+                return None
+            here = inside[0]
+            try:
+                value = value[part]
+            except (KeyError, IndexError, TypeError):
+                value = None
+        return here
 
-def models_at(where: Where, data: Mapping[str, Any]) -> list[type[BaseModel]]:
-    """The types of table that may stand at a place."""
-    value: Any = data
-    for part in where:
-        value = value[part]
-    return [kind for kind in _members(_annotation_at(where, data), value) if _is_model(kind)]
+    def _members(self, annotation: Any, value: object = None) -> Iterator[Any]:
+        """The members of a union; where the value there names its measure, only that one."""
+        measure = value.get("measure") if isinstance(value, Mapping) else None
+        meant = self.measures.get(measure) if isinstance(measure, str) else None
+        for kind in _flat(annotation):
+            if meant is None or kind not in self.measures.values() or kind is meant:
+                yield kind
 
 
 def _is_model(kind: object) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
-def allowed_at(where: Where, data: Mapping[str, Any]) -> str:
-    """What may stand at a place: `an array of strings`, `"auto" or a head label`, `a whole number above 0`."""
-    found = _annotation_at(where, data)
-    return describe(found.annotation, found.metadata) if isinstance(found, FieldInfo) else describe(found)
-
-
-def words_at(where: Where, data: Mapping[str, Any]) -> list[str]:
-    """The literal words among what may stand at a place."""
-    return [word for kind in _members(_annotation_at(where, data)) for word in _literals(kind)]
-
-
 def _literals(kind: object) -> list[str]:
     return [word for word in get_args(kind) if isinstance(word, str)] if get_origin(kind) is Literal else []
 
 
-def _annotation_at(where: Where, data: Mapping[str, Any]) -> Any:
-    here: Any = Spec
-    value: Any = data
-    for part in where:
-        inside = [found for kind in _members(here, value) if (found := _inside(kind, part)) is not None]
-        if not inside:
-            return None
-        here = inside[0]
-        try:
-            value = value[part]
-        except (KeyError, IndexError, TypeError):
-            value = None
-    return here
-
-
-def _members(annotation: Any, value: object = None) -> Iterator[Any]:
-    """The members of a union; where the value there names its measure, only that one."""
-    measure = value.get("measure") if isinstance(value, Mapping) else None
-    meant = MEASURES.get(measure) if isinstance(measure, str) else None
-    for kind in _flat(annotation):
-        if meant is None or kind not in MEASURES.values() or kind is meant:
-            yield kind
-
-
 def _flat(annotation: Any) -> Iterator[Any]:
+    """The members of a union, or the one type, unwrapped."""
     if isinstance(annotation, FieldInfo):
         annotation = annotation.annotation
     if get_origin(annotation) is Annotated:
@@ -107,6 +113,7 @@ def _flat(annotation: Any) -> Iterator[Any]:
 
 
 def _inside(kind: Any, part: str | int) -> Any:
+    """The type of a member of a table or an array."""
     if _is_model(kind):
         return kind.model_fields.get(str(part))
     arguments = get_args(kind)
@@ -119,7 +126,7 @@ def describe(annotation: Any, constraints: Sequence[Any] = ()) -> str:
     """A type in the words of TOML."""
     bounds = "".join(f" above {least}" for item in constraints if (least := getattr(item, "gt", None)) is not None)
     bounds += "".join(f" from {least} on" for item in constraints if (least := getattr(item, "ge", None)) is not None)
-    kinds = list(_members(annotation))
+    kinds = list(_flat(annotation))
     # Every whole number is a number.
     kinds = [kind for kind in kinds if not (kind is int and float in kinds)]
     words = [_one(kind) + (bounds if kind in (int, float) else "") for kind in kinds]
@@ -134,7 +141,7 @@ def _one(kind: Any) -> str:
         return " or ".join(json.dumps(word) for word in get_args(kind))
     if get_origin(kind) is tuple:
         arguments = get_args(kind)
-        many = " or ".join(_one(member).split(" ", 1)[1] + "s" for member in _members(arguments[0]))
+        many = " or ".join(_one(member).split(" ", 1)[1] + "s" for member in _flat(arguments[0]))
         return "an array of " + ("" if arguments[-1] is Ellipsis else f"{_COUNTS[len(arguments)]} ") + many
     return "a table"
 

@@ -16,8 +16,8 @@ from pydantic_core import ErrorDetails
 import paper_figures
 from repro.errors import ReproError, plain
 from repro.labels import did_you_mean, listing
-from repro.spec.messages import MEASURES, Where, allowed_at, given, models_at, place_of, unfit, words_at
-from repro.spec.types import NAME, NAME_WORDS, RESERVED_SUBJECTS, Common, Loaded, Spec
+from repro.spec.messages import Vocabulary, Where, given, unfit
+from repro.spec.types import NAME, NAME_WORDS, RESERVED_SUBJECTS, Common, Loaded, Spec, Variant, spec_type
 
 _KEY = re.compile(r"""\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""")
 _PROSE = ("about", "text", "answer", "other")
@@ -40,15 +40,15 @@ _LONGEST_SEARCH = 1 << 23
 """Characters that are looked through for all these ends."""
 
 
-def read_spec(path: Path) -> Loaded:
-    """The spec in a TOML file, checked.
+def read_spec(path: Path, measures: tuple[type[Common], ...]) -> Loaded:
+    """Return the spec in a TOML file, checked, its variants written out as experiments.
 
-    path: a TOML file. Returns the typed spec with its path. Raises ReproError (exit 2) naming every problem as
-    `file:line: [table] key: given …; allowed: …`. Agreement: tests/spec/test_spec.py.
+    path: a TOML file; measures: the types that an experiment may have (`repro.measures.MEASURES`). Raises ReproError
+    (exit 2) naming every problem as `file:line: [table] key: given …; allowed: …`. Agreement: tests/spec/test_spec.py.
     """
     text = _text(path)
     try:
-        spec = _Report(path, text, _parsed(path, text)).checked()
+        spec = _Report(path, text, _parsed(path, text), spec_type(measures)).checked()
     except RecursionError:
         raise ReproError(f"{path}:1: not a spec: nested too deeply") from None
     return Loaded(spec=spec, path=path.resolve())
@@ -96,10 +96,12 @@ def _tuples(value: Any) -> Any:
 class _Report:
     """All that is wrong with one file."""
 
-    def __init__(self, path: Path, text: str, data: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, text: str, data: Mapping[str, Any], spec: type[Spec]) -> None:
         self.path = path
         self.text = text
-        self.data = data
+        self.spec = spec
+        self.vocabulary = Vocabulary(spec)
+        self.data, self.origins = expanded(data)
 
     def checked(self) -> Spec:
         """The spec, or one error that names every problem in the order of the file."""
@@ -107,7 +109,7 @@ class _Report:
             raise ReproError("\n".join(self._sentences(strange)))
         spec, found = None, list(self._dangling())
         try:
-            spec = Spec.model_validate(self.data)
+            spec = self.spec.model_validate(self.data)
         except ValidationError as error:
             found += self._refused(error.errors(include_url=False))
         if spec is None or found:
@@ -139,11 +141,22 @@ class _Report:
                 first[place[:end]] = min(line, first.get(place[:end], line))
         return first | lines
 
+    def _written(self, where: Where) -> Where:
+        """Where a place of an experiment stands in the file, which may be in a variant or in what that one varies."""
+        if len(where) < 2 or where[0] != "experiment" or where[1] not in self.origins:
+            return where
+        variant, base = self.origins[str(where[1])]
+        if len(where) == 2 or where[2] in self.data["variant"][variant]:
+            return ("variant", variant, *where[2:])
+        return self._written(("experiment", base, *where[2:]))
+
     def _line(self, where: Where) -> int:
         """The line of a place, of the first thing in it, or of the nearest thing around it that has one."""
+        where = self._written(where)
         return next((self._lines[where[:end]] for end in range(len(where), 0, -1) if where[:end] in self._lines), 1)
 
     def _table(self, where: Where) -> str:
+        where = self._written(where)
         parts = [plain(str(part), _LONGEST_KEY) for part in where]
         size = 1 if where[0] == "run" or len(where) == 1 else 2
         key = ".".join(parts[size:])
@@ -161,7 +174,7 @@ class _Report:
 
     def _refused(self, details: Sequence[ErrorDetails]) -> Iterator[Problem]:
         """What the types refuse; of the members of a union only the one that the file seems to mean."""
-        places = [place_of(detail["loc"], self.data) for detail in details]
+        places = [self.vocabulary.place_of(detail["loc"], self.data) for detail in details]
         around = {where[:end] for where in places for end in range(len(where))}
         for detail, where in zip(details, places, strict=True):
             if not (where in around and detail["type"].endswith(("_type", "literal_error"))):
@@ -170,19 +183,21 @@ class _Report:
     def _sentence(self, where: Where, detail: ErrorDetails) -> tuple[Where, str]:
         kind = detail["type"]
         if kind == "extra_forbidden":
-            keys = sorted({key for model in models_at(where[:-1], self.data) for key in model.model_fields})
+            keys = sorted(
+                {key for model in self.vocabulary.models_at(where[:-1], self.data) for key in model.model_fields}
+            )
             thing = "table" if len(where) == 1 else "key"
             return where, f": unknown {thing}.{did_you_mean(str(where[-1]), keys)} Allowed: {listing(keys, 20)}"
         if kind == "union_tag_not_found":
-            return where, f": 'measure' is missing; allowed: {listing(sorted(MEASURES))}"
+            return where, f": 'measure' is missing; allowed: {listing(sorted(self.vocabulary.measures))}"
         if kind == "union_tag_invalid":
             tag = detail["input"].get("measure")
-            hint = did_you_mean(tag, MEASURES) if isinstance(tag, str) else ""
-            return (*where, "measure"), unfit(tag, listing(sorted(MEASURES)), hint)
+            hint = did_you_mean(tag, self.vocabulary.measures) if isinstance(tag, str) else ""
+            return (*where, "measure"), unfit(tag, listing(sorted(self.vocabulary.measures)), hint)
         if kind == "missing" and isinstance(where[-1], str):
             if len(where) == 1:
                 return where, " is missing"
-            return where[:-1], f": {where[-1]!r} is missing; allowed: {allowed_at(where, self.data)}"
+            return where[:-1], f": {where[-1]!r} is missing; allowed: {self.vocabulary.allowed_at(where, self.data)}"
         if kind == "string_pattern_mismatch":
             value = detail["input"]
             return where, f": a name is {NAME_WORDS}" if value == where[-1] else unfit(value, NAME_WORDS)
@@ -198,8 +213,8 @@ class _Report:
         if detail["type"] == "value_error":
             message = detail["msg"].removeprefix("Value error, ")
             return where, f": {message}" if isinstance(value, Mapping) else unfit(value, message)
-        hint = did_you_mean(value, words_at(where, self.data)) if isinstance(value, str) else ""
-        return where, unfit(value, allowed_at(where, self.data), hint)
+        hint = did_you_mean(value, self.vocabulary.words_at(where, self.data)) if isinstance(value, str) else ""
+        return where, unfit(value, self.vocabulary.allowed_at(where, self.data), hint)
 
     def _names(self, table: str) -> dict[str, Any]:
         """The entries of a table of tables, as far as they are tables."""
@@ -218,6 +233,8 @@ class _Report:
         }
         run = self.data.get("run")
         run = run if isinstance(run, Mapping) else {}
+        for name, variant in self._names("variant").items():
+            yield from self._misplaced(name, variant, experiments)
         for name, experiment in experiments.items():
             yield from self._known(
                 ("experiment", name, "variant_of"), experiment.get("variant_of"), experiments, "experiment"
@@ -239,6 +256,15 @@ class _Report:
             if name in subjects:
                 yield ("subject", name), ": the store keeps other things under this name; rename the subject"
 
+    def _misplaced(self, name: str, variant: Mapping[str, Any], experiments: Mapping[str, Any]) -> Iterator[Problem]:
+        """What a variant varies must be there, and the variant's own name must not."""
+        of = variant.get("of")
+        for base in of if isinstance(of, tuple) else (of,):
+            yield from self._known(("variant", name, "of"), base, experiments, "experiment")
+            own = variant_name(name, of, base)
+            if isinstance(base, str) and base in experiments and own in experiments and own not in self.origins:
+                yield ("variant", name), f": an experiment is called {given(own)} already"
+
     def _known(
         self, where: Where, name: object, names: Sequence[str] | Mapping[str, Any], kind: str
     ) -> Iterator[Problem]:
@@ -249,6 +275,35 @@ class _Report:
                 return f": no {kind} {given(name)}.{did_you_mean(name, known)} Known: {listing(known, 40)}"
 
             yield where, words
+
+
+def variant_name(variant: str, of: object, base: object) -> str:
+    """Return the name of the experiment that a variant makes of one that it varies."""
+    return f"{base}_{variant}" if isinstance(of, tuple) else variant
+
+
+def expanded(data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, tuple[str, str]]]:
+    """Write the variants of a spec out as experiments, as far as what they vary is there.
+
+    data: the file's tables. Returns them with more experiments, and for each of those its variant and what it varies.
+    """
+    experiments, variants = data.get("experiment"), data.get("variant")
+    if not isinstance(experiments, Mapping) or not isinstance(variants, Mapping):
+        return dict(data), {}
+    whole, origins = dict(experiments), {}
+    for name, variant in variants.items():
+        of = variant.get("of") if isinstance(variant, Mapping) else None
+        for base in of if isinstance(of, tuple) else (of,):
+            own = variant_name(name, of, base)
+            if not isinstance(base, str) or not isinstance(whole.get(base), Mapping) or own in whole:
+                continue
+            own_fields = {key: value for key, value in variant.items() if key not in Variant.model_fields}
+            group = variant.get("group", Variant.model_fields["group"].default)
+            about = [text for text in (whole[base].get("about"), variant.get("about")) if isinstance(text, str)]
+            own_fields["about"] = ", ".join(about) if isinstance(of, tuple) else variant.get("about", "")
+            whole[own] = {**whole[base], **own_fields, "group": group, "variant_of": base}
+            origins[own] = (name, base)
+    return {**data, "experiment": whole}, origins
 
 
 def _statements(text: str) -> Iterator[tuple[Where, int]]:

@@ -1,6 +1,6 @@
 """The spec's JSON Schema, made from its types, for editors that complete and check TOML.
 
-`python -m repro.spec.schema` writes it anew; tests/spec/test_spec.py fails while the file lags behind the types.
+`python -m repro.measures` writes it anew; tests/spec/test_spec.py fails while the file lags behind the types.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema
 
-from repro.spec.types import Spec
+from repro.spec.types import Common, spec_type
 
 FILE = Path(__file__).with_name("schema.json")
 
@@ -23,16 +23,12 @@ class _Untitled(GenerateJsonSchema):
         return False
 
 
-def schema() -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of a spec, each field with its line of documentation."""
-    made = Spec.model_json_schema(schema_generator=_Untitled)
+def schema(measures: tuple[type[Common], ...]) -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of a spec of some measures, each field with its documentation."""
+    made = spec_type(measures).model_json_schema(schema_generator=_Untitled)
     return {"$schema": GenerateJsonSchema.schema_dialect, **made}
 
 
-def text() -> str:
-    """The schema as it is kept in the file."""
-    return json.dumps(schema(), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-
-
-if __name__ == "__main__":
-    FILE.write_text(text(), encoding="utf-8")
+def text(measures: tuple[type[Common], ...]) -> str:
+    """Return the schema as it is kept in the file."""
+    return json.dumps(schema(measures), indent=1, ensure_ascii=False, sort_keys=True) + "\n"

@@ -1,15 +1,16 @@
 """What a paper declares: subjects, experiments and figures, as frozen types.
 
-Every field is read in exactly one place.
+The experiments' own types are in `repro/measures`, each beside its computation. Every field is read in one place.
 """
 
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
 from repro.labels import is_head, layer_of
 
@@ -139,115 +140,17 @@ class Common(Strict):
     """The experiment that this one varies; `check` shows the two side by side."""
 
 
-class Banded(Common):
-    """What experiments with quantile bands may say."""
+class Variant(Strict):
+    """Experiments that vary others in a few fields, which stand in the table beside what follows."""
 
-    quantiles: tuple[float, float] = (0.25, 0.75)
-    """Lower and upper quantile of bands and error bars. The text of both sources says 0.25 and 0.75; the authors'
-    plotting code draws 0.125 and 0.875."""
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True, use_attribute_docstrings=True)
 
-    @field_validator("quantiles")
-    @classmethod
-    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not 0 <= value[0] < 0.5 < value[1] <= 1:
-            raise ValueError("two numbers with 0 <= lower < 0.5 < upper <= 1")
-        return value
-
-
-class Windowed(Common):
-    """What experiments that pool over positions may say."""
-
-    positions: tuple[int, int] | None = None
-    """First and last position (inclusive) that enter, the last counted from the end if negative; nothing: all, position
-    0 included."""
-
-    @field_validator("positions")
-    @classmethod
-    def _forward(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
-        if value is not None and not (0 <= value[0] <= value[1] or value[0] >= 0 > value[1]):
-            raise ValueError("first and last position, 0 <= first <= last, or a negative last counted from the end")
-        return value
-
-
-class Pooled(Banded, Windowed):
-    """What experiments say that reduce prompts and positions together to bands."""
-
-
-class Projection(Pooled):
-    """Projection ratios PR(a, b) = <a, b> / <b, b> of components `of` on nodes `onto`."""
-
-    measure: Literal["projection"]
-    of: Literal["sites", "nodes"]
-    """The components projected."""
-    onto: Literal["nodes", "$writer"]
-    """The nodes projected on. `nodes` needs `of = "sites"`."""
-    summarise: Literal["pooled", "by_position"] = "pooled"
-    """Quantiles over prompts and positions together, or over prompts at each position with the variance split."""
-
-    @model_validator(mode="after")
-    def _known_combination(self) -> Projection:
-        if self.onto == "nodes" and self.of != "sites":
-            raise ValueError('onto = "nodes" goes with of = "sites"')
-        if self.summarise == "by_position" and (self.of, self.onto) != ("sites", "$writer"):
-            raise ValueError('summarise = "by_position" goes with of = "sites", onto = "$writer"')
-        return self
-
-
-class VPatch(Pooled):
-    """V-composition patch: the writer's output taken out of the value input of every head of `layer`."""
-
-    measure: Literal["v_patch"]
-    layer: Literal["$layer"] | int = "$layer"
-    """The patched layer: the erasers', or a number."""
-    scale: Literal["frozen", "recomputed"] = "frozen"
-    """Layer-norm scale of the patched value input: the clean run's (exact algebra), or its own."""
-
-
-class ResampledDLA(Banded):
-    """DLA of every head at the last position of each adversarial prompt, clean and with resampled input."""
-
-    measure: Literal["resampled_dla"]
-    resample: Literal["all_positions", "last_position"] = "all_positions"
-    """What of the head's input comes from the unrelated text: everything, or query, key and value at the last position
-    only."""
-
-
-class DLAScatter(Windowed):
-    """DLA of the writer against DLA of the erasers, whole output and V-composition, at every position."""
-
-    measure: Literal["dla_scatter"]
-    target: Literal["top2", "next_token"] = "top2"
-    """The logit read: difference of the two first predictions, or the logit of the actual next token."""
-    v_composition: Literal["attention", "same_position"] = "attention"
-    """Sum over source positions weighted by the clean pattern, or the same position without any pattern."""
-
-
-class FindWriter(Pooled):
-    """The writer by rule: the head whose output is best seen after writing and least at the end."""
-
-    measure: Literal["find_writer"]
-
-
-class FindErasers(Pooled):
-    """The erasers by rule: the later layer whose heads' PR onto the writer sums lowest, its heads at the bar."""
-
-    measure: Literal["find_erasers"]
-    bar: float = -0.03
-    """Median PR onto the writer at or below which a head counts as an eraser."""
-
-
-class MineExamples(Banded):
-    """Adversarial prompts from the subject's own: confident, right, and by DLA the writer's doing."""
-
-    measure: Literal["mine_examples"]
-    count: int = Field(default=4, gt=0)
-    """How many, with distinct answers from distinct prompts."""
-
-
-Experiment = Annotated[
-    Projection | VPatch | ResampledDLA | DLAScatter | FindWriter | FindErasers | MineExamples,
-    Field(discriminator="measure"),
-]
+    of: str | tuple[str, ...]
+    """What is varied. One experiment: the variant has the table's name; several: each is `<experiment>_<name>`."""
+    group: Name = "variants"
+    """The variants' group."""
+    about: str = ""
+    """One line for `plan`; of several experiments it is added to each one's own."""
 
 
 class Labels(Strict):
@@ -268,7 +171,7 @@ class Figure(Strict):
     """The experiment it views."""
     title: str
     """Title above the chart; `$writer` and `$layer` are replaced."""
-    labels: Labels
+    labels: Labels = Labels()
     """Its numbers in the two sources."""
     options: dict[str, str | tuple[int | str, ...] | int | float | bool] = {}
     """What the chart should show; each chart documents its own."""
@@ -291,12 +194,22 @@ class Run(Strict):
 
 
 class Spec(Strict):
-    """A whole paper."""
+    """A whole paper; `spec_type` says of which measures."""
 
     run: Run
     subject: dict[Name, Subject]
-    experiment: dict[Name, Experiment]
+    experiment: dict[Name, Any]
+    """Variants are experiments like others."""
+    variant: dict[Name, Variant] = {}
     figure: dict[Name, Figure]
+
+
+@cache
+def spec_type(measures: tuple[type[Common], ...]) -> type[Spec]:
+    """Return the type of a spec whose experiments are of these measures, told apart by their field `measure`."""
+    union: Any = Union[measures]  # noqa: UP007 - made at run time
+    experiments: Any = dict[Name, Annotated[union, Field(discriminator="measure")]]
+    return create_model("Spec", __base__=Spec, __doc__=Spec.__doc__, experiment=(experiments, ...))
 
 
 class Loaded(Strict):

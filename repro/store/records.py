@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,27 @@ def load_commit(path: Path) -> dict[str, Any] | None:
     return body
 
 
-def status(path: Path) -> str:
-    """What a result folder holds: "absent", "partial k/n", "committed" or "corrupt: why".
+@dataclass(frozen=True)
+class State:
+    """What there is of a result."""
+
+    kind: str
+    """`absent`, `partial`, `committed` or `corrupt`; in a plan also `waits`, `stale`, and `fresh` for committed."""
+    present: int = 0
+    """Units that are recorded."""
+    total: int = 0
+    """Units in all, where that is known."""
+    why: str = ""
+    """What is wrong or has changed, in words."""
+
+    def __str__(self) -> str:
+        if self.kind == "waits":
+            return "waits for roles"
+        return f"partial {self.present}/{self.total}" if self.kind == "partial" else self.kind
+
+
+def status(path: Path) -> State:
+    """Return what a result folder holds: `absent`, `partial`, `committed` or `corrupt`.
 
     path: `store/<subject>/<experiment>/<key>`. Quick: reads JSON and file sizes, no array (`verify` reads every byte).
     Agreement: tests/store/test_store.py.
@@ -99,18 +119,21 @@ def status(path: Path) -> str:
         if commit is not None:
             for name, (size, _) in commit["files"].items():
                 if _size(path / name) != size:
-                    return f"corrupt: {name} is missing or has another size"
+                    return State("corrupt", why=f"{name} is missing or has another size")
         found = load_manifest(path)
+        if found is None and commit is not None:
+            return State("committed") if commit.get("copy") else State("corrupt", why="no manifest")
         if found is None:
-            return "absent" if commit is None else "committed" if commit.get("copy") else "corrupt: no manifest"
+            return State("absent")
         layout, manifest = found
-        n_units = layout.n_units(manifest["unit"])
-        present = sum(unit_present(path, layout, manifest, i) for i in range(n_units))
+        total = layout.n_units(manifest["unit"])
+        present = sum(unit_present(path, layout, manifest, i) for i in range(total))
         if commit is None:
-            return f"partial {present}/{n_units}"
-        return "committed" if present == n_units else f"corrupt: {n_units - present} of {n_units} units are damaged"
+            return State("partial", present, total)
+        damaged = f"{total - present} of {total} units are damaged"
+        return State("committed", present, total) if present == total else State("corrupt", present, total, damaged)
     except ReproError as error:
-        return f"corrupt: {error}"
+        return State("corrupt", why=str(error))
 
 
 def checked_commit(path: Path, prefix: tuple[str, ...]) -> dict[str, Any]:

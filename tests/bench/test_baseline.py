@@ -14,7 +14,7 @@ import xarray as xr
 from repro.bench import baseline
 from repro.bench import end_to_end as endtoend
 from repro.plan.plan import Plan
-from repro.request import Request, World
+from repro.request import Request, Workspace
 from repro.run.execute import execute
 from repro.run.session import Session
 from repro.store.result import read_summary
@@ -31,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Any, Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(endtoend, "SHAPE", SHAPE)
         spec = endtoend.make_subject(tmp_path_factory.mktemp("shape"), SPEC, prompts=PROMPTS)
-    world = World(Request(spec=spec, subject="shape"), lambda line: None)
+    world = Workspace(Request(spec=spec, subject="shape"), lambda line: None)
     plan = world.plan(world.choose(ask=False))
     outcomes = execute(plan, plan.todo, Session(plan.subject, world.settings, 2**31, lambda line: None))
     assert not any(outcome.error for outcome in outcomes)
@@ -69,7 +69,7 @@ def test_other_prompts_are_seen(name: str, run: tuple[Plan, Any, Path]) -> None:
 def test_a_patch_of_another_writer_is_seen(run: tuple[Plan, Any, Path]) -> None:
     plan, bridge, _ = run
     item = plan.item("v_patch")
-    other = replace(item.context, roles=replace(item.context.known, writer="L0H3"))
+    other = replace(item.context, roles=replace(item.context.roles, writer="L0H3"))
     tokens = torch.from_numpy(plan.subject.tokens.astype(np.int64))
     theirs = baseline.measure(bridge, replace(item, context=other), tokens)
     assert difference(read_summary(item.path), theirs) > 10 * TOLERANCE

@@ -21,14 +21,14 @@ from repro.check.precision_report import markdown
 from repro.check.published import read_published
 from repro.check.report import Heading
 from repro.check.report import markdown as report
+from repro.measures import MEASURES, Measure
+from repro.measures.base import Context, Stream
 from repro.measures.batch import Engine
-from repro.measures.declare import Context, Stream
 from repro.measures.roles import ExampleTokens, Roles
 from repro.plan.key import key_parts
 from repro.plan.plan import Plan, Settings
 from repro.run import session as compute
 from repro.spec.read import read_spec
-from repro.spec.types import Common
 from repro.store.result import read_summary
 from repro.subjects.access import Access
 from repro.subjects.resolve import choose
@@ -37,7 +37,7 @@ from tests.published_results import agreeing, far_off, put
 from tests.runs import PAPER, ROOT, Answer, Run, lasting
 
 Finished = Callable[[str], Run]
-EXPERIMENTS: Mapping[str, Common] = read_spec(PAPER).spec.experiment
+EXPERIMENTS: Mapping[str, Measure] = read_spec(PAPER, MEASURES).spec.experiment
 PRECISION = {name: str(entry.variant_of) for name, entry in EXPERIMENTS.items() if entry.group == "precision"}
 COMMITTED = ROOT / "store" / "committed" / "mini"
 BF16 = {"precision": "bf16"}
@@ -46,15 +46,15 @@ HEADING = Heading("toy", True, 8, 40, True)
 # ------------------------------------------------------------------------------------------------------ keys and passes
 
 
-def key_now(experiment: Common, before: dict[str, Any], precision: str) -> dict[str, Any]:
+def key_now(experiment: Measure, before: dict[str, Any], precision: str) -> dict[str, Any]:
     """The key of an experiment on the bundled subject under the roles and settings of another key."""
-    chosen = choose(read_spec(PAPER), "mini", Access(Path(), offline=True, ask=False))
-    roles = Roles(before["writer"], tuple(before.get("erasers", ())), False, "auto") if "writer" in before else None
+    chosen = choose(read_spec(PAPER, MEASURES), "mini", Access(Path(), offline=True, ask=False))
+    roles = Roles(before["writer"], tuple(before.get("erasers", ())), False, "auto") if "writer" in before else Roles()
     examples = tuple(
         ExampleTokens(label, tuple(tokens), answer, other, "", "", "", head, prompt)
         for label, tokens, answer, other, head, prompt in before.get("examples", ())
     )
-    context = Context(chosen.folder.shape, before["prompts"], chosen.tokens.shape[1], roles, examples)
+    context = Context(chosen.folder.shape, before["prompts"], chosen.tokens.shape[1], replace(roles, examples=examples))
     settings = {name: before[name] for name in ("kernels", "device", "prompts_per_unit")} | {"precision": precision}
     return key_parts(experiment, context, chosen, settings)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from repro.check.variants import variant_lines, variant_pairs
+from repro.measures import MEASURES
 from repro.spec.read import read_spec
 from tests.runs import cli
 
@@ -40,7 +41,7 @@ def _differ(line: dict[str, object]) -> bool:
 
 
 def test_every_variant_of_the_spec_is_in_the_table(lines: list[dict[str, object]]) -> None:
-    declared = read_spec(SPEC).spec.experiment
+    declared = read_spec(SPEC, MEASURES).spec.experiment
     expected = {name for name, _ in variant_pairs(declared) if declared[name].group != "precision"}
     assert {line["variant"] for line in lines} == expected
     assert all(line["changes"] for line in lines)
@@ -78,12 +79,12 @@ def test_another_target_moves_both(lines: list[dict[str, object]]) -> None:
 
 
 def test_a_variant_without_its_base_stands_alone() -> None:
-    assert variant_lines(read_spec(SPEC).spec.experiment, {}) == []
+    assert variant_lines(read_spec(SPEC, MEASURES).spec.experiment, {}) == []
 
 
 def test_a_variant_of_nothing_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "spec.toml"
-    path.write_text(SPEC.read_text().replace('variant_of = "v_patch"', 'variant_of = "v_pach"'))
+    path.write_text(SPEC.read_text().replace('of = "v_patch"', 'of = "v_pach"'))
     refused = cli("plan", "--spec", path)
     assert refused.code == 2
     assert "[experiment.v_patch_recomputed] variant_of: no experiment" in refused.err

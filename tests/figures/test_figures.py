@@ -13,6 +13,7 @@ import pytest
 from repro.errors import Exit, ReproError
 from repro.figures import draw as under_test
 from repro.figures.draw import Drawn, Source, draw, lack, missing_error, subtitle
+from repro.measures import MEASURES
 from repro.spec.read import read_spec
 from repro.spec.types import Loaded
 from repro.store.result import commit_reduced
@@ -52,7 +53,7 @@ def spec_with(folder: Path, change: Callable[[str], str] = str) -> Loaded:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "experiments.toml"
     path.write_text(change(PAPER.read_text()))
-    return read_spec(path)
+    return read_spec(path, MEASURES)
 
 
 def sources(run: Run) -> Callable[[str], Source | str]:
@@ -90,7 +91,7 @@ def test_mined_examples_are_told_only_where_examples_are_shown() -> None:
 
 
 def test_labels_of_both_sources_are_words() -> None:
-    figures = read_spec(PAPER).spec.figure
+    figures = read_spec(PAPER, MEASURES).spec.figure
     assert under_test._labels(figures["post_1_top"]) == "Figure 1 (top) of the post"
     assert under_test._labels(figures["paper_5"]) == "Figure 5 of the paper"
     assert under_test._labels(figures["appendix"]) == "appendix of the post"
@@ -98,7 +99,7 @@ def test_labels_of_both_sources_are_words() -> None:
 
 
 def test_the_title_names_writer_and_layer_and_options_the_layers_that_follow() -> None:
-    figures = read_spec(PAPER).spec.figure
+    figures = read_spec(PAPER, MEASURES).spec.figure
     attrs = {"writer": "L0H2", "layer": 2, "n_layers": 4}
     filled = under_test._filled(figures["post_3a"].title, attrs)
     assert filled == "Residual stream onto L0H2, V-composition of layer 2 patched"

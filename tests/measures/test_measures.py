@@ -11,9 +11,8 @@ import torch
 
 from repro.errors import ReproError
 from repro.labels import head_index
-from repro.measures.declare import components, layout, patched_layer
-from repro.measures.projection import ratio
-from repro.spec.types import Common, DLAScatter, FindErasers, FindWriter, MineExamples, Projection, VPatch
+from repro.measures import DLAScatter, FindErasers, FindWriter, Measure, MineExamples, Projection, VPatch
+from repro.measures.projection import components, ratio
 from tests import oracle
 from tests.scenes import KINDS, Scene, assert_close, is_close, scaled_head, scene, single_precision, unpacked
 
@@ -30,7 +29,7 @@ ALL = (SITES_ON_NODES, SITES, NODES, PATCH, RECOMPUTED, WRITER, ERASERS, SCATTER
 
 
 @cache
-def computed(kind: str, experiment: Common) -> dict[str, np.ndarray]:
+def computed(kind: str, experiment: Measure) -> dict[str, np.ndarray]:
     """An experiment's arrays on the standard scene."""
     return scene(kind).compute(experiment)
 
@@ -45,8 +44,8 @@ def patched_runs(shown: Scene, layer: int) -> dict[str, oracle.Run]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("experiment", ALL, ids=lambda e: f"{e.measure}-{getattr(e, 'of', '')}")
-def test_arrays_are_as_declared_and_defined_everywhere(kind: str, experiment: Common) -> None:
-    arrays, declared = computed(kind, experiment), layout(experiment, scene(kind).context)
+def test_arrays_are_as_declared_and_defined_everywhere(kind: str, experiment: Measure) -> None:
+    arrays, declared = computed(kind, experiment), experiment.layout(scene(kind).context)
     assert {name: array.shape for name, array in arrays.items()} == {
         variable.name: declared.shape(variable) for variable in declared.variables
     }
@@ -66,7 +65,7 @@ def test_every_site_on_every_node_equals_the_oracle(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_candidate_writers_are_the_heads_before_the_last_layer(kind: str) -> None:
     shown = scene(kind)
-    labels = layout(WRITER, shown.context).coords["head"]
+    labels = WRITER.layout(shown.context).coords["head"]
     assert len(labels) == (shown.model.shape.n_layers - 1) * shown.model.shape.n_heads
     for row, head in zip(computed(kind, WRITER)["pr"], labels, strict=True):
         assert_close(row, oracle.ratio(shown.clean.sites, oracle.written(shown.clean, head)))
@@ -75,7 +74,7 @@ def test_candidate_writers_are_the_heads_before_the_last_layer(kind: str) -> Non
 @pytest.mark.parametrize("kind", KINDS)
 def test_candidate_erasers_are_the_heads_after_the_writers_layer(kind: str) -> None:
     shown = scene(kind)
-    labels = layout(ERASERS, shown.context).coords["head"]
+    labels = ERASERS.layout(shown.context).coords["head"]
     assert labels[0] == f"L{head_index(shown.roles.writer)[0] + 1}H0"
     for row, head in zip(computed(kind, ERASERS)["pr"], labels, strict=True):
         assert_close(row, oracle.ratio(oracle.written(shown.clean, head), shown.writer))
@@ -167,7 +166,7 @@ def test_a_ratio_is_undefined_only_where_the_norm_is_zero() -> None:
 
 
 @pytest.mark.parametrize("experiment", ALL, ids=lambda e: f"{e.measure}-{getattr(e, 'of', '')}")
-def test_prompts_do_not_see_each_other_and_their_order_does_not_matter(experiment: Common) -> None:
+def test_prompts_do_not_see_each_other_and_their_order_does_not_matter(experiment: Measure) -> None:
     shown, order = scene("llama"), [2, 0, 1]
     straight, permuted = shown.compute(experiment), replace(shown, tokens=shown.tokens[order]).compute(experiment)
     for name, values in straight.items():
@@ -178,7 +177,7 @@ def test_prompts_do_not_see_each_other_and_their_order_does_not_matter(experimen
 
 @pytest.mark.parametrize("experiment", [*ALL, MINING], ids=lambda e: f"{e.measure}-{getattr(e, 'of', '')}")
 @pytest.mark.parametrize("kind", ["native", "llama", "rotary"])
-def test_providers_micro_batches_and_shared_passes_give_the_same_arrays(kind: str, experiment: Common) -> None:
+def test_providers_micro_batches_and_shared_passes_give_the_same_arrays(kind: str, experiment: Measure) -> None:
     shown = replace(scene(kind), model=single_precision(scene(kind).model))
     expected = shown.compute(experiment, "reference")
     others = [
@@ -240,11 +239,11 @@ def test_a_patch_leaves_earlier_sites_alone_and_reruns_later_layers(kind: str) -
 
 def test_only_layers_that_read_the_writer_can_be_patched() -> None:
     context = scene("wide").context
-    assert patched_layer(VPatch(measure="v_patch", layer=3), context) == 3
-    assert patched_layer(PATCH, context) == 2
+    assert VPatch(measure="v_patch", layer=3).patched_layer(context) == 3
+    assert PATCH.patched_layer(context) == 2
     for layer in (0, 1, 4):
         with pytest.raises(ReproError, match=f"layer {layer} cannot be patched: .* L1H4 is read by layers 2 to 3"):
-            patched_layer(VPatch(measure="v_patch", layer=layer), context)
+            VPatch(measure="v_patch", layer=layer).patched_layer(context)
 
 
 def test_grouped_heads_take_the_value_head_they_share() -> None:

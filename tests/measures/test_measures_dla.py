@@ -12,9 +12,9 @@ import torch
 
 from repro.errors import ReproError
 from repro.labels import head_index
-from repro.measures.declare import layout, mined_positions
+from repro.measures import DLAScatter, MineExamples, ResampledDLA
+from repro.measures.mine_examples import mined_positions
 from repro.measures.roles import ExampleTokens
-from repro.spec.types import DLAScatter, MineExamples, ResampledDLA
 from tests import oracle
 from tests.scenes import KINDS, Scene, assert_close, is_close, prompts, scaled_head, scene
 
@@ -194,7 +194,7 @@ def test_the_two_ways_to_resample_differ(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_known_before_the_pass_equals_the_oracle(kind: str) -> None:
     shown, model = with_examples(kind), scene(kind).model
-    once = shown.bound(RESAMPLED).prepared
+    once = shown.prepared(RESAMPLED)
     for index, example in enumerate(shown.examples):
         run = oracle.forward(model, np.array([example.tokens]))
         logits = run.logits[0, -1]
@@ -235,10 +235,10 @@ def test_mined_candidates_equal_the_oracle(kind: str) -> None:
 def test_mining_looks_at_positions_4_to_31_that_have_a_next_token(positions: int, expected: range) -> None:
     context = replace(scene("native").context, n_positions=positions)
     assert mined_positions(context) == expected
-    assert layout(MINING, context).sizes == {"prompt": 3, "position": len(expected)}
+    assert MINING.layout(context).sizes == {"prompt": 3, "position": len(expected)}
 
 
 def test_prompts_too_short_to_mine_are_refused() -> None:
     with pytest.raises(ReproError, match=r"prompts of 5 tokens are too short .* at least 6 are needed"):
-        layout(MINING, replace(scene("native").context, n_positions=5))
-    assert layout(MINING, replace(scene("native").context, n_positions=6)).sizes["position"] == 1
+        MINING.layout(replace(scene("native").context, n_positions=5))
+    assert MINING.layout(replace(scene("native").context, n_positions=6)).sizes["position"] == 1

@@ -14,19 +14,10 @@ import xarray as xr
 from scipy.stats import linregress
 
 from repro.labels import head_index
-from repro.measures.declare import layout, mined_positions
+from repro.measures import DLAScatter, FindErasers, FindWriter, Measure, MineExamples, Projection, ResampledDLA, VPatch
+from repro.measures.mine_examples import mined_positions
+from repro.measures.reduce import summarise
 from repro.measures.roles import ExampleTokens, Roles
-from repro.measures.summaries import summarise
-from repro.spec.types import (
-    Common,
-    DLAScatter,
-    FindErasers,
-    FindWriter,
-    MineExamples,
-    Projection,
-    ResampledDLA,
-    VPatch,
-)
 from repro.store.result import open_result, read_summary
 from tests.scenes import ROLES, Scene, model, prompts, scaled_head, single_precision
 
@@ -44,16 +35,16 @@ def small(kind: str = "native", **changes: Any) -> Scene:
 def reduce(tmp_path: Path) -> Reduce:
     """Computes an experiment, stores it in units of 2 prompts, reduces it from there, and reads the summary back."""
 
-    def run(experiment: Common, shown: Scene) -> tuple[xr.Dataset, dict[str, np.ndarray]]:
+    def run(experiment: Measure, shown: Scene) -> tuple[xr.Dataset, dict[str, np.ndarray]]:
         context = shown.context
-        declared = layout(experiment, context)
+        declared = experiment.layout(context)
         result = open_result(tmp_path / "subject" / "experiment" / "key", declared, 2, {"environment": {}})
         computed = shown.compute(experiment)
         arrays = {variable.name: computed[variable.name].astype(variable.dtype) for variable in declared.variables}
         for unit in range(3):
             rows = declared.prompts(2, unit)
             result.write_unit(unit, {v.name: arrays[v.name][declared.index(v, rows)] for v in declared.variables})
-        once = shown.bound(experiment).prepared
+        once = shown.prepared(experiment)
         result.finalise(summarise(experiment, context, result, once, lambda token: f"<{token}>"))
         return read_summary(result.path), arrays
 
@@ -179,7 +170,7 @@ def test_resampled_dla(reduce: Reduce) -> None:
     shown = small()
     own = tuple(shown.tokens[3, :7].tolist())
     mined = ExampleTokens("mined", own, 4, 9, "text of it", " four", " nine", prompt=3)
-    probe = replace(shown, examples=(mined,)).bound(ResampledDLA(measure="resampled_dla")).prepared
+    probe = replace(shown, examples=(mined,)).prepared(ResampledDLA(measure="resampled_dla"))
     first, second = probe["first"][0], probe["second"][0]
     right = replace(mined, label="right", answer=first, other=second)
     shown = replace(shown, examples=(mined, right))
@@ -195,7 +186,7 @@ def test_resampled_dla(reduce: Reduce) -> None:
     assert dataset["answer"].values.tolist() == [" four"] * 2
     assert dataset["other"].values.tolist() == [" nine"] * 2
     assert (dataset.attrs["examples"], dataset.attrs["resample"]) == ("mined", "last_position")
-    once = shown.bound(ResampledDLA(measure="resampled_dla")).prepared
+    once = shown.prepared(ResampledDLA(measure="resampled_dla"))
     np.testing.assert_allclose(dataset["clean"], np.array(once["clean"]))
     np.testing.assert_allclose(dataset["logit_diff"], np.array(once["logit_diff"]))
     shown_heads = dataset["head_shown"].values.tolist()
@@ -205,7 +196,7 @@ def test_resampled_dla(reduce: Reduce) -> None:
 
 
 def test_the_writer_is_chosen_from_the_medians(reduce: Reduce) -> None:
-    shown = small(roles=None)
+    shown = small(roles=Roles())
     dataset, arrays = reduce(FindWriter(measure="find_writer"), shown)
     assert_pooled(dataset, "pr", arrays["pr"])
     medians = band(arrays["pr"])[1].reshape(arrays["pr"].shape[:2])

@@ -16,9 +16,9 @@ from repro import pipeline
 from repro.errors import Exit
 from repro.plan import cost as costs
 from repro.plan.cost import item_bytes, item_flop, pass_flop, plan_flop
-from repro.plan.plan import WAITS
 from repro.run import loop
 from repro.store.claims import Claims
+from repro.store.records import State
 from tests.plan.test_plan import NAMED, NODES, planned, world
 from tests.runs import PAPER, ROOT, Run
 
@@ -41,21 +41,23 @@ def test_costs_are_told_before_anything_runs(tmp_path: Path, monkeypatch: pytest
     assert item_flop(patch) > item_flop(nodes) > 0
     assert plan_flop(plan) == pytest.approx(once + sum(map(item_flop, plan.items))), "one pass serves all three"
     assert costs.total_cost(plan, tmp_path).endswith("time unknown before a first run")
-    costs.remember(tmp_path / "new", plan_flop(plan), 2.0, plan, "float32")
+    costs.remember(tmp_path / "new", plan_flop(plan), 2.0, plan.settings, plan.subject, "float32")
     assert costs.total_cost(plan, tmp_path / "new").endswith("about 2 s at this machine's last rate")
-    costs.remember(tmp_path / "spec.toml", 1.0, 2.0, plan, "float32")  # a file in the place of the folder is no error
+    costs.remember(
+        tmp_path / "spec.toml", 1.0, 2.0, plan.settings, plan.subject, "float32"
+    )  # a file in the place of the folder is no error
 
 
 def test_what_is_there_already_costs_nothing(tmp_path: Path) -> None:
     plan = planned(world(tmp_path, NAMED, nodes=NODES, patch={"measure": "v_patch"}))
-    nodes, patch = (replace(plan.item(name), state="partial 3/4") for name in ("nodes", "patch"))
-    begun, done = replace(plan, items=(nodes, patch)), replace(nodes, state="fresh")
+    nodes, patch = (replace(plan.item(name), state=State("partial", 3, 4)) for name in ("nodes", "patch"))
+    begun, done = replace(plan, items=(nodes, patch)), replace(nodes, state=State("fresh"))
     assert plan_flop(begun) == pytest.approx(plan_flop(plan) / 4)
     assert costs.predict(begun, tmp_path).size == round(costs.predict(plan, tmp_path).size / 4)
     assert costs.cost_line(done) == ""
     assert costs.lacking(done) == 0
     # The pass is as long as the longest of the experiments that share it still needs.
-    uneven = replace(plan, items=(nodes, replace(patch, state="partial 2/4")))
+    uneven = replace(plan, items=(nodes, replace(patch, state=State("partial", 2, 4))))
     once = pass_flop(nodes.context.shape, 5, 16)
     assert plan_flop(uneven) == pytest.approx(once / 2 + item_flop(nodes) / 4 + item_flop(patch) / 2)
     assert costs.predict(plan, tmp_path, [nodes]).flop == pytest.approx((once + item_flop(nodes)) / 4)
@@ -78,13 +80,13 @@ def test_predicted_and_actual_are_said_in_one_line() -> None:
 def test_a_run_is_predicted_at_the_rate_of_the_last(tmp_path: Path) -> None:
     plan = planned(world(tmp_path, NAMED, nodes=NODES))
     assert costs.predict(plan, tmp_path / "rates").seconds is None
-    costs.remember(tmp_path / "rates", 2 * plan_flop(plan), 8.0, plan, "float32")
+    costs.remember(tmp_path / "rates", 2 * plan_flop(plan), 8.0, plan.settings, plan.subject, "float32")
     assert costs.predict(plan, tmp_path / "rates").seconds == pytest.approx(4.0)
     item = plan.item("nodes")
     assert costs.on_disk([item]) == 0
     item.path.joinpath("units").mkdir(parents=True)
     item.path.joinpath("units", "0.json").write_bytes(b"12345")
-    assert costs.on_disk([item, replace(item, state=WAITS, path=Path())]) == 5, "what waits has no place yet"
+    assert costs.on_disk([item, replace(item, state=State("waits"), path=Path())]) == 5, "what waits has no place yet"
 
 
 def test_each_precision_has_a_pass_and_a_rate_of_its_own(tmp_path: Path) -> None:
@@ -95,7 +97,7 @@ def test_each_precision_has_a_pass_and_a_rate_of_its_own(tmp_path: Path) -> None
     assert costs.total_cost(plan, tmp_path).startswith(
         "next: 3 experiments in 2 passes (16 tokens, 16 tokens in bf16), "
     )
-    costs.remember(tmp_path / "rates", 3 * (once + item_flop(coarse)), 6.0, plan, "bf16")
+    costs.remember(tmp_path / "rates", 3 * (once + item_flop(coarse)), 6.0, plan.settings, plan.subject, "bf16")
     assert costs.predict(plan, tmp_path / "rates", [coarse]).seconds == pytest.approx(2.0)
     assert costs.predict(plan, tmp_path / "rates", [nodes]).seconds is None
     assert costs.predict(plan, tmp_path / "rates").seconds is None

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from repro.errors import Exit, ReproError
+from repro.measures import MEASURES
 from repro.plan.plan import Plan, Settings, make_plan, select
-from repro.request import Request, World
+from repro.request import Request, Workspace
 from repro.spec.read import read_spec
 from tests.model.test_folder import TL, make
 from tests.runs import PAPER, Run, toml
@@ -28,17 +29,17 @@ NODES: Entries = {"measure": "projection", "of": "nodes", "onto": "$writer"}
 EXAMPLE: Entries = {"text": "one two", "answer": "three", "other": "two", "head": "L1H0", "label": "first"}
 
 
-def world(folder: Path, subject: Entries, **experiments: Entries) -> World:
+def world(folder: Path, subject: Entries, **experiments: Entries) -> Workspace:
     """A small spec on a folder model."""
     if not (folder / "toy").exists():
         make(folder / "toy")
     path = folder / "spec.toml"
     tables = {f"experiment.{name}": entries for name, entries in experiments.items()}
     path.write_text(toml({"run": RUN, "subject.toy": subject, **tables, "figure": {}}))
-    return World(Request(path), lambda line: None)
+    return Workspace(Request(path), lambda line: None)
 
 
-def planned(here: World, *names: str, settings: Settings = SETTINGS) -> Plan:
+def planned(here: Workspace, *names: str, settings: Settings = SETTINGS) -> Plan:
     return make_plan(
         here.loaded, here.choose(ask=False), names or list(here.loaded.spec.experiment), settings, here.store
     )
@@ -62,7 +63,7 @@ def plan_of(run: Run, *options: str | Path, spec: Path = PAPER) -> dict[str, Ent
 
 
 def test_nothing_said_is_the_specs_groups_and_their_figures() -> None:
-    loaded = read_spec(PAPER)
+    loaded = read_spec(PAPER, MEASURES)
     experiments, figures = select(loaded, ())
     assert set(experiments) == {
         name for name, entry in loaded.spec.experiment.items() if entry.group in ("roles", "paper")
@@ -72,7 +73,7 @@ def test_nothing_said_is_the_specs_groups_and_their_figures() -> None:
 
 
 def test_a_figure_pulls_its_experiment_and_an_experiment_its_figures() -> None:
-    loaded = read_spec(PAPER)
+    loaded = read_spec(PAPER, MEASURES)
     assert select(loaded, ["paper_1"]) == (["v_patch"], ["paper_1"])
     assert select(loaded, ["v_patch"]) == (["v_patch"], ["post_3a", "post_3b", "paper_1", "paper_3"])
     assert select(loaded, ["beyond"]) == (["pr_by_position"], ["by_position"])
@@ -80,7 +81,7 @@ def test_a_figure_pulls_its_experiment_and_an_experiment_its_figures() -> None:
 
 
 def test_an_unknown_name_is_refused_with_a_hint() -> None:
-    message = refused(lambda: select(read_spec(PAPER), ["post_33"]))
+    message = refused(lambda: select(read_spec(PAPER, MEASURES), ["post_33"]))
     assert message.startswith(
         "no experiment, figure or group 'post_33'. Did you mean 'post_3b'? Known: writer, erasers, "
     )
@@ -221,7 +222,7 @@ def test_a_prompt_that_no_experiment_reads_changes_no_key(tmp_path: Path) -> Non
 
 def test_named_roles_need_no_experiment_that_finds_them(tmp_path: Path) -> None:
     plan = planned(world(tmp_path, NAMED, nodes=NODES, writer={"measure": "find_writer", "group": "roles"}))
-    assert [(item.name, item.state) for item in plan.items] == [("nodes", "absent")]
+    assert [(item.name, str(item.state)) for item in plan.items] == [("nodes", "absent")]
     assert plan.roles is not None
     assert (plan.roles.writer, plan.roles.layer, plan.roles.source) == ("L0H0", 1, "named")
 
@@ -248,7 +249,7 @@ def test_an_experiment_that_needs_roles_pulls_what_finds_them(tmp_path: Path) ->
 def test_a_named_writer_leaves_the_erasers_to_be_found(tmp_path: Path) -> None:
     here = world(tmp_path, {"model": "toy", "writer": "L0H3"}, nodes=NODES, e={"measure": "find_erasers"})
     plan = planned(here, "nodes")
-    assert [(item.name, item.state) for item in plan.items] == [("e", "absent"), ("nodes", "waits for roles")]
+    assert [(item.name, str(item.state)) for item in plan.items] == [("e", "absent"), ("nodes", "waits for roles")]
     assert plan.item("e").key["writer"] == "L0H3"
 
 
@@ -259,13 +260,13 @@ def test_a_named_writer_leaves_the_erasers_to_be_found(tmp_path: Path) -> None:
 def test_positions_that_the_prompts_do_not_have_are_refused(tmp_path: Path, positions: list[int]) -> None:
     here = world(tmp_path, NAMED, nodes=NODES | {"positions": positions})
     assert refused(lambda: planned(here)) == (
-        f"[experiment.nodes] positions: {positions} does not fit prompts of 16 tokens (positions 0 to 15)"
+        f"[experiment.nodes]: positions {positions} do not fit prompts of 16 tokens (positions 0 to 15)"
     )
 
 
 @pytest.mark.parametrize("positions", [[0, 15], [15, -1], [2, -14], [0, 0]])
 def test_positions_that_the_prompts_have_are_taken(tmp_path: Path, positions: list[int]) -> None:
-    assert planned(world(tmp_path, NAMED, nodes=NODES | {"positions": positions})).item("nodes").state == "absent"
+    assert planned(world(tmp_path, NAMED, nodes=NODES | {"positions": positions})).item("nodes").state.kind == "absent"
 
 
 @pytest.mark.parametrize("layer", [0, 3, -1])
@@ -294,7 +295,7 @@ def test_examples_as_text_need_a_tokenizer_and_nothing_else_does(tmp_path: Path)
     assert refused(lambda: planned(here), Exit.UNAVAILABLE) == (
         "[subject.toy] example 'first': examples given as text need a tokenizer.json in the model's folder"
     )
-    assert planned(here, "nodes").item("nodes").state == "absent"
+    assert planned(here, "nodes").item("nodes").state.kind == "absent"
 
 
 def test_prompts_too_short_to_mine_from_stop_only_what_needs_examples(tmp_path: Path) -> None:
@@ -305,4 +306,4 @@ def test_prompts_too_short_to_mine_from_stop_only_what_needs_examples(tmp_path: 
         "[experiment.x]: prompts of 5 tokens are too short to mine adversarial examples from; at least 6 are needed, "
         "or name the examples in the spec"
     )
-    assert planned(here, "nodes").item("nodes").state == "absent"
+    assert planned(here, "nodes").item("nodes").state.kind == "absent"

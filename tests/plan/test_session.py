@@ -10,15 +10,15 @@ import pytest
 
 from repro import request as session
 from repro.errors import PRECEDENCE, Exit, ReproError, worst
-from repro.request import Request, World, parse_bytes
+from repro.request import Request, Workspace, parse_bytes
 from repro.subjects.access import cache_folder
 from tests.runs import SPECS
 
 MINIMAL = SPECS / "minimal.toml"
 
 
-def world(**given: Any) -> World:
-    return World(Request(MINIMAL, **given), lambda line: None)
+def world(**given: Any) -> Workspace:
+    return Workspace(Request(MINIMAL, **given), lambda line: None)
 
 
 def refused(**given: Any) -> str:

@@ -18,7 +18,7 @@ import pytest
 from repro.errors import Exit, ReproError
 from repro.model.casting import packed, products
 from repro.model.load import load
-from repro.request import Request, World
+from repro.request import Request, Workspace
 from repro.run import cluster
 from repro.run import session as compute
 from repro.run import worker as remote
@@ -211,7 +211,7 @@ def test_a_worker_that_differs_is_refused(job: Job, tmp_path: Path) -> None:
 def sent(model: Path, tmp_path: Path) -> bytes:
     """How to compute the first experiment of the default spec on a toy, as it travels to a worker."""
     remote._engines.clear()
-    world = World(Request(PAPER, subject=str(model), out=tmp_path), print)
+    world = Workspace(Request(PAPER, subject=str(model), out=tmp_path), print)
     plan = world.plan(world.choose(ask=False))
     (item,) = plan.todo
     how = products(packed(load(plan.subject.folder)))

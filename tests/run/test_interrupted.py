@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from repro.errors import Exit
-from repro.measures import bind as measures
+from repro.measures import MineExamples, VPatch
 from repro.run.loop import UnitArrays
 from repro.run.session import Work
-from repro.spec.types import MineExamples, VPatch
 from repro.store.result import read_summary
 from tests.runs import PAPER, Run, cli, contents, lasting
 
@@ -61,7 +60,7 @@ def test_one_failing_experiment_does_not_stop_the_others(
     before = contents(run.result("writer"))
     for name in ("v_patch", "nodes_onto_writer"):
         shutil.rmtree(run.store / name)
-    monkeypatch.setattr(measures, "_COMPUTE", measures._COMPUTE | {VPatch: _fails})
+    monkeypatch.setattr(VPatch, "compute", _fails)
     answer = run.cli("run")
     assert answer.code == Exit.FAILED
     assert "v_patch failed: ValueError: no such thing" in answer.out
@@ -82,7 +81,7 @@ def test_what_needs_no_examples_runs_where_none_can_be_found(
     run = finished("native").copy(tmp_path)
     for name in ("examples", "v_patch"):
         shutil.rmtree(run.store / name)
-    monkeypatch.setattr(measures, "_COMPUTE", measures._COMPUTE | {MineExamples: _fails})
+    monkeypatch.setattr(MineExamples, "compute", _fails)
     answer = run.cli("run")
     assert answer.code == Exit.FAILED
     assert "examples failed" in answer.out

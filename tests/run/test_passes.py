@@ -10,9 +10,9 @@ import pytest
 from repro.bench import end_to_end as endtoend
 from repro.kernels import tiled
 from repro.measures import batch as stream
-from repro.measures.bind import resampled
+from repro.model import forward
 from repro.model.forward import Model
-from repro.request import Request, World
+from repro.request import Request, Workspace
 from repro.run import execute as run
 from tests.runs import PAPER
 
@@ -45,9 +45,9 @@ def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     monkeypatch.setattr(stream, "trace", trace)
     monkeypatch.setattr(stream, "forward_from", forward_from)
-    monkeypatch.setattr(resampled, "trace", example)
+    monkeypatch.setattr(forward, "trace", example)
     monkeypatch.setattr(tiled, "top2_logits", top2_logits)
-    world = World(Request(spec=endtoend.make_subject(tmp_path, PAPER, PROMPTS), subject="shape"), lambda line: None)
+    world = Workspace(Request(spec=endtoend.make_subject(tmp_path, PAPER, PROMPTS), subject="shape"), lambda line: None)
     plan = world.plan(world.choose(ask=False))
     session = run.Session(plan.subject, world.settings, 2**31, lambda line: None)
     outcomes = run.execute(plan, plan.todo, session)

@@ -12,6 +12,7 @@ import pytest
 import xarray as xr
 
 from repro.errors import Exit
+from repro.measures import MEASURES
 from repro.spec.read import read_spec
 from repro.store.result import read_raw, read_summary
 from repro.subjects.access import Access
@@ -22,7 +23,7 @@ from tests.runs import PAPER, Answer, Run, cli, contents, lasting, spoil, toml, 
 Finished = Callable[[str], Run]
 PAPER_FIGURES = {
     name
-    for spec in (read_spec(PAPER).spec,)
+    for spec in (read_spec(PAPER, MEASURES).spec,)
     for name, figure in spec.figure.items()
     if spec.experiment[figure.experiment].group == "paper"
 }
@@ -284,7 +285,7 @@ def test_a_subject_of_the_spec_is_found_by_name(finished: Finished, tmp_path: Pa
     )
     spec = with_spec(tmp_path, lambda text: text + lines)
     shutil.copy(run.model / "prompts.safetensors", tmp_path / "mine.safetensors")
-    chosen = choose(read_spec(spec), "mine", Access(tmp_path, offline=True))
+    chosen = choose(read_spec(spec, MEASURES), "mine", Access(tmp_path, offline=True))
     assert chosen.folder.prompts == tmp_path / "mine.safetensors"
     answer = cli("run", "writer", "--subject", "mine", "--spec", spec)
     assert answer.code == Exit.OK, answer.text

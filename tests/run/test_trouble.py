@@ -12,10 +12,9 @@ import pytest
 import torch
 
 from repro.errors import Exit
+from repro.measures import VPatch
 from repro.measures import batch as stream
-from repro.measures import bind as measures
 from repro.run.failures import Failures, NoMemoryError, memory_told, ran_out_of_memory
-from repro.spec.types import VPatch
 from repro.store.result import read_raw, read_summary
 from tests.runs import Answer, Run, notes
 
@@ -83,8 +82,8 @@ def halved(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     def run(most: int) -> tuple[Run, Answer]:
         unfinished = again(finished, tmp_path, "v_patch", "nodes_onto_writer")
-        short = short_of_memory(measures._COMPUTE[VPatch], most, torch.OutOfMemoryError(CUDA), where=1)
-        monkeypatch.setattr(measures, "_COMPUTE", measures._COMPUTE | {VPatch: short})
+        short = short_of_memory(VPatch.compute, most, torch.OutOfMemoryError(CUDA), where=3)
+        monkeypatch.setattr(VPatch, "compute", short)
         return unfinished, unfinished.cli("run")
 
     return run

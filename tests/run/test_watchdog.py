@@ -20,18 +20,17 @@ Finished = Callable[[str], Run]
 # The real command, with a measure that hangs at its second unit: first where Python threads run, then where none can.
 HANGS = """
 import ctypes, sys, time
-from repro.measures import bind as measures
 from repro.__main__ import main
-from repro.spec.types import VPatch
+from repro.measures import VPatch
 
 def waits_for_ever(): {hang}
 
-def hangs(bound, batch, real=measures._COMPUTE[VPatch]):
+def hangs(self, context, prepared, batch, real=VPatch.compute):
     if batch.first_prompt:
         waits_for_ever()
-    return real(bound, batch)
+    return real(self, context, prepared, batch)
 
-measures._COMPUTE[VPatch] = hangs
+VPatch.compute = hangs
 sys.exit(main(sys.argv[1:]))
 """
 ASLEEP = "time.sleep(600)"

@@ -20,7 +20,7 @@ from repro.check.variants import variant_pairs
 from repro.figures import draw as drawing
 from repro.figures.draw import Source
 from repro.plan.plan import Plan, make_plan, select
-from repro.request import Request, World
+from repro.request import Request, Workspace
 from repro.spec.types import Figure, Spec
 from repro.store.result import read_summary
 from repro.subjects import prompts as hub_prompts
@@ -152,7 +152,7 @@ FIGURE: Entries = {
 }
 
 
-def spec_of(folder: Path, **changes: Entries) -> World:
+def spec_of(folder: Path, **changes: Entries) -> Workspace:
     """A world on a small spec; changes: the entries of `run`, `subject`, `nodes` that differ."""
     if not (folder / "toy").exists():
         write_tokenizer(make(folder / "toy") / "tokenizer.json")
@@ -168,37 +168,38 @@ def spec_of(folder: Path, **changes: Entries) -> World:
         "experiment.nodes": NODES | changes.get("nodes", {}),
         "experiment.also": {"measure": "v_patch"},
         "experiment.further": {"measure": "v_patch", "group": "beyond"},
+        "variant.other": {"of": "also", "scale": "recomputed"} | changes.get("variant", {}),
         "figure": {},
     }
     path.write_text(toml(tables))
-    return World(Request(path), lambda line: None)
+    return Workspace(Request(path), lambda line: None)
 
 
-def plan_of(world: World) -> Plan:
+def plan_of(world: Workspace) -> Plan:
     chosen = world.choose(ask=False)
     return make_plan(world.loaded, chosen, ["nodes"], world.settings, world.store)
 
 
-def key_of(world: World) -> object:
+def key_of(world: Workspace) -> object:
     return plan_of(world).items[0].path
 
 
-def list_of(world: World) -> object:
+def list_of(world: Workspace) -> object:
     return listed(world.loaded)
 
 
-def selection_of(world: World) -> object:
+def selection_of(world: Workspace) -> object:
     return select(world.loaded, ())
 
 
-def recipe_of(world: World) -> object:
+def recipe_of(world: Workspace) -> object:
     """What names the file of frozen prompts."""
     recipe = world.loaded.spec.subject["far"].prompts
     assert isinstance(recipe, hub_prompts.HubPrompts)
     return hub_prompts._canonical(recipe)
 
 
-def fetched_of(world: World) -> object:
+def fetched_of(world: Workspace) -> object:
     """What is asked of the hub for a model that lies there."""
     asked: list[object] = []
 
@@ -212,19 +213,23 @@ def fetched_of(world: World) -> object:
     return asked
 
 
-def examples_of(world: World) -> object:
-    return plan_of(world).examples
+def examples_of(world: Workspace) -> object:
+    return plan_of(world).roles.examples
 
 
-def listing_of(world: World) -> object:
+def listing_of(world: Workspace) -> object:
     return cli("plan", "--spec", world.request.spec).out
 
 
-def variants_of(world: World) -> object:
+def variants_of(world: Workspace) -> object:
     return variant_pairs(world.loaded.spec.experiment)
 
 
-def verdict_of(world: World) -> object:
+def experiments_of(world: Workspace) -> object:
+    return world.loaded.spec.experiment
+
+
+def verdict_of(world: Workspace) -> object:
     return cli("check", "--spec", world.request.spec).out
 
 
@@ -232,7 +237,7 @@ def example(**change: str) -> Entries:
     return {"subject": {"examples": [EXAMPLE | change]}}
 
 
-PLANNED: dict[str, tuple[Entries, Callable[[World], object]]] = {
+PLANNED: dict[str, tuple[Entries, Callable[[Workspace], object]]] = {
     "Run.default_subjects": ({"run": {"default_subjects": ["other"]}}, lambda world: world.choose(ask=False).name),
     "Run.groups": ({"run": {"groups": ["beyond"]}}, selection_of),
     "Run.prompts_per_unit": ({"run": {"prompts_per_unit": 3}}, key_of),
@@ -260,6 +265,9 @@ PLANNED: dict[str, tuple[Entries, Callable[[World], object]]] = {
     "HubSource.dataset": ({"recipe": {"sources": [SOURCE | {"dataset": "owner/more"}]}}, recipe_of),
     "HubSource.rows": ({"recipe": {"sources": [SOURCE | {"rows": 4}]}}, recipe_of),
     "HubSource.kind": ({"recipe": {"sources": [SOURCE | {"kind": "code"}]}}, recipe_of),
+    "Variant.of": ({"variant": {"of": ["also", "further"]}}, experiments_of),
+    "Variant.group": ({"variant": {"group": "beyond"}}, experiments_of),
+    "Variant.about": ({"variant": {"about": "otherwise"}}, experiments_of),
     **{f"{kind}.group": ({"nodes": {"group": "beyond"}}, selection_of) for kind in EXPERIMENT_TYPES},
     **{f"{kind}.about": ({"nodes": {"about": "something else"}}, listing_of) for kind in EXPERIMENT_TYPES},
     **{f"{kind}.variant_of": ({"nodes": {"variant_of": "also"}}, variants_of) for kind in EXPERIMENT_TYPES},
@@ -324,6 +332,8 @@ def test_a_field_of_a_figure_changes_the_chart(charted: Callable[[Entries], str]
 
 
 def test_every_field_has_a_witness() -> None:
-    declared = {f"{kind.__name__}.{name}" for kind in spec_types() if kind is not Spec for name in kind.model_fields}
+    declared = {
+        f"{kind.__name__}.{name}" for kind in spec_types() if not issubclass(kind, Spec) for name in kind.model_fields
+    }
     seen = {f"{kind}.{key}" for kind, _, key, _ in FLIPS} | set(PLANNED) | set(DRAWN)
     assert declared == seen

@@ -14,6 +14,7 @@ import tomli
 
 import repro.errors
 from repro.errors import Exit, ReproError
+from repro.measures import MEASURES
 from repro.spec.read import read_spec
 from repro.spec.types import NAME_WORDS
 from tests.fuzzing import HangError, is_plain, sentences, watched, within
@@ -62,7 +63,7 @@ class Place:
 def refusal(path: Path) -> list[str]:
     """What is said of the file itself; nothing if it is a spec."""
     try:
-        read_spec(path)
+        read_spec(path, MEASURES)
     except ReproError as error:
         return error.message.split("\n")
     return []
@@ -137,10 +138,10 @@ def _sleeping(_path: Path) -> str:
 @pytest.mark.parametrize(
     ("name", "careless", "line", "noticed"),
     [
-        ("spec_read._parsed", _hasty, f"x = {NINES}", "Exceeds the limit"),
-        ("spec_read._text", _littering, "x = 1", "spec.bak"),
-        ("spec_read._text", _sleeping, "x = 1", "still busy"),
-        ("spec_read._CONTROL", re.compile("(?!)"), '[subject.toy]\nmodel = "toy"\nabout = "\\u0007"', "x07"),
+        ("spec.read._parsed", _hasty, f"x = {NINES}", "Exceeds the limit"),
+        ("spec.read._text", _littering, "x = 1", "spec.bak"),
+        ("spec.read._text", _sleeping, "x = 1", "still busy"),
+        ("spec.read._CONTROL", re.compile("(?!)"), '[subject.toy]\nmodel = "toy"\nabout = "\\u0007"', "x07"),
         ("errors.plain", lambda text, *_: text, "[figure.'x\t']", r"\\t"),
     ],
     ids=["hasty", "littering", "sleeping", "loud", "louder"],

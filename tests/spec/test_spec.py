@@ -18,9 +18,10 @@ from pydantic import BaseModel
 
 import paper_figures
 from repro.errors import Exit, ReproError
+from repro.measures import MEASURES
 from repro.spec import schema
 from repro.spec.read import read_spec
-from repro.spec.types import Experiment, Spec
+from repro.spec.types import Spec, spec_type
 from tests.runs import PAPER, SPECS
 
 REFUSED = sorted((SPECS / "refused").glob("*.toml"))
@@ -54,7 +55,7 @@ def spec_types() -> list[type[BaseModel]]:
         for inner in get_args(annotation):
             visit(inner)
 
-    visit(Spec)
+    visit(spec_type(MEASURES))
     return found
 
 
@@ -62,7 +63,7 @@ def spec_types() -> list[type[BaseModel]]:
 
 
 def test_the_paper_has_fourteen_figures_with_their_labels_in_both_sources() -> None:
-    spec = read_spec(PAPER).spec
+    spec = read_spec(PAPER, MEASURES).spec
     paper = {
         name: figure for name, figure in spec.figure.items() if spec.experiment[figure.experiment].group == "paper"
     }
@@ -71,7 +72,7 @@ def test_the_paper_has_fourteen_figures_with_their_labels_in_both_sources() -> N
 
 
 def test_figures_are_views_on_shared_experiments_and_nothing_is_computed_twice() -> None:
-    spec = read_spec(PAPER).spec
+    spec = read_spec(PAPER, MEASURES).spec
     whole = {name: entry.model_dump(exclude={"about", "group"}) for name, entry in spec.experiment.items()}
     twice = [pair for pair in combinations(whole, 2) if whole[pair[0]] == whole[pair[1]]]
     assert twice == []
@@ -84,14 +85,14 @@ def test_figures_are_views_on_shared_experiments_and_nothing_is_computed_twice()
 
 
 def test_every_figure_says_only_what_its_chart_reads() -> None:
-    for name, figure in read_spec(PAPER).spec.figure.items():
+    for name, figure in read_spec(PAPER, MEASURES).spec.figure.items():
         known = paper_figures.load(figure.chart).OPTIONS
         assert set(figure.options) <= set(known), name
 
 
 def test_the_texts_are_the_default_and_the_code_is_a_variant() -> None:
     """Where text and research code differ, the default group follows the text."""
-    spec = read_spec(PAPER).spec
+    spec = read_spec(PAPER, MEASURES).spec
     paper = {name: entry for name, entry in spec.experiment.items() if entry.group == "paper"}
     assert all(getattr(entry, "quantiles", (0.25, 0.75)) == (0.25, 0.75) for entry in paper.values())
     scatter, code = spec.experiment["dla_scatter"].model_dump(), spec.experiment["dla_scatter_code"].model_dump()
@@ -101,7 +102,7 @@ def test_the_texts_are_the_default_and_the_code_is_a_variant() -> None:
 
 
 def test_gelu_4l_is_the_papers_subject_with_its_named_roles() -> None:
-    spec = read_spec(PAPER).spec
+    spec = read_spec(PAPER, MEASURES).spec
     gelu = spec.subject["gelu-4l"]
     assert spec.run.paper_subject == "gelu-4l"
     assert spec.run.default_subjects == ("gelu-4l", "mini")
@@ -121,7 +122,7 @@ def test_gelu_4l_is_the_papers_subject_with_its_named_roles() -> None:
 def refusal(path: Path) -> list[str]:
     """The lines of the error that reading a file ends in."""
     with pytest.raises(ReproError) as caught:
-        read_spec(path)
+        read_spec(path, MEASURES)
     assert caught.value.code == Exit.USAGE
     return caught.value.message.splitlines()
 
@@ -134,7 +135,7 @@ def test_every_problem_is_told_at_once_by_line_table_and_key(path: Path) -> None
 
 
 def test_a_minimal_spec_is_read() -> None:
-    loaded = read_spec(SPECS / "minimal.toml")
+    loaded = read_spec(SPECS / "minimal.toml", MEASURES)
     assert loaded.folder == SPECS.resolve()
     assert loaded.spec.subject["toy"].erasers == ("L1H1", "L1H2")
 
@@ -164,7 +165,7 @@ def test_marks_and_line_ends_of_other_systems_are_read(tmp_path: Path) -> None:
     text = (SPECS / "minimal.toml").read_text()
     path = tmp_path / "windows.toml"
     path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
-    assert read_spec(path).spec == read_spec(SPECS / "minimal.toml").spec
+    assert read_spec(path, MEASURES).spec == read_spec(SPECS / "minimal.toml", MEASURES).spec
     path.write_bytes(text.replace("\n", "\r\n").replace("post =", "pots =").encode())
     assert refusal(path)[0].startswith(f"{path}:21: [figure.one] labels.pots: unknown key.")
 
@@ -196,7 +197,7 @@ def test_a_damaged_spec_is_refused_with_a_sentence_whatever_the_damage(tmp_path:
             )
         path.write_text("\n".join(damaged))
         try:
-            read_spec(path)
+            read_spec(path, MEASURES)
         except ReproError as error:
             refused.append(error)
     assert len(refused) > 20
@@ -209,12 +210,12 @@ def test_a_damaged_spec_is_refused_with_a_sentence_whatever_the_damage(tmp_path:
 
 
 def test_the_committed_schema_is_current() -> None:
-    assert schema.FILE.read_text(encoding="utf-8") == schema.text(), "run `python -m repro.spec.schema`"
+    assert schema.FILE.read_text(encoding="utf-8") == schema.text(MEASURES), "run `python -m repro.measures`"
 
 
 def test_the_schema_takes_the_paper_and_refuses_what_the_types_refuse() -> None:
-    validator = Draft202012Validator(json.loads(schema.text()))
-    Draft202012Validator.check_schema(schema.schema())
+    validator = Draft202012Validator(json.loads(schema.text(MEASURES)))
+    Draft202012Validator.check_schema(schema.schema(MEASURES))
     assert not list(validator.iter_errors(tomli.loads(PAPER.read_text())))
     for name in ("unknown_keys", "wrong_types", "missing_keys", "unknown_measure"):
         data = tomli.loads((SPECS / "refused" / f"{name}.toml").read_text())
@@ -224,12 +225,78 @@ def test_the_schema_takes_the_paper_and_refuses_what_the_types_refuse() -> None:
 @pytest.mark.parametrize("table", spec_types(), ids=lambda table: table.__name__)
 def test_every_table_and_every_field_is_documented(table: type[BaseModel]) -> None:
     assert table.__doc__
-    own_words = {"measure"} | (set(table.model_fields) if table is Spec else set())
+    own_words = {"measure"} | (set(table.model_fields) if issubclass(table, Spec) else set())
     for name, field in table.model_fields.items():
         assert field.description or name in own_words, f"{table.__name__}.{name}"
 
 
 def test_every_experiment_type_has_a_measure_of_its_own() -> None:
-    kinds = get_args(get_args(Experiment)[0])
-    measures = [get_args(kind.model_fields["measure"].annotation)[0] for kind in kinds]
-    assert len(set(measures)) == len(kinds) == 7
+    measures = [get_args(kind.model_fields["measure"].annotation)[0] for kind in MEASURES]
+    assert len(set(measures)) == len(MEASURES) == 7
+
+
+# ------------------------------------------------------------------------------------------------------------- variants
+
+BASE = """
+[run]
+default_subjects = ["toy"]
+groups = ["paper"]
+paper_subject = "toy"
+
+[subject.toy]
+model = "toy"
+
+[experiment.patch]
+measure = "v_patch"
+about = "the patch"
+
+[experiment.scatter]
+measure = "dla_scatter"
+"""
+
+
+def with_variants(folder: Path, text: str) -> Path:
+    path = folder / "spec.toml"
+    path.write_text(f"{BASE}\n{text}\n[figure]\n")
+    return path
+
+
+def test_a_variant_is_what_it_varies_but_for_what_it_sets(tmp_path: Path) -> None:
+    text = '[variant.own]\nof = "patch"\nscale = "recomputed"\nabout = "own scale"\n'
+    text += '[variant.bf16]\nof = ["patch", "own"]\ngroup = "precision"\nprecision = "bf16"\nabout = "in bf16"\n'
+    found = read_spec(with_variants(tmp_path, text), MEASURES).spec.experiment
+    assert list(found) == ["patch", "scatter", "own", "patch_bf16", "own_bf16"]
+    own, coarse, both = (found[name] for name in ("own", "patch_bf16", "own_bf16"))
+    assert (own.scale, own.group, own.variant_of, own.about) == ("recomputed", "variants", "patch", "own scale")
+    assert (coarse.scale, coarse.precision, coarse.group) == ("frozen", "bf16", "precision")
+    assert (coarse.variant_of, coarse.about) == ("patch", "the patch, in bf16")
+    assert (both.scale, both.precision, both.variant_of) == ("recomputed", "bf16", "own")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[variant.x]\nof = "patsch"\n', "18: [variant.x] of: no experiment \"patsch\". Did you mean 'patch'?"),
+        ('[variant.x]\nof = ["patch", "no"]\n', '18: [variant.x] of: no experiment "no". Known: '),
+        ("[variant.x]\nof = 3\n", "18: [variant.x] of: given 3; allowed: a string or an array of strings"),
+        ('[variant.x]\nscale = "recomputed"\n', "17: [variant.x]: 'of' is missing; allowed: "),
+        ('[variant.x]\nof = "patch"\nscale = "own"\n', '19: [variant.x] scale: given "own"; allowed: "frozen" or '),
+        ('[variant.x]\nof = "patch"\nscael = "own"\n', "19: [variant.x] scael: unknown key. Did you mean 'scale'?"),
+        ('[variant.scatter]\nof = "patch"\n', '17: [variant.scatter]: an experiment is called "scatter" already'),
+    ],
+)
+def test_a_variant_that_cannot_be_is_refused_where_it_stands(tmp_path: Path, text: str, said: str) -> None:
+    path = with_variants(tmp_path, text)
+    with pytest.raises(ReproError) as caught:
+        read_spec(path, MEASURES)
+    (line,) = caught.value.message.splitlines()
+    assert line.startswith(f"{path}:{said}")
+
+
+def test_what_is_wrong_with_an_experiment_is_said_once_whatever_varies_it(tmp_path: Path) -> None:
+    path = with_variants(tmp_path, '[variant.bf16]\nof = ["scatter"]\nprecision = "bf16"\n')
+    path.write_text(path.read_text().replace('measure = "dla_scatter"', 'measure = "dla_scatter"\nprompts = 0'))
+    with pytest.raises(ReproError) as caught:
+        read_spec(path, MEASURES)
+    (line,) = caught.value.message.splitlines()
+    assert "[experiment.scatter] prompts: given 0" in line

@@ -17,12 +17,11 @@ from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file as save_torch
 
 from repro.errors import Exit, ReproError
-from repro.measures.declare import layout
+from repro.measures import DLAScatter, FindErasers, FindWriter, Measure, MineExamples, Projection, ResampledDLA, VPatch
+from repro.measures.reduce import summarise
 from repro.measures.roles import ExampleTokens
-from repro.measures.summaries import summarise
 from repro.model.folder import read_folder
 from repro.model.load import _probe
-from repro.spec.types import Common, DLAScatter, FindErasers, FindWriter, MineExamples, Projection, ResampledDLA, VPatch
 from repro.store.excluded import excluded_prompts, kept, left_out_line
 from repro.store.layout import Layout
 from repro.store.result import read_raw, read_summary
@@ -57,7 +56,7 @@ class Arrays:
 
 
 LEFT_OUT = (1, 3)
-MEASURES: list[Common] = [
+MEASURES: list[Measure] = [
     Projection(measure="projection", of="sites", onto="nodes"),
     Projection(measure="projection", of="nodes", onto="$writer", positions=(1, -2)),
     Projection(measure="projection", of="sites", onto="$writer", summarise="by_position"),
@@ -71,14 +70,14 @@ MEASURES: list[Common] = [
 
 
 @pytest.mark.parametrize("experiment", MEASURES, ids=lambda e: f"{e.measure}-{getattr(e, 'summarise', '')}")
-def test_a_summary_does_not_see_what_is_left_out(experiment: Common) -> None:
+def test_a_summary_does_not_see_what_is_left_out(experiment: Measure) -> None:
     # 5 prompts of which two are left out, against the summary of the other three alone.
     shown = Scene(single_precision(model("native")), ROLES["native"], prompts(5, 12), EXAMPLES)
     others = [0, 2, 4]
     alone = replace(shown, tokens=shown.tokens[others])
     context, few = shown.context, alone.context
-    once = shown.bound(experiment).prepared
-    declared = layout(experiment, context)
+    once = shown.prepared(experiment)
+    declared = experiment.layout(context)
     arrays = {}
     for variable in declared.variables:
         whole = shown.compute(experiment)[variable.name].astype(variable.dtype)
@@ -92,7 +91,7 @@ def test_a_summary_does_not_see_what_is_left_out(experiment: Common) -> None:
         return f"<{token}>"
 
     ours = summarise(experiment, context, Arrays(declared, arrays), once, words, LEFT_OUT)
-    theirs = summarise(experiment, few, Arrays(layout(experiment, few), cut), once, words)
+    theirs = summarise(experiment, few, Arrays(experiment.layout(few), cut), once, words)
     xr.testing.assert_identical(ours.drop_attrs(), theirs.drop_attrs())
     assert ours.attrs.pop("quarantined") == list(LEFT_OUT)
     assert ours.attrs.pop("n_prompts") == 5
@@ -110,7 +109,7 @@ def test_a_summary_does_not_see_what_is_left_out(experiment: Common) -> None:
 def test_nothing_left_is_one_sentence() -> None:
     shown = Scene(single_precision(model("native")), ROLES["native"], prompts(2, 12))
     experiment = MEASURES[0]
-    raw = Arrays(layout(experiment, shown.context), shown.compute(experiment))
+    raw = Arrays(experiment.layout(shown.context), shown.compute(experiment))
     with pytest.raises(ReproError) as caught:
         summarise(experiment, shown.context, raw, {}, str, (0, 1))
     assert caught.value.code == Exit.FAILED

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from repro.keep import keep
-from repro.request import Request, World
+from repro.request import Request, Workspace
 from repro.store.result import read_summary
 from tests.runs import PAPER, Run, cli
 
@@ -17,7 +17,7 @@ def test_kept_copies_are_small_and_serve_figures(tmp_path: Path, finished: Calla
     spec = tmp_path / "experiments.toml"
     shutil.copy(PAPER, spec)
     shutil.copytree(run.out / "store", tmp_path / "store")
-    world = World(Request(spec=spec, subject=str(run.model)), lambda line: None)
+    world = Workspace(Request(spec=spec, subject=str(run.model)), lambda line: None)
     kept = keep(world)
     assert {path.name for path in kept} >= {"sites_onto_nodes", "nodes_onto_writer", "v_patch"}
     before = {path: path.read_bytes() for folder in kept for path in folder.iterdir()}

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from repro.__main__ import main
 from repro.errors import Exit
+from repro.measures import MEASURES
 from repro.spec.read import read_spec
 from tests.hub_files import as_checkpoint
 from tests.hub_server import HubServer
@@ -27,7 +28,7 @@ SHAPE = {"d_model": 512, "n_layers": 4, "d_mlp": 2048, "d_head": 64, "n_heads": 
 
 def tokenizer_json() -> bytes:
     """A byte-level tokenizer in which every answer of the paper's examples is one token."""
-    subject = read_spec(ROOT / "experiments.toml").spec.subject["gelu-4l"]
+    subject = read_spec(ROOT / "experiments.toml", MEASURES).spec.subject["gelu-4l"]
     assert not isinstance(subject.examples, str)
     texts = [part for item in subject.examples for part in (item.text, item.text + item.answer, item.text + item.other)]
     tokenizer = Tokenizer(models.BPE())

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from repro.errors import Exit, ReproError
+from repro.measures import MEASURES
 from repro.spec.read import read_spec
 from repro.spec.types import Loaded
 from repro.subjects import resolve as under_test
@@ -30,7 +31,7 @@ def loaded(folder: Path, **subjects: dict[str, Any]) -> Loaded:
     }
     path = folder / "spec.toml"
     path.write_text(toml(tables))
-    return read_spec(path)
+    return read_spec(path, MEASURES)
 
 
 def pick(spec: Loaded, name: str | None = None, **access: bool) -> ResolvedSubject:

@@ -1,0 +1,153 @@
+"""DLA at the last position of adversarial prompts, clean and with a head's input taken from unrelated texts.
+
+A prompt of T tokens; the unrelated texts are the first T tokens of the subject's prompts, so that a head whose whole
+input is replaced simply writes what it wrote at row T-1 of the clean pass over that text: no further forward. The final
+norm scale is the adversarial prompt's own clean one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import xarray as xr
+
+from repro.measures.base import Banded, Context, Decode, Prepared, labelled
+from repro.measures.roles import distinct_other_heads
+from repro.measures.statistics import quantiles_along
+from repro.store.excluded import ValidPrompts
+from repro.store.layout import Layout, Variable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from repro.measures.batch import Batch, Engine
+
+
+class ResampledDLA(Banded):
+    """DLA of every head at the last position of each adversarial prompt, clean and with resampled input."""
+
+    measure: Literal["resampled_dla"]
+    resample: Literal["all_positions", "last_position"] = "all_positions"
+    """What of the head's input comes from the unrelated text: everything, or query, key and value at the last position
+    only."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Roles and adversarial prompts."""
+        return frozenset({"writer", "erasers", "examples"})
+
+    def layout(self, context: Context) -> Layout:
+        """Declare `resampled` by example and head, one value per prompt."""
+        variable = Variable("resampled", ("example", "head", "prompt"), "float32", "logits", "DLA with resampled input")
+        coords = {"example": [example.label for example in context.examples], "head": context.heads}
+        return Layout((variable,), coords, {"prompt": context.n_prompts})
+
+    def prepare(self, context: Context, engine: Engine) -> dict[str, Any]:
+        """Run one short pass per adversarial prompt.
+
+        Returns per example: `reader` [L, H, K], the functional z -> DLA of each head; `keys` and `values`
+        [L, T-1, G, K] of the clean run; and lists `clean` (DLA per head, logits), `first`, `second` (token ids),
+        `logit_diff` (logits).
+        """
+        import torch
+
+        from repro.model.forward import logits, trace
+
+        model = engine.model
+        found: dict[str, Any] = {
+            key: [] for key in ("reader", "keys", "values", "clean", "first", "second", "logit_diff")
+        }
+        W_O = torch.stack([block.W_O for block in model.blocks])
+        for example in context.examples:
+            tokens = torch.tensor([example.tokens], device=model.W_E.device)
+            passed = trace(model, tokens)
+            scores = logits(model, passed.final[0, -1])
+            pair = torch.tensor([example.answer, example.other], device=tokens.device)
+            u = engine.unembedding_rows(pair)
+            direction = engine.direction(u[0] - u[1], passed.scale_final[0, -1])
+            reader = torch.einsum("lhkd,d->lhk", W_O, direction)
+            z = torch.stack([seen.z[0, -1] for seen in passed.attention])
+            first, second = scores.topk(2).indices.tolist()
+            found["reader"].append(reader)
+            found["clean"].append((z * reader).sum(-1).flatten().tolist())
+            found["keys"].append(torch.stack([seen.k[0, :-1] for seen in passed.attention]))
+            found["values"].append(torch.stack([seen.v[0, :-1] for seen in passed.attention]))
+            found["first"].append(first)
+            found["second"].append(second)
+            found["logit_diff"].append(float(scores[pair[0]] - scores[pair[1]]))
+        return found
+
+    def compute(self, context: Context, prepared: Prepared, batch: Batch) -> dict[str, Tensor]:
+        """DLA of every head with resampled input [example, head, B], logits; NaN where a prompt is short or own."""
+        import torch
+
+        rows = []
+        for index, example in enumerate(context.examples):
+            row = len(example.tokens) - 1
+            if row >= batch.tokens.shape[1]:
+                rows.append(batch.trace.scale_final.new_full((len(context.heads), len(batch.tokens)), torch.nan))
+                continue
+            if self.resample == "all_positions":
+                z = torch.stack([seen.z[:, row] for seen in batch.trace.attention])
+            else:
+                z = _last_position(batch, row, prepared["keys"][index], prepared["values"][index])
+            dla = torch.einsum("lbhk,lhk->lhb", z, prepared["reader"][index]).flatten(0, 1)
+            if example.prompt is not None:
+                own = torch.arange(len(batch.tokens), device=dla.device) + batch.first_prompt == example.prompt
+                dla = dla.masked_fill(own, torch.nan)
+            rows.append(dla)
+        return {"resampled": torch.stack(rows)}
+
+    def reduce(self, context: Context, raw: ValidPrompts, prepared: Prepared, decode: Decode) -> xr.Dataset:
+        """Quantiles over the unrelated texts beside the clean values, predictions, and which head to show."""
+        bands, counts = quantiles_along(raw.read("resampled"), self.quantiles, axes=1)
+        dims = ("example", "head")
+        dataset = labelled(raw, {"resampled": (("quantile", *dims), bands), "nan_count": (dims, counts)})
+        clean = np.array(prepared["clean"])
+        dataset["clean"] = (dims, clean)
+        dataset["logit_diff"] = ("example", np.array(prepared["logit_diff"]))
+        examples = context.examples
+        asked = [(example.answer, example.other) for example in examples]
+        predicted = list(zip(prepared["first"], prepared["second"], strict=True))
+        named = [pair == found for pair, found in zip(asked, predicted, strict=True)]
+        dataset["top2_named"] = ("example", np.array(named))
+        heads = list(raw.layout.coords["head"])
+        texts = {
+            "text": [example.text for example in examples],
+            "answer": [example.answer_text for example in examples],
+            "other": [example.other_text for example in examples],
+            "first": [decode(first) for first, _ in predicted],
+            "second": [decode(second) for _, second in predicted],
+            "head_shown": distinct_other_heads(clean, heads, context.writer, [example.head for example in examples]),
+        }
+        dataset.attrs["wrong_predictions"] = sum(not example.right for example in examples)
+        dataset.attrs["examples"] = "named" if all(example.prompt is None for example in examples) else "mined"
+        return dataset.assign_coords({name: ("example", values) for name, values in texts.items()})
+
+    @staticmethod
+    def headlines(dataset: xr.Dataset) -> dict[str, float]:
+        """The writer's resampled median on each example."""
+        writer = str(dataset.attrs.get("writer"))
+        medians = dataset["resampled"].sel(head=writer, quantile="median")
+        return {
+            f"DLA of {writer} on {example}, resampled median": float(medians.sel(example=example))
+            for example in dataset["example"].values
+        }
+
+
+def _last_position(batch: Batch, row: int, keys: Tensor, values: Tensor) -> Tensor:
+    """z [L, B, H, K] when query, key and value at `row` come from the unrelated text, the rest from the clean run."""
+    import torch
+
+    model = batch.engine.model
+    share = model.shape.n_heads // model.shape.n_kv_heads
+    out = []
+    for layer, seen in enumerate(batch.trace.attention):
+        q = seen.q[:, row]
+        shape = (len(q), *keys.shape[1:])
+        k = torch.cat((keys[layer].expand(shape), seen.k[:, row, None]), 1).repeat_interleave(share, 2)
+        v = torch.cat((values[layer].expand(shape), seen.v[:, row, None]), 1).repeat_interleave(share, 2)
+        weights = torch.softmax(torch.einsum("bhk,bphk->bhp", q, k) * model.softmax_scale, -1)
+        out.append(torch.einsum("bhp,bphk->bhk", weights, v))
+    return torch.stack(out)
