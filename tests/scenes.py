@@ -21,7 +21,6 @@ from repro.measures.roles import ExampleTokens, Roles
 from repro.model.casting import cast
 from repro.model.folder import read_folder
 from repro.model.forward import Model
-from repro.model.linear import Weight
 from repro.model.load import load
 from tests import oracle, toys
 
@@ -53,12 +52,6 @@ def model(kind: str) -> Model:
         return load(read_folder(MAKERS[kind](Path(root) / kind)), "float64")
 
 
-def unpacked(W: Weight) -> torch.Tensor:
-    """A weight that is a tensor, as every loaded one is."""
-    assert isinstance(W, torch.Tensor)
-    return W
-
-
 def lopsided(given: Model) -> Model:
     """A LayerNorm model whose weights have large means over d_model.
 
@@ -68,7 +61,7 @@ def lopsided(given: Model) -> Model:
     value_columns = slice(-given.shape.n_kv_heads * given.shape.d_head, None)
     blocks = []
     for block in given.blocks:
-        packed = unpacked(block.W_QKV).clone()
+        packed = block.W_QKV.clone()
         packed[:, value_columns] += torch.linspace(-1, 2, packed[:, value_columns].shape[1]).double()
         W_V = packed[:, value_columns].unflatten(1, (given.shape.n_kv_heads, -1)).transpose(0, 1)
         blocks.append(replace(block, W_QKV=packed, W_V=W_V, W_O=block.W_O + 0.2, b_O=block.b_O + 0.5))

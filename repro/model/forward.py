@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from repro.model.folder import Shape
-from repro.model.linear import Weight, linear
+from repro.model.linear import linear
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,16 @@ class Block:
     The products of the forward are computed in the type of W_QKV; W_V and W_O are those that measures read.
     """
 
-    W_QKV: Weight  # [D, (H + 2G) K]
+    W_QKV: Tensor  # [D, (H + 2G) K]
     b_QKV: Tensor  # [(H + 2G) K]
     W_V: Tensor  # [G, D, K]
     W_O: Tensor  # [H, K, D]
     b_O: Tensor  # [D]
-    W_in: Weight  # [D, M]
+    W_in: Tensor  # [D, M]
     b_in: Tensor  # [M]
-    W_gate: Weight | None  # [D, M]
+    W_gate: Tensor | None  # [D, M]
     b_gate: Tensor | None  # [M]
-    W_out: Weight  # [M, D]
+    W_out: Tensor  # [M, D]
     b_out: Tensor  # [D]
 
 

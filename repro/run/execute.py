@@ -14,7 +14,6 @@ import torch
 from repro.labels import FLOAT32, in_precision
 from repro.measures.base import Stream
 from repro.measures.reduce import summarise
-from repro.model.casting import products
 from repro.plan.plan import Item, Plan
 from repro.process import in_force
 from repro.progress import progress
@@ -113,8 +112,7 @@ class _Pass:
             if self.cluster is None:
                 fill(self.results, self.work.unit, self.failures, finished, watchdog.wait)
             else:
-                how = products(self.session.engine(self.stream.precision).model)
-                recipe = Recipe.of(self.plan, list(self.work.items.values()), self.stream, self.session.memory, how)
+                recipe = Recipe.of(self.plan, list(self.work.items.values()), self.stream, self.session.memory)
                 spent = self.cluster.fill(self.results, recipe, self.failures, finished, watchdog)
                 self.session.seconds["workers"] = self.session.seconds.get("workers", 0) + spent
 
@@ -151,7 +149,6 @@ def _provenance(plan: Plan, item: Item, session: Session, threads: int) -> dict[
             "device": settings.device,
             "precision": item.precision,
             "kernels": engine.kernels.name,
-            "products": products(engine.model),
         },
         "versions": versions(),
         "host": {

@@ -18,7 +18,6 @@ from repro.labels import in_precision
 from repro.measures.base import Stream
 from repro.measures.batch import Batch, Engine
 from repro.measures.roles import Roles
-from repro.model.casting import packed
 from repro.model.folder import Shape
 from repro.model.load import load
 from repro.plan.plan import Item, Plan, Settings
@@ -66,7 +65,7 @@ class Session:
             kernels = provider(self.settings.kernels, self.settings.device)
         except KernelError as error:
             raise ReproError(f"--kernels {self.settings.kernels}: {str(error).removeprefix('kernels: ')}") from None
-        engine = Engine(packed(load(self.subject.folder, precision, self.settings.device)), kernels)
+        engine = Engine(load(self.subject.folder, precision, self.settings.device), kernels)
         # The library's own model is full of cycles, and what it leaves behind is not worth keeping.
         gc.collect()
         keep_freed_memory()

@@ -87,5 +87,5 @@ def test_a_variant_of_nothing_is_refused(tmp_path: Path) -> None:
     path.write_text(SPEC.read_text().replace('of = "v_patch"', 'of = "v_pach"'))
     refused = cli("plan", "--spec", path)
     assert refused.code == 2
-    assert "[experiment.v_patch_recomputed] variant_of: no experiment" in refused.err
+    assert "[variant.v_patch_recomputed] of: no experiment" in refused.err
     assert "v_patch" in refused.err.split("Did you mean")[1]

@@ -14,7 +14,7 @@ from repro.labels import head_index
 from repro.measures import DLAScatter, FindErasers, FindWriter, Measure, MineExamples, Projection, VPatch
 from repro.measures.projection import components, ratio
 from tests import oracle
-from tests.scenes import KINDS, Scene, assert_close, is_close, scaled_head, scene, single_precision, unpacked
+from tests.scenes import KINDS, Scene, assert_close, is_close, scaled_head, scene, single_precision
 
 SITES_ON_NODES = Projection(measure="projection", of="sites", onto="nodes")
 SITES = Projection(measure="projection", of="sites", onto="$writer")
@@ -251,7 +251,7 @@ def test_grouped_heads_take_the_value_head_they_share() -> None:
     shown = scene("llama")
     layer, model = shown.roles.layer, shown.model
     right = oracle.v_composition(model, shown.clean, layer, 1, shown.writer)
-    packed = unpacked(model.blocks[layer].W_QKV).clone()
+    packed = model.blocks[layer].W_QKV.clone()
     K, H, G = model.shape.d_head, model.shape.n_heads, model.shape.n_kv_heads
     values = packed[:, (H + G) * K :].unflatten(1, (G, K)).flip(1).flatten(1)
     swapped = replace(model.blocks[layer], W_QKV=torch.cat((packed[:, : (H + G) * K], values), 1))

@@ -1,4 +1,4 @@
-"""Products with packed and with rounded weights, against what they stand for."""
+"""Products and activations of the forward pass, in float32 and rounded to bf16, against what they stand for."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn import functional as F
 
-import repro.model.casting
-import repro.model.linear
-from repro.model.casting import packed, products, rounded
-from repro.model.forward import Model, forward_from, logits, trace
-from repro.model.linear import ACTIVATIONS, Packed, linear, pack
+from repro.model.casting import rounded
+from repro.model.forward import Model, logits, trace
+from repro.model.linear import ACTIVATIONS, linear
 from tests import oracle
-from tests.scenes import KINDS, model, prompts, scene, single_precision, unpacked
+from tests.scenes import KINDS, model, prompts, scene, single_precision
 
 SHAPES = [(1, 8, 3), (5, 64, 96), (1024, 33, 7), (7, 512, 1536)]
 BRAIN = torch.bfloat16
@@ -38,97 +35,23 @@ def plainly(x: torch.Tensor, W: torch.Tensor, b: torch.Tensor, act: str) -> torc
 @pytest.mark.parametrize("act", ["none", *(name for name in ACTIVATIONS if name != "swish")])
 @pytest.mark.parametrize("dtype", [torch.float32, BRAIN])
 @pytest.mark.parametrize("size", SHAPES)
-def test_packed_and_plain_products_are_their_definition(
-    size: tuple[int, int, int], dtype: torch.dtype, act: str
-) -> None:
+def test_products_are_their_definition(size: tuple[int, int, int], dtype: torch.dtype, act: str) -> None:
     x, W, b = (part.to(dtype) for part in operands(*size))
     true = plainly(x, W, b, act)
     allowed = (2e-6 if dtype is torch.float32 else 8e-3) * float(true.abs().max())
-    for weight in (W, pack(W)):
-        y = linear(x, weight, b, act)
-        assert (y.shape, y.dtype) == (true.shape, dtype)
-        assert float((y.double() - true).abs().max()) <= allowed
+    y = linear(x, W, b, act)
+    assert (y.shape, y.dtype) == (true.shape, dtype)
+    assert float((y.double() - true).abs().max()) <= allowed
     # The control: one input column with the other sign is not within the tolerance.
     W[0] *= -1
-    assert float((linear(x, pack(W), b, act).double() - true).abs().max()) > allowed
-
-
-def test_weights_are_packed_where_this_processor_can() -> None:
-    can = hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-    assert isinstance(pack(torch.ones(8, 8)), Packed) == can
-    assert isinstance(pack(torch.ones(8, 8).double()), torch.Tensor)
+    assert float((linear(x, W, b, act).double() - true).abs().max()) > allowed
 
 
 @pytest.mark.parametrize("act", ACTIVATIONS)
 def test_what_is_not_a_number_stays_so(act: str) -> None:
     x, W, b = operands(7, 16, 8)
     x[3, 2] = torch.nan
-    assert linear(x, pack(W, act), b, act)[3].isnan().all()
-
-
-class Absent:
-    """A torch without oneDNN's operators."""
-
-
-class Wrong:
-    """Operators whose product is not the product, from some number of rows on."""
-
-    def __init__(self, off: float, rows: int = 0) -> None:
-        self.off = off
-        self.rows = rows
-
-    def _reorder_linear_weight(self, W: torch.Tensor, rows: int) -> torch.Tensor:
-        return W.t()
-
-    def _linear_pointwise(self, x: torch.Tensor, W: torch.Tensor, b: torch.Tensor, *how: Any) -> torch.Tensor:
-        y = (x @ W + b) * (1 + self.off * (len(x) >= self.rows))
-        return F.gelu(y) if how[0] == "gelu" else y
-
-
-OPERATORS = [(Absent(), False), (Wrong(0.001), False), (Wrong(0.001, 63), False), (Wrong(0), True)]
-
-
-@pytest.mark.parametrize(("operators", "kept"), OPERATORS)
-def test_operators_that_are_absent_or_wrong_are_not_used(
-    operators: object, kept: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Ops:
-        mkldnn = operators
-
-    monkeypatch.setattr(repro.model.linear.torch, "ops", Ops)
-    assert isinstance(pack(operands(*SHAPES[1])[1]), Packed) == kept
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_pass_with_packed_weights_is_the_same_pass(kind: str) -> None:
-    given, tokens = single_precision(model(kind)), torch.from_numpy(prompts(3, 11))
-    plain, ours = trace(given, tokens), trace(packed(given), tokens)
-    assert torch.allclose(plain.sites, ours.sites, rtol=0, atol=1e-5 * float(plain.sites.abs().max()))
-    middle = plain.sites[3]
-    assert torch.allclose(forward_from(given, 1, middle), forward_from(packed(given), 1, middle), rtol=0, atol=1e-4)
-    turned = packed(given).blocks[0]
-    assert not isinstance(turned.W_in, torch.Tensor) or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-
-
-def test_a_model_whose_pass_is_another_when_packed_stays_plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = single_precision(model("native"))
-    assert products(given) == "plain"
-
-    class Ops:
-        mkldnn = Wrong(0)
-
-    monkeypatch.setattr(repro.model.linear.torch, "ops", Ops)
-    good = packed(given)
-    assert products(good) == "packed"
-    half = replace(good, blocks=(given.blocks[0], *good.blocks[1:]))
-    assert products(half) == f"packed {3 * (len(good.blocks) - 1)}/{3 * len(good.blocks)}"
-    monkeypatch.setattr(repro.model.linear, "_PROBED_ROWS", ())
-    assert products(packed(given)) == "packed"
-    Ops.mkldnn = Wrong(0.01)
-    assert products(packed(given)) == "plain"
-    Ops.mkldnn = Wrong(0)
-    monkeypatch.setattr(repro.model.casting, "PACKED_AT_MOST", 1000)
-    assert products(packed(given)) == "plain", "a large model"
+    assert linear(x, W, b, act)[3].isnan().all()
 
 
 def coarse(given: Model) -> Model:
@@ -146,11 +69,11 @@ def coarse(given: Model) -> Model:
 @pytest.mark.parametrize("kind", KINDS)
 def test_bf16_rounds_weights_and_products_and_nothing_else(kind: str) -> None:
     given, tokens = rounded(single_precision(model(kind))), torch.from_numpy(prompts(3, 11))
-    passed = trace(packed(given), tokens)
+    passed = trace(given, tokens)
     everything = (passed.sites, passed.scale_final, *passed.mlp_out, *(vars(passed.attention[0]).values()))
     assert {part.dtype for part in everything} == {torch.float32}
     for block, fine in zip(given.blocks, model(kind).blocks, strict=True):
-        assert unpacked(block.W_QKV).dtype == unpacked(block.W_in).dtype == BRAIN
+        assert block.W_QKV.dtype == block.W_in.dtype == BRAIN
         for ours, theirs in ((block.W_O, fine.W_O), (block.W_V, fine.W_V)):
             assert torch.equal(ours, theirs.float().to(BRAIN).float())
     # Products are on the grid of bf16, their sums in the stream are not.

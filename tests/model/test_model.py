@@ -18,7 +18,7 @@ from repro.model.forward import attn_out, logits, norm_scale, trace
 from repro.model.load import load
 from repro.process import quiet
 from tests import toys
-from tests.scenes import assert_close, is_close, model, prompts, unpacked
+from tests.scenes import assert_close, is_close, model, prompts
 
 KINDS = ("native", "gpt2", "llama")
 ROUNDED = 1e-6  # the library rounds processed weights to float32, whatever their type
@@ -82,9 +82,9 @@ def test_weights_and_activations_are_the_librarys(kind: str, folders: dict[str, 
     for layer, block in enumerate(ours.blocks):
         name, attn = f"blocks.{layer}", theirs.blocks[layer].attn
         widths = [shape.n_heads * shape.d_head] + 2 * [shape.n_kv_heads * shape.d_head]
-        for packed, x in zip(unpacked(block.W_QKV).split(widths, 1), "QKV", strict=True):
+        for packed, x in zip(block.W_QKV.split(widths, 1), "QKV", strict=True):
             pairs.append((packed.unflatten(1, (-1, shape.d_head)).transpose(0, 1), getattr(attn, f"W_{x}")))
-        pairs += [(block.W_V, attn.W_V), (block.W_O, attn.W_O), (unpacked(block.W_out), theirs.blocks[layer].mlp.W_out)]
+        pairs += [(block.W_V, attn.W_V), (block.W_O, attn.W_O), (block.W_out, theirs.blocks[layer].mlp.W_out)]
         seen = passed.attention[layer]
         pairs += [
             (passed.sites[2 * layer], cache[f"{name}.hook_resid_pre"]),
@@ -196,7 +196,7 @@ def test_a_pth_file_is_the_same_model(folders: dict[str, Path], tmp_path: Path) 
     (tmp_path / "config.json").write_bytes((folders["native"] / "config.json").read_bytes())
     torch.save(load_file(folders["native"] / "model.safetensors"), tmp_path / "gelu_final.pth")
     ours, theirs = (load(read_folder(path)) for path in (tmp_path, folders["native"]))
-    assert torch.equal(unpacked(ours.blocks[1].W_QKV), unpacked(theirs.blocks[1].W_QKV))
+    assert torch.equal(ours.blocks[1].W_QKV, theirs.blocks[1].W_QKV)
     torch.save(
         load_file(folders["native"] / "model.safetensors") | {"embed.W_E": "no tensor"}, tmp_path / "gelu_final.pth"
     )
