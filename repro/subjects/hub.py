@@ -124,7 +124,7 @@ class Hub:
             return Listing(
                 str(found.sha),
                 {
-                    item.rfilename: str(item.lfs.sha256 if item.lfs else item.blob_id or "")
+                    str(item.rfilename): str(item.lfs.sha256 if item.lfs else item.blob_id or "")
                     for item in found.siblings or ()
                     if _FILE.fullmatch(str(item.rfilename))
                 },
