@@ -79,8 +79,7 @@ class Workspace:
 
     def choose(self, ask: bool) -> ResolvedSubject:
         """The subject; `ask`: whether the hub may be asked for it."""
-        access = Access(cache_folder(), self.request.offline, ask, self.request.subject is not None)
-        return choose(self.loaded, self.request.subject, access)
+        return choose(self.loaded, self.request.subject, Access(cache_folder(), self.request.offline, ask))
 
     @cached_property
     def settings(self) -> Settings:

@@ -32,14 +32,14 @@ KINDS = ("native", "gpt2", "llama")
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The user's own cache of models is neither read nor written."""
-    before = os.environ.get("REPRO_CACHE")
-    os.environ["REPRO_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    yield
-    if before is None:
-        del os.environ["REPRO_CACHE"]
-    else:
-        os.environ["REPRO_CACHE"] = before
+    """The user's own caches are neither read nor written."""
+    from huggingface_hub import constants
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REPRO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("HF_HOME", home := str(tmp_path_factory.mktemp("huggingface")))
+        patch.setattr(constants, "HF_HUB_CACHE", f"{home}/hub")
+        yield
 
 
 @pytest.fixture(scope="session")

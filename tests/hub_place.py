@@ -6,14 +6,17 @@ A test module takes the fixtures it needs by name: `hub = hub_place.hub`.
 from __future__ import annotations
 
 import json
+import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from repro.errors import Exit, ReproError
+from repro.errors import AbsentError, Exit, ReproError
 from repro.subjects.hub import fetch_model
 from repro.subjects.lock import Lock
 from tests.hub_files import as_checkpoint
@@ -46,40 +49,55 @@ def server(files: dict[str, bytes | Path]) -> Iterator[HubServer]:
         yield hub
 
 
+def use_hub(monkeypatch: pytest.MonkeyPatch, url: str, cache: Path) -> None:
+    """Make the hub libraries ask `url` and keep what they download in `cache`, as if the environment had said so.
+
+    They read HF_ENDPOINT and HF_HUB_CACHE when they are imported, which an earlier test may have done.
+    """
+    import datasets
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("HF_ENDPOINT", url)
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", url)
+
+
 @pytest.fixture
-def hub(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
+def hub(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubServer:
     server.behave()
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    use_hub(monkeypatch, server.url, tmp_path / "huggingface")
     monkeypatch.delenv("HF_TOKEN", raising=False)
     return server
 
 
 class Place:
-    """A cache and a lock, and the call under test."""
+    """A cache, a lock, and the call under test."""
 
     def __init__(self, root: Path) -> None:
-        self.cache, self.lock = root / "cache", Lock(root / "spec.lock.json")
+        self.cache, self.downloads, self.lock = root / "cache", root / "huggingface", Lock(root / "spec.lock.json")
 
     def fetch(self, name: str = MODEL, tokenizer: str | None = TOKENIZER, **options: object) -> Path:
         pins = self.lock.subject("tiny")
         return fetch_model(name, tokenizer=tokenizer, cache=self.cache, lock=pins, **options)  # type: ignore[arg-type]
 
-    def refused(self, *words: str, code: Exit = Exit.UNAVAILABLE, **options: object) -> str:
-        """The one sentence in which a fetch ends."""
+    def refused(self, *words: str, code: Exit = Exit.UNAVAILABLE, absent: bool | None = None, **options: object) -> str:
+        """Return the one sentence in which a fetch ends; `absent`: whether another subject may stand in."""
         with pytest.raises(ReproError) as caught:
             self.fetch(**options)  # type: ignore[arg-type]
         sentence = str(caught.value)
         assert caught.value.code == code
+        assert absent is None or isinstance(caught.value, AbsentError) is absent
         assert "\n" not in sentence
         for word in words:
             assert word in sentence
         return sentence
 
-    def parts(self) -> list[Path]:
-        return sorted(self.cache.rglob("*.part"))
-
-    def complete(self) -> list[Path]:
-        return [path.parent for path in self.cache.glob("models--*/[!.]*/hub.json")]
+    def forget_downloads(self) -> None:
+        """Empty both caches."""
+        for folder in (self.cache, self.downloads):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
@@ -88,22 +106,15 @@ def place(tmp_path: Path) -> Place:
 
 
 def assert_complete(folder: Path, files: dict[str, bytes | Path]) -> None:
-    """The folder holds the model, bit for bit, and nothing unfinished."""
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "config.json",
-        "hub.json",
-        "model.safetensors",
-        "tokenizer.json",
-    ]
-    wanted, found = (
-        torch.load(str(files["model_final.pth"]), weights_only=True),
-        load_file(folder / "model.safetensors"),
-    )
-    assert wanted.keys() == found.keys()
-    assert all(torch.equal(wanted[name], found[name]) and wanted[name].dtype == found[name].dtype for name in wanted)
+    """The directory holds the model, bit for bit, and nothing else."""
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model_final.pth", "tokenizer.json"]
+    for name, source in files.items():
+        assert (folder / name).read_bytes() == (source if isinstance(source, bytes) else source.read_bytes())
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tries again sooner than a user's machine does."""
-    monkeypatch.setattr("repro.subjects.hub_transfer.PAUSES", (0.01, 0.02))
+    """Let the libraries retry without the pauses that they make on a user's machine."""
+    pauseless = SimpleNamespace(**{**vars(time), "sleep": lambda _: None})
+    monkeypatch.setattr("huggingface_hub.utils._http.time", pauseless)
+    monkeypatch.setattr("huggingface_hub.file_download.time", pauseless)

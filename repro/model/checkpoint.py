@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -18,7 +17,7 @@ _SHARED = 2
 
 
 def read_checkpoint(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """The named tensors of what `torch.save` wrote of a state dict, mapped from the file rather than loaded.
+    """Return the named tensors of what `torch.save` wrote of a state dict, mapped from the file rather than loaded.
 
     It is read with `weights_only`, never unpickled freely, and sizes are checked before anything is allocated.
     checkpoint: a zip archive, as torch writes it. Raises ReproError (exit 4) for anything but named dense tensors whose
@@ -44,31 +43,9 @@ def read_checkpoint(checkpoint: Path) -> dict[str, torch.Tensor]:
     total = 0
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor) or value.layout != torch.strided:
-            raise unavailable(f"{checkpoint.name}: {plain(repr(name), 80)} is no named dense tensor")
+            raise unavailable(f"{checkpoint.name}: {plain(repr(name), 80)} is not a named dense tensor")
         claimed = value.numel() * value.element_size()
         total += claimed
         if claimed > value.untyped_storage().nbytes() or total > _SHARED * size:
             raise unavailable(f"{checkpoint.name}: {name} claims more bytes than are stored; refused")
     return state
-
-
-def to_safetensors(checkpoint: Path, target: Path) -> None:
-    """Writes the tensors of a torch checkpoint as safetensors, under their names and bit for bit.
-
-    target: the file to write, all of it or nothing. Raises ReproError like `read_checkpoint`.
-    Agreement: tests/subjects/test_hub_checkpoint.py.
-    """
-    from safetensors.torch import save_file
-
-    tensors: dict[str, torch.Tensor] = {}
-    seen: set[int] = set()
-    for name, value in read_checkpoint(checkpoint).items():
-        place = value.untyped_storage().data_ptr()
-        # Tied tensors share a storage, which safetensors does not know.
-        tensors[name] = value.detach().clone() if place in seen else value.detach().contiguous()
-        seen.add(place)
-    temp = target.with_name(f".{target.name}.tmp")
-    save_file(tensors, temp)
-    with temp.open("rb") as handle:
-        os.fsync(handle.fileno())
-    temp.replace(target)

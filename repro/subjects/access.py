@@ -1,4 +1,4 @@
-"""The world outside the project: the cache folder, and whether the hub may be asked."""
+"""Where fetched things are kept, and whether the hub may be asked."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Access:
-    """Whether and how the hub may be asked."""
+    """Whether the hub may be asked, and where what was made of its files is kept."""
 
     cache: Path
     offline: bool = False
     ask: bool = True
-    """False: only what is cached counts, and nothing is ever asked (plan, figures, check)."""
-    insist: bool = False
-    """The user named the subject: a refusal remembered from before is tried again."""
+    """False: only what is cached counts, and the hub is never asked (plan, figures, check)."""
 
 
 def cache_folder() -> Path:
-    """Where models from the hub are kept: $REPRO_CACHE, else the user's cache folder."""
+    """Return the directory of frozen prompts and model directories: $REPRO_CACHE, else in the user's cache directory.
+
+    Downloaded files themselves lie in the ordinary Hugging Face cache.
+    """
     if given := os.environ.get("REPRO_CACHE"):
         return Path(given)
     base = os.environ.get("XDG_CACHE_HOME")

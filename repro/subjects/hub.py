@@ -1,26 +1,35 @@
-"""Turns a hub name into a local model folder: pinned commit, verified bytes, tensors only."""
+"""Turns a hub name into a local model directory: pinned commit, verified bytes, tensors only.
+
+huggingface_hub downloads, into the user's ordinary cache. What it lacks: it compares sizes but no checksums, does not
+pin a commit, and retries for 23 s where there is no network.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from repro.errors import AbsentError, Exit, ReproError, unavailable
-from repro.files import sync_folder, write_durably
-from repro.model.checkpoint import to_safetensors
-from repro.subjects.hub_cache import RECORD, Record, alone, hash_of, read_record, record_bytes, writing
-from repro.subjects.hub_transfer import Hub, Listing, Progress
+from repro.errors import AbsentError, ReproError, unavailable
+from repro.files import temporary
+from repro.model.folder import sha256
 from repro.subjects.lock import FileHash, Pins, Repo, check_hash
+from repro.subjects.refusals import disk_errors, explained, shown
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 INDEX = "model.safetensors.index.json"
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
-_JSON_LIMIT = 1 << 26
-"""Bytes."""
+PROBE = 5.0
+"""Seconds in which a hub that can be reached answers at all."""
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=@-]{0,200}")
+"""Names of files at the top of a repository; what a hub lists must not reach out of its directory."""
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 # What transformers reads beside the weights; taken where a repository in its format has them.
 _COMPANIONS = (
     "generation_config.json",
@@ -35,191 +44,239 @@ _COMPANIONS = (
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a text can be a hub name: `owner/repository`."""
-    return _NAME.fullmatch(name) is not None and ".." not in name and "--" not in name
+    """Return whether a text can be a hub name: `owner/repository`."""
+    return _REPOSITORY.fullmatch(name) is not None and ".." not in name and "--" not in name
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files at the top of a repository at one commit, and the checksum that the hub has for each."""
+
+    commit: str
+    checksums: Mapping[str, str]
+    """sha256 of large files (64 digits), git's sha1 of small ones (40 digits), empty if unknown."""
+
+
+class Hub:
+    """The hub that HF_ENDPOINT names and the ordinary Hugging Face cache; HF_TOKEN, HF_HOME and proxies are honoured.
+
+    offline: never ask, use the cache only.
+    """
+
+    def __init__(self, offline: bool = False) -> None:
+        from huggingface_hub import constants
+        from huggingface_hub.utils import disable_progress_bars, logging
+
+        self.endpoint = constants.ENDPOINT
+        self.offline = offline
+        logging.set_verbosity_error()  # its warnings about retries would stand between our own lines
+        if constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
+            disable_progress_bars()
+
+    @cached_property
+    def silence(self) -> str:
+        """Why the hub is not asked; empty if it can be. Asks it once, for at most `PROBE` seconds."""
+        from huggingface_hub import constants
+
+        if self.offline:
+            return "this run does not ask the hub"
+        if constants.is_offline_mode():
+            return "HF_HUB_OFFLINE is set, so the hub is not asked"
+        if not re.match(r"https?://[^/]", self.endpoint):
+            return f"HF_ENDPOINT is {shown(self.endpoint)!r}; http:// or https:// and a host are expected"
+        answered = threading.Event()
+
+        def probe() -> None:
+            from huggingface_hub import get_session
+
+            try:
+                get_session().head(self.endpoint, timeout=PROBE)
+                answered.set()
+            except Exception:  # noqa: S110 - whatever it is, the hub did not answer
+                pass
+
+        # A thread, since looking up a host's name cannot be interrupted.
+        thread = threading.Thread(target=probe, daemon=True)
+        thread.start()
+        thread.join(PROBE)
+        return "" if answered.is_set() else f"the hub at {shown(self.endpoint)} cannot be reached"
+
+    def need(self, what: str) -> None:
+        """Raise AbsentError, naming `what`, if the hub cannot be asked."""
+        if self.silence:
+            raise AbsentError(f"{what} is not in the Hugging Face cache, and {self.silence}")
+
+    def listing(self, repo: str, kind: Literal["model", "dataset"], revision: str) -> Listing:
+        """Return what the hub has in a repository at a branch, tag or commit.
+
+        Raises AbsentError (exit 4) with one sentence if it cannot be reached or refuses.
+        """
+        from huggingface_hub import HfApi
+
+        what = f"{kind} {repo}"
+        self.need(what)
+        with explained(what, self.endpoint):
+            api = HfApi(endpoint=self.endpoint)
+            ask = api.model_info if kind == "model" else api.dataset_info
+            found = ask(repo, revision=revision, files_metadata=True, timeout=2 * PROBE)
+            if not _COMMIT.fullmatch(str(found.sha)):
+                raise unavailable(f"{what}: the hub names no commit")
+            return Listing(
+                str(found.sha),
+                {
+                    str(item.rfilename): str(item.lfs.sha256 if item.lfs else item.blob_id or "")
+                    for item in found.siblings or ()
+                    if _FILE.fullmatch(str(item.rfilename))
+                },
+            )
+
+    def cached(self, repo: str, name: str, revision: str) -> Path | None:
+        """Return a file of the Hugging Face cache; None if it is not there."""
+        from huggingface_hub import try_to_load_from_cache
+
+        if not _FILE.fullmatch(name):
+            raise unavailable(f"{repo}: {name!r} is not a file name that is ever fetched")
+        found = try_to_load_from_cache(repo, name, revision=revision)
+        return Path(found) if isinstance(found, str) else None
+
+    def file(self, repo: str, name: str, commit: str) -> Path:
+        """Return a file of the Hugging Face cache, downloaded if it is not there."""
+        from huggingface_hub import hf_hub_download
+
+        if (found := self.cached(repo, name, commit)) is not None:
+            return found
+        self.need(f"{name} of {repo}")
+        with explained(f"{repo}: {name}", self.endpoint):
+            return Path(hf_hub_download(repo, name, revision=commit, endpoint=self.endpoint))
 
 
 def fetch_model(
-    repo_id: str,
+    repo: str,
     *,
     tokenizer: str | None = None,
     revision: str | None = None,
     cache: Path,
     lock: Pins,
     offline: bool = False,
-    timeout: float = 10.0,
-    force: bool = False,
-    progress: Progress | None = None,
 ) -> Path:
-    """The local folder of a model on the hub: config.json, safetensors and, where there is one, tokenizer.json.
+    """Return a directory with a hub model's config.json, weights and, where there is one, tokenizer.json.
 
-    The commit and every file's sha256 are learned into the lock on first use and verified ever after. A `*final.pth` is
-    read once, tensors only, and kept as model.safetensors; repositories in Hugging Face's format are kept as they are.
+    The files lie in the Hugging Face cache, the directory holds links to exactly those that were verified. The commit
+    and every file's sha256 are learned into the lock on first use and verified on every later one.
 
-    repo_id: hub name of the model. tokenizer: hub name of another repository that has its tokenizer.json. revision: a
-    branch, tag or commit; nothing: main. cache: folder of all fetched models. lock: the subject's entry. offline: use
-    the cache only. timeout: seconds without a sound after which the hub counts as unreachable. force: ask although the
-    hub refused within the last hour. progress: called as bytes arrive, from another thread.
-    Returns a complete folder. Raises ReproError: exit 4 in one sentence for whatever cannot be had or is not what the
-    lock says, exit 2 for an impossible name. Agreement: tests/subjects/test_hub.py.
+    repo: hub name of the model. tokenizer: hub name of another repository that has its tokenizer.json. revision: a
+    branch, tag or commit; nothing: main. cache: directory that receives the links. lock: the subject's entry.
+    Raises ReproError: exit 4 in one sentence for what cannot be had or is not what the lock says, exit 2 for an
+    impossible name. Agreement: tests/subjects/test_hub.py.
     """
-    for name in (repo_id, tokenizer):
+    for name in (repo, tokenizer):
         if name is not None and not is_hub_name(name):
-            raise ReproError(f"{name!r} is no hub name; owner/repository is expected")
-    wish = _Wish(repo_id, revision or "main", tokenizer, lock)
-    home = cache / f"models--{repo_id.replace('/', '--')}"
-    with writing(cache):
-        folder = _held(home, wish)
-        if folder is not None:
-            return folder
-        if offline:
-            raise AbsentError(f"model {repo_id} is not in the cache {cache}, and this run does not ask the hub")
-        home.mkdir(parents=True, exist_ok=True)
-        with alone(home, repo_id, timeout):
-            return _held(home, wish) or _fetch(home, wish, Hub(cache, timeout, force), progress)
+            raise ReproError(f"{name!r} is not a valid hub name; owner/repository is expected")
+    hub = Hub(offline)
+    with disk_errors(cache):
+        commit, files = _verified(hub, "model", repo, revision or "main", lock, _model_files)
+        label = f"{repo.replace('/', '--')}-{commit[:12]}"
+        if tokenizer is not None:
+            theirs, extra = _verified(hub, "tokenizer", tokenizer, "main", lock, _tokenizer_files)
+            files |= extra
+            label += f"-{theirs[:12]}"
+        return _linked(cache / "models" / label, files)
 
 
-@dataclass(frozen=True)
-class _Wish:
-    """What is asked for, and the pins that bind the answer."""
-
-    repo: str
-    asked: str
-    tokenizer: str | None
-    lock: Pins
-
-    @property
-    def pin(self) -> Repo | None:
-        return self.lock.repo("model", self.repo, self.asked)
-
-    @property
-    def tokenizer_pin(self) -> Repo | None:
-        return None if self.tokenizer is None else self.lock.repo("tokenizer", self.tokenizer, "main")
-
-    def is_met_by(self, record: Record) -> bool:
-        """Whether a folder of the cache is what is asked for, hashes aside."""
-        model, pin, theirs = record.model, self.pin, record.tokenizer
-        if model.repo != self.repo or (theirs and theirs.repo) != self.tokenizer:
-            return False
-        if self.tokenizer_pin is not None and theirs is not None and theirs.revision != self.tokenizer_pin.revision:
-            return False
-        return model.revision == pin.revision if pin else self.asked in (model.asked, model.revision)
-
-    def learn(self, record: Record) -> None:
-        """Pins a folder's origin, or holds it against the pins."""
-        self.lock.learn("model", Repo(self.repo, self.asked, record.model.revision, record.model.files))
-        if record.tokenizer is not None:
-            self.lock.learn("tokenizer", record.tokenizer)
+Get = Callable[[str], Path]
 
 
-def _held(home: Path, wish: _Wish) -> Path | None:
-    """The folder of the cache that is asked for, verified; None if there is none."""
-    records = [path for path in home.glob(f"*/{RECORD}") if not path.parent.name.startswith(".")]
-    for path in sorted(records, key=lambda path: path.stat().st_mtime, reverse=True):
-        if wish.is_met_by(read_record(path)):
-            return _verified(path.parent, wish)
-    return None
-
-
-def _verified(folder: Path, wish: _Wish) -> Path:
-    """A complete folder of the cache, once its record agrees with the lock and its files with the record."""
-    record = read_record(folder / RECORD)
-    wish.learn(record)
-    # What lies here as it came is what the lock has just been held against.
-    as_it_came = {**record.model.files, **(record.tokenizer.files if record.tokenizer else {})}
-    for name, stored in record.stored.items():
-        file, wanted = folder / name, as_it_came.get(name, stored)
-        if not file.is_file():
-            raise unavailable(f"{file} is gone; delete {folder} to fetch it again")
-        check_hash(f"{file} (delete {folder} to fetch it again)", hash_of(file), wanted, RECORD)
-    return folder
-
-
-def _fetch(home: Path, wish: _Wish, hub: Hub, progress: Progress | None) -> Path:
-    """Downloads into a folder that takes its final name once everything in it is verified and on disk."""
-    pin, theirs = wish.pin, wish.tokenizer_pin
-    listing = hub.listing(wish.repo, "model", pin.revision if pin else wish.asked)
-    other = (
-        None if wish.tokenizer is None else hub.listing(wish.tokenizer, "model", theirs.revision if theirs else "main")
-    )
-    final = home / "-".join(found.commit[:12] for found in (listing, other) if found)
-    if (final / RECORD).is_file():
-        return _verified(final, wish)
-    folder = home / f".incoming-{final.name}"
-    folder.mkdir(exist_ok=True)
-
-    def get(listing: Listing, name: str, pin: Repo | None) -> FileHash:
-        return hub.download(listing, name, folder, pin.files.get(name) if pin else None, progress)
-
-    hashes = _get_model(listing, folder, lambda name: get(listing, name, pin))
-    stored = dict(hashes)
-    tokenizer = None
-    if other is not None:
-        _present(other, TOKENIZER)
-        stored[TOKENIZER] = get(other, TOKENIZER, theirs)
-        tokenizer = Repo(other.repo, "main", other.commit, {TOKENIZER: stored[TOKENIZER]})
-    raw = [name for name in hashes if name.endswith(".pth")]
-    for name in raw:
-        to_safetensors(folder / name, folder / WEIGHTS)
-        del stored[name]
-        stored[WEIGHTS] = hash_of(folder / WEIGHTS)
-    record = Record(Repo(wish.repo, wish.asked, listing.commit, hashes), tokenizer, stored)
-    wish.learn(record)
-    write_durably(folder / RECORD, record_bytes(record))
-    folder.replace(final)
-    sync_folder(home)
-    for name in raw:
-        (final / name).unlink()
-    return final
-
-
-def _get_model(listing: Listing, folder: Path, get: Callable[[str], FileHash]) -> dict[str, FileHash]:
-    """Downloads what a model folder needs of a repository: file name -> hash."""
-    _present(listing, CONFIG, _JSON_LIMIT)
-    hashes = {CONFIG: get(CONFIG)}
-    config = _read_json(folder / CONFIG, f"{listing.repo}: {CONFIG}")
-    if "architectures" not in config and "model_type" not in config:
-        weights = [WEIGHTS] if WEIGHTS in listing.files else [_final_checkpoint(listing)]
-        companions: tuple[str, ...] = (TOKENIZER,)
+def _verified(
+    hub: Hub,
+    role: str,
+    repo: str,
+    asked: str,
+    lock: Pins,
+    choose: Callable[[str, Collection[str], Get], list[str]],
+) -> tuple[str, dict[str, Path]]:
+    """Return a repository's commit and its chosen files, once their bytes agree with the lock, or are learned by it."""
+    checksums: Mapping[str, str] = {}
+    if (pin := lock.repo(role, repo, asked)) is not None:
+        commit, names = pin.revision, list(pin.files)
     else:
-        companions = _COMPANIONS
-        if WEIGHTS in listing.files:
-            weights = [WEIGHTS]
-        else:
-            _present(listing, INDEX, _JSON_LIMIT)
-            hashes[INDEX] = get(INDEX)
-            weights = _shards(listing, _read_json(folder / INDEX, f"{listing.repo}: {INDEX}"))
-    for name in (*weights, *(name for name in companions if name in listing.files)):
-        hashes[name] = get(name)
-    return hashes
+        commit, checksums = _first_use(hub, repo, asked)
+        names = choose(f"{repo} at commit {commit[:12]}", checksums, lambda name: hub.file(repo, name, commit))
+    files = {name: hub.file(repo, name, commit) for name in sorted(names)}
+    hashes = {name: FileHash(sha256(path), path.stat().st_size) for name, path in files.items()}
+    for name, path in files.items():
+        # The blob: a link that is deleted alone would be made again to the same bytes.
+        what = f"{repo}: {name} (delete {path.resolve()} to fetch it again)"
+        if pin is not None:
+            check_hash(what, hashes[name], pin.files[name], str(lock.lock.path))
+        elif checksums[name]:
+            _check_listed(what, path, hashes[name], checksums[name])
+    lock.learn(role, Repo(repo, asked, commit, hashes))
+    return commit, files
 
 
-def _final_checkpoint(listing: Listing) -> str:
-    found = sorted(name for name in listing.files if name.endswith("final.pth"))
-    if len(found) != 1:
-        what = f"{len(found)} files *final.pth ({', '.join(found)})" if found else f"neither {WEIGHTS} nor a *final.pth"
-        raise unavailable(f"{listing.repo} has {what}; one file of weights is expected")
-    return found[0]
+def _first_use(hub: Hub, repo: str, asked: str) -> tuple[str, Mapping[str, str]]:
+    """Return a repository's commit and checksums: from the hub, or, where it cannot be asked, from what is cached."""
+    if not hub.silence:
+        found = hub.listing(repo, "model", asked)
+        return found.commit, found.checksums
+    # The snapshot's directory is named after its commit; config.json or tokenizer.json is in each one of use.
+    known = hub.cached(repo, CONFIG, asked) or hub.cached(repo, TOKENIZER, asked)
+    if known is None:
+        hub.need(f"model {repo}")
+        raise AssertionError
+    names = [path.name for path in known.parent.iterdir() if _FILE.fullmatch(path.name) and path.is_file()]
+    return known.parent.name, dict.fromkeys(names, "")
 
 
-def _shards(listing: Listing, index: dict[str, Any]) -> list[str]:
-    names = index.get("weight_map")
-    if not isinstance(names, dict) or not names:
-        raise unavailable(f"{listing.repo}: {INDEX} maps no weights to files")
-    shards = sorted({str(name) for name in names.values()})
+def _check_listed(what: str, path: Path, found: FileHash, listed: str) -> None:
+    """Raise ReproError (exit 4) naming both checksums unless a file is what the hub lists."""
+    if len(listed) == 64:
+        check_hash(what, found, FileHash(listed, found.size), "the hub's listing")
+        return
+    content = path.read_bytes()
+    git = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    if git != listed:
+        raise unavailable(f"{what}: git's sha1 is {git}, the hub's listing has {listed}")
+
+
+def _tokenizer_files(what: str, names: Collection[str], get: Get) -> list[str]:
+    _present(what, names, TOKENIZER)
+    return [TOKENIZER]
+
+
+def _model_files(what: str, names: Collection[str], get: Get) -> list[str]:
+    """Return the files that make up a model: configuration, weights, tokenizer and its companions."""
+    _present(what, names, CONFIG)
+    config = _read_json(get(CONFIG), f"{what}: {CONFIG}")
+    hugging_face = "architectures" in config or "model_type" in config
+    companions = _COMPANIONS if hugging_face else (TOKENIZER,)
+    chosen = [CONFIG, *(name for name in companions if name in names)]
+    if WEIGHTS in names:
+        return [*chosen, WEIGHTS]
+    if hugging_face:
+        _present(what, names, INDEX)
+        return [*chosen, INDEX, *_shards(what, names, _read_json(get(INDEX), f"{what}: {INDEX}"))]
+    final = sorted(name for name in names if name.endswith("final.pth"))
+    if len(final) != 1:
+        has = f"{len(final)} files *final.pth ({', '.join(final)})" if final else f"neither {WEIGHTS} nor a *final.pth"
+        raise unavailable(f"{what} has {has}; one file of weights is expected")
+    return [*chosen, *final]
+
+
+def _shards(what: str, names: Collection[str], index: dict[str, Any]) -> list[str]:
+    listed = index.get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise unavailable(f"{what}: {INDEX} maps no weights to files")
+    shards = sorted({str(name) for name in listed.values()})
     for name in shards:
-        if not name.endswith(".safetensors") or name not in listing.files:
-            raise ReproError(
-                f"{listing.repo}: {INDEX} names {name!r}, which is no file of weights there", Exit.UNAVAILABLE
-            )
+        if not name.endswith(".safetensors") or name not in names:
+            raise unavailable(f"{what}: {INDEX} names {name!r}, which is not a file of weights there")
     return shards
 
 
-def _present(listing: Listing, name: str, limit: int | None = None) -> None:
-    if name not in listing.files:
-        raise unavailable(f"{listing.repo} has no {name} at commit {listing.commit[:12]}")
-    if limit is not None and listing.files[name].size > limit:
-        raise unavailable(f"{listing.repo}: {name} has {listing.files[name].size} bytes; refused")
+def _present(what: str, names: Collection[str], name: str) -> None:
+    if name not in names:
+        raise unavailable(f"{what} has no {name}")
 
 
 def _read_json(path: Path, what: str) -> dict[str, Any]:
@@ -228,5 +285,23 @@ def _read_json(path: Path, what: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         data = None
     if not isinstance(data, dict):
-        raise unavailable(f"{what} is no JSON object")
+        raise unavailable(f"{what} is not a JSON object")
     return data
+
+
+def _linked(folder: Path, files: Mapping[str, Path]) -> Path:
+    """Make a directory of links to these files and nothing else.
+
+    A snapshot of the Hugging Face cache may hold more files than were verified, and no other repository's tokenizer.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, path in files.items():
+        link, target = folder / name, path.resolve()
+        if not link.is_symlink() or link.readlink() != target:
+            temp = temporary(link)
+            temp.symlink_to(target)
+            temp.replace(link)
+    for path in folder.iterdir():
+        if path.name not in files and path.is_symlink():
+            path.unlink(missing_ok=True)
+    return folder

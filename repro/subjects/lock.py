@@ -1,4 +1,7 @@
-"""The lock beside a spec: which commit of which repository, and which bytes, a subject stands for."""
+"""The lock beside a spec: which commit of which repository, and which bytes, a subject stands for.
+
+huggingface_hub can ask for a commit, but remembers neither it nor any checksum between runs.
+"""
 
 from __future__ import annotations
 
@@ -59,15 +62,15 @@ class Lock:
 
     @classmethod
     def beside(cls, spec: Path) -> Lock:
-        """The lock of a spec: `<spec stem>.lock.json` in the same folder."""
+        """Return the lock of a spec: `<spec stem>.lock.json` in the same directory."""
         return cls(spec.with_name(f"{spec.stem}.lock.json"))
 
     def subject(self, name: str) -> Pins:
-        """What the lock knows of one subject."""
+        """Return what the lock knows of one subject."""
         return Pins(self, name)
 
     def read(self) -> dict[str, Any]:
-        """Subject -> entry. Raises ReproError (exit 2) if the file is no lock."""
+        """Return subject -> entry. Raises ReproError (exit 2) if the file is not a lock."""
         try:
             text = self.path.read_text(encoding="utf-8")
         except FileNotFoundError:
@@ -85,9 +88,9 @@ class Lock:
         return data["subjects"]
 
     def write(self, subject: str, entry: Mapping[str, Any]) -> None:
-        """Replaces one subject's entry; the file is the old one or the new one, whatever happens.
+        """Replace one subject's entry; the file is the old one or the new one, whatever happens.
 
-        Raises ReproError (exit 2) if the folder cannot be written.
+        Raises ReproError (exit 2) if the directory cannot be written.
         """
         subjects = {**self.read(), subject: entry}
         text = json.dumps({"format": FORMAT, "subjects": subjects}, indent=1, sort_keys=True) + "\n"
@@ -109,13 +112,13 @@ class Pins:
     subject: str
 
     def repo(self, role: str, repo: str, asked: str) -> Repo | None:
-        """The pin of a repository; None if there is none yet, or if it was of another repository or revision."""
+        """Return the pin of a repository; None if there is none yet, or if it was of another repository or revision."""
         entry = self._section("repos").get(role)
         pin = None if entry is None else self._read_repo(role, entry)
         return pin if pin is not None and (pin.repo, pin.asked) == (repo, asked) else None
 
     def learn(self, role: str, found: Repo) -> None:
-        """Pins what was found, or holds it against what is pinned already.
+        """Pin what was found, or compare it with what is pinned already.
 
         Raises ReproError (exit 4) naming the repository or file and both commits or hashes if they differ.
         Agreement: tests/subjects/test_lock.py.
@@ -129,7 +132,7 @@ class Pins:
         self._update("repos", {role: to_json(found)})
 
     def prompts(self) -> PromptsPin | None:
-        """The pin of the frozen prompts."""
+        """Return the pin of the frozen prompts."""
         entry = self._section("prompts")
         if not entry:
             return None
@@ -140,7 +143,7 @@ class Pins:
         return pin
 
     def learn_prompts(self, found: PromptsPin, recipe: str) -> None:
-        """Pins frozen prompts, or holds them against the pin of the same recipe (any text that identifies it).
+        """Pin frozen prompts, or compare them with the pin of the same recipe (any text that identifies it).
 
         Raises ReproError (exit 4) naming both hashes.
         """
@@ -186,7 +189,7 @@ class Pins:
 
 
 def check_hash(what: str, found: FileHash, wanted: FileHash, source: str) -> None:
-    """Raises ReproError (exit 4) naming the file and both hashes unless they are the same.
+    """Raise ReproError (exit 4) naming the file and both hashes unless they are the same.
 
     what: the file, for the message. source: who says `wanted`, for the message.
     """
@@ -197,7 +200,7 @@ def check_hash(what: str, found: FileHash, wanted: FileHash, source: str) -> Non
 
 
 def from_json(entry: Any) -> Repo:
-    """A pinned repository from its JSON. Raises ValueError if it is anything else."""
+    """Return a pinned repository from its JSON. Raises ValueError if it is anything else."""
     if not isinstance(entry, dict) or set(entry) != {"repo", "asked", "revision", "files"}:
         raise ValueError("not a repository")
     if not all(isinstance(entry[key], str) for key in ("repo", "asked", "revision")):
@@ -208,7 +211,7 @@ def from_json(entry: Any) -> Repo:
 
 
 def hashes_from_json(entry: Mapping[str, Any]) -> dict[str, FileHash]:
-    """File name -> hash, from JSON. Raises ValueError if it is anything else."""
+    """Return file name -> hash, from JSON. Raises ValueError if it is anything else."""
     files = {}
     for name, value in entry.items():
         if not isinstance(value, dict) or set(value) != set(FileHash._fields):
@@ -221,12 +224,12 @@ def hashes_from_json(entry: Mapping[str, Any]) -> dict[str, FileHash]:
 
 
 def hashes_to_json(files: Mapping[str, FileHash]) -> dict[str, Any]:
-    """The JSON of file name -> hash."""
+    """Return the JSON of file name -> hash."""
     return {name: found._asdict() for name, found in files.items()}
 
 
 def to_json(repo: Repo) -> dict[str, Any]:
-    """The JSON of a pinned repository."""
+    """Return the JSON of a pinned repository."""
     return {
         "repo": repo.repo,
         "asked": repo.asked,

@@ -10,11 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -25,9 +21,9 @@ from repro.errors import AbsentError, ReproError, unavailable
 from repro.files import sync_folder, temporary
 from repro.model.folder import tokens_fingerprint
 from repro.spec.types import HubPrompts
-from repro.subjects.hub_cache import alone, writing
-from repro.subjects.hub_transfer import Hub, Progress
+from repro.subjects.hub import Hub
 from repro.subjects.lock import Pins, PromptsPin, Repo
+from repro.subjects.refusals import disk_errors, explained
 
 COLUMN = "tokens"
 T = TypeVar("T")
@@ -40,38 +36,33 @@ def freeze_prompts(
     cache: Path,
     lock: Pins,
     offline: bool = False,
-    timeout: float = 10.0,
-    force: bool = False,
-    progress: Progress | None = None,
 ) -> Path:
-    """The frozen prompts of a recipe: a safetensors file with `tokens`, int32 [prompt, position].
+    """Return the frozen prompts of a recipe: a safetensors file with `tokens`, int32 [prompt, position].
 
     Rows of each data set in the authors' order, concatenated, permuted by `torch.randperm` after `manual_seed(seed)`.
     The file's metadata has `kind` (a JSON list, one word a row), `sha256` of the ids as little-endian int32, the
     recipe, the commits of the data sets, and `seal`, a hash of all this. A second call reads the file and asks nobody.
 
-    recipe: data sets, rows of each, tokens a row, seed, buffer. d_vocab: ids must be below it. cache, lock, offline,
-    timeout, force: as for `fetch_model`. progress: called with a data set's name, its rows so far and its rows.
+    recipe: data sets, rows of each, tokens a row, seed, buffer. d_vocab: ids must be below it. cache: directory that
+    receives the file. lock: the subject's entry. offline: use the cache only.
     Raises ReproError: exit 4 for what cannot be had, and for duplicate rows, short rows and ids out of range, by row
     number. Agreement: tests/subjects/test_hub_prompts.py.
     """
     folder = cache / "prompts"
     text = _canonical(recipe)
     path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.safetensors"
-    with writing(cache):
-        if path.exists():
-            return _verified(path, text, d_vocab, lock)
-        if offline:
-            names = ", ".join(source.dataset for source in recipe.sources)
-            raise AbsentError(f"prompts from {names} are not in the cache {cache}, and this run does not ask the hub")
-        folder.mkdir(parents=True, exist_ok=True)
-        with alone(folder, "prompts", timeout):
-            if not path.exists():
-                _freeze(recipe, path, d_vocab, lock, Hub(cache, timeout, force), progress)
-    return _verified(path, text, d_vocab, lock)
+    with disk_errors(cache):
+        if not path.exists():
+            hub = Hub(offline)
+            if hub.silence:
+                names = ", ".join(source.dataset for source in recipe.sources)
+                raise AbsentError(f"prompts from {names} are not in the cache {cache}, and {hub.silence}")
+            folder.mkdir(parents=True, exist_ok=True)
+            _freeze(recipe, path, d_vocab, lock, hub)
+        return _verified(path, text, d_vocab, lock)
 
 
-def _freeze(recipe: HubPrompts, path: Path, d_vocab: int, lock: Pins, hub: Hub, progress: Progress | None) -> None:
+def _freeze(recipe: HubPrompts, path: Path, d_vocab: int, lock: Pins, hub: Hub) -> None:
     from safetensors.numpy import save_file
 
     parts, kinds, commits = [], [], {}
@@ -79,13 +70,8 @@ def _freeze(recipe: HubPrompts, path: Path, d_vocab: int, lock: Pins, hub: Hub, 
         pin = lock.repo(f"datasets/{source.dataset}", source.dataset, "main")
         commit = hub.listing(source.dataset, "dataset", pin.revision if pin else "main").commit
         commits[source.dataset] = commit
-        wanted = source.rows + recipe.buffer
-        rows: list[list[int]] = []
-        with closing(_stream(source.dataset, commit, recipe.seed, wanted, hub, path.parent)) as incoming:
-            for row in islice(shuffled(incoming, recipe.buffer, recipe.seed), source.rows):
-                rows.append(row)
-                if progress is not None:
-                    progress(source.dataset, len(rows), source.rows)
+        incoming = _rows(hub, source.dataset, commit, recipe.seed, source.rows + recipe.buffer)
+        rows = list(islice(shuffled(incoming, recipe.buffer, recipe.seed), source.rows))
         parts.append(as_tokens(rows, source.dataset, source.rows, recipe.length, d_vocab))
         kinds += [source.kind] * source.rows
     tokens = np.concatenate(parts)
@@ -113,7 +99,7 @@ def _freeze(recipe: HubPrompts, path: Path, d_vocab: int, lock: Pins, hub: Hub, 
 
 
 def _verified(path: Path, text: str, d_vocab: int, lock: Pins) -> Path:
-    """Frozen prompts, once their bytes agree with their own metadata and with the lock."""
+    """Return frozen prompts, once their bytes agree with their own metadata and with the lock."""
     from safetensors import SafetensorError, safe_open
 
     again = f"delete {path} to stream it again"
@@ -158,7 +144,7 @@ def _canonical(recipe: HubPrompts) -> str:
 
 
 def shuffled(rows: Iterable[T], buffer: int, seed: int) -> Iterator[T]:
-    """Rows in the order of a streaming shuffle, as the authors' library did it.
+    """Yield rows in the order of a streaming shuffle, as the authors' library did it.
 
     The first `buffer` rows fill the buffer; each further row takes the place of a random one, which is handed out, by
     `default_rng(seed).integers(0, buffer)` drawn 1000 at a time; what remains at the end is shuffled by the same
@@ -184,14 +170,14 @@ def _draws(generator: np.random.Generator, buffer: int) -> Iterator[int]:
 
 
 def permutation(n: int, seed: int) -> list[int]:
-    """`torch.randperm(n)` after `torch.manual_seed(seed)`, leaving the global generator alone."""
+    """Return `torch.randperm(n)` after `torch.manual_seed(seed)`, leaving the global generator alone."""
     import torch
 
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def as_tokens(rows: Sequence[object], dataset: str, n: int, length: int, d_vocab: int) -> np.ndarray:
-    """Rows of token ids as int32 [n, length]; longer rows are cut.
+    """Return rows of token ids as int32 [n, length]; longer rows are cut.
 
     Raises ReproError (exit 4) for missing rows, short rows and ids out of range, by row number in the authors' order.
     """
@@ -200,7 +186,7 @@ def as_tokens(rows: Sequence[object], dataset: str, n: int, length: int, d_vocab
     taken: list[list[int]] = []
     for number, row in enumerate(rows):
         if not isinstance(row, list) or not all(type(token) is int for token in row[:length]):
-            raise unavailable(f"data set {dataset}: row {number} is no list of token ids")
+            raise unavailable(f"data set {dataset}: row {number} is not a list of token ids")
         if len(row) < length:
             raise unavailable(f"data set {dataset}: row {number} has {len(row)} tokens where {length} are wanted")
         for column, token in enumerate(row[:length]):
@@ -223,52 +209,28 @@ def _refuse_duplicates(tokens: np.ndarray, sources: Sequence[tuple[str, int]]) -
             raise unavailable(f"{places[number]} is the same as {places[first]}; prompts must differ")
 
 
-def _stream(
-    dataset: str, commit: str, seed: int, count: int, hub: Hub, folder: Path
-) -> Generator[list[int], None, None]:
-    """Rows as they arrive from a process of their own, which ends when nobody wants more of them."""
-    wish = {
-        "dataset": dataset,
-        "revision": commit,
-        "column": COLUMN,
-        "seed": seed,
-        "count": count,
-        "timeout": hub.timeout,
-        "endpoint": hub.endpoint,
-    }
-    source = str(Path(__file__).resolve().parents[2])
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".streaming-") as temp:
-        environment = {
-            **os.environ,
-            "HF_ENDPOINT": hub.endpoint,
-            "HF_HUB_CACHE": temp,
-            "HF_DATASETS_CACHE": temp,
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "PYTHONPATH": os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH")))),
-        }
-        process = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-m", "repro.subjects.hub_rows", json.dumps(wish)],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
+def _rows(hub: Hub, dataset: str, commit: str, seed: int, count: int) -> Iterator[object]:
+    """Yield the first `count` rows of a data set, shard by shard, the shards in the order that the seed gives them."""
+    import datasets
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # The library retries a stream that ended 20 times, 5 to 60 s apart, on top of the hub client's own five retries.
+    datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
+    for pause in ("RETRY", "SERVER_UNAVAILABLE_RETRY", "RATE_LIMIT_RETRY"):
+        setattr(datasets.config, f"STREAMING_READ_{pause}_INTERVAL", 0)
+    datasets.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    what = f"data set {dataset}"
+    with explained(what, hub.endpoint):
         try:
-            assert process.stdout is not None
-            yield from _rows(process.stdout, dataset)
-        finally:
-            process.kill()
-            process.communicate()
-
-
-def _rows(lines: Iterable[bytes], dataset: str) -> Iterator[list[int]]:
-    for line in lines:
-        message = json.loads(line)
-        if "error" in message:
-            raise unavailable(message["error"])
-        if "done" in message:
-            return
-        yield message["row"]
-    raise unavailable(f"data set {dataset}: streaming ended without a word; run again")
+            rows = datasets.load_dataset(dataset, split="train", revision=commit, streaming=True)
+        except (ValueError, FileNotFoundError) as error:
+            if isinstance(error, HfHubHTTPError):
+                raise
+            raise unavailable(f"{what}: cannot be read as rows of tokens ({type(error).__name__})") from None
+        if rows.column_names is not None and COLUMN not in rows.column_names:
+            raise unavailable(f"{what}: no column `{COLUMN}`; it has {', '.join(rows.column_names)}")
+        # A buffer of one row shuffles shards and nothing else, in every version of the library.
+        rows = rows.select_columns([COLUMN]).shuffle(seed=seed, buffer_size=1, max_buffer_input_shards=1)
+        for row in rows.take(count):
+            yield row[COLUMN]

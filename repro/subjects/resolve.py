@@ -1,23 +1,21 @@
-"""Which subject is at hand: a name, a folder or a hub name becomes a local folder with prompts. No torch here."""
+"""Resolve a subject: a name, a directory or a hub name becomes a local model directory with prompts. No torch here."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from repro.errors import AbsentError, Exit, ReproError, plain, words_of
+from repro.errors import AbsentError, Exit, ReproError, plain
 from repro.labels import did_you_mean, heads, layer_of, listing
-from repro.model.folder import Folder, read_folder, read_prompts, weights_fingerprint
-from repro.process import deaf
-from repro.spec.types import NAME, RESERVED_SUBJECTS, Loaded, Subject
+from repro.model.folder import Folder, read_folder, read_prompts, read_shape, weights_fingerprint
+from repro.spec.types import NAME, RESERVED_SUBJECTS, HubPrompts, Loaded, Subject
 from repro.subjects.access import Access, cache_folder
+from repro.subjects.tokenizer import Tokenizer
 
 _LONGEST = 1000
 """Characters of a path that are shown."""
@@ -25,7 +23,7 @@ _LONGEST = 1000
 
 @dataclass(frozen=True)
 class ResolvedSubject:
-    """A subject that can be had: its declaration, its folder, its prompts."""
+    """A subject that can be had: its declaration, its directory, its prompts."""
 
     name: str
     subject: Subject
@@ -35,84 +33,22 @@ class ResolvedSubject:
 
     @cached_property
     def tokens(self) -> np.ndarray:
-        """The frozen prompts: int32 [prompt, position]."""
+        """Return the frozen prompts: int32 [prompt, position]."""
         return read_prompts(self.folder)
 
     @cached_property
     def weights(self) -> str:
-        """Fingerprint of the model's files."""
+        """Return the fingerprint of the model's files."""
         return weights_fingerprint(self.folder)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The subject's tokenizer, or one that shows token ids."""
+        """Return the subject's tokenizer, or one that shows token ids."""
         return Tokenizer(self.folder.tokenizer, self.folder.shape.d_vocab)
 
 
-class Tokenizer:
-    """Texts and token ids of a subject; without a tokenizer.json, ids stand for themselves.
-
-    d_vocab: ids that a text gives must be below it.
-    """
-
-    def __init__(self, path: Path | None, d_vocab: int) -> None:
-        self._path = path
-        self._d_vocab = d_vocab
-
-    @cached_property
-    def _inner(self) -> Any:
-        if self._path is None:
-            return None
-        import tokenizers
-
-        with self._readable(), deaf():
-            inner = tokenizers.Tokenizer.from_file(str(self._path))
-            # What a file says of batches is not for texts that are taken as they are.
-            inner.no_truncation()
-            inner.no_padding()
-        return inner
-
-    @contextmanager
-    def _readable(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException as error:  # the library raises bare Exception, and its panics are not even that
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-                raise
-            raise ReproError(f"{self._path}: unreadable tokenizer ({words_of(error)})", Exit.UNAVAILABLE) from None
-
-    def decode(self, *ids: int) -> str:
-        """The text of token ids; `‹id›` for each where there is no tokenizer."""
-        if self._inner is None:
-            return "".join(f"‹{token}›" for token in ids)  # noqa: RUF001 - marks that no text has
-        with self._readable():
-            return self._inner.decode(list(ids), skip_special_tokens=False)
-
-    def encode(self, text: str) -> list[int]:
-        """The token ids of a text, without BOS."""
-        if self._inner is None:
-            raise ReproError("examples given as text need a tokenizer.json in the model's folder", Exit.UNAVAILABLE)
-        with self._readable():
-            ids: list[int] = self._inner.encode(text, add_special_tokens=False).ids
-        outside = next((token for token in ids if token >= self._d_vocab), None)
-        if outside is not None:
-            raise ReproError(
-                f"{self._path}: gives token id {outside} for {plain(repr(text), 80)}, outside the vocabulary of "
-                f"{self._d_vocab}",
-                Exit.UNAVAILABLE,
-            )
-        return ids
-
-    def single(self, text: str) -> int:
-        """The id of a text that is one token."""
-        ids = self.encode(text)
-        if len(ids) != 1:
-            raise ReproError(f"{text!r} is {len(ids)} tokens of this model; an answer is a single token")
-        return ids[0]
-
-
 def choose(loaded: Loaded, name: str | None, access: Access) -> ResolvedSubject:
-    """The subject named, or the first of the spec's default subjects that can be had.
+    """Return the subject named, or the first of the spec's default subjects that can be had.
 
     name: a declared subject, a model folder, or a hub name; nothing: the defaults in order, and falling back is told in
     `ResolvedSubject.fallback`. Raises ReproError: exit 2 for an unknown name, exit 4 if the subject cannot be had.
@@ -147,7 +83,10 @@ def _named(loaded: Loaded, name: str, access: Access) -> ResolvedSubject:
 
 
 def _label(name: str, declared: Mapping[str, Subject]) -> str:
-    """What an undeclared subject is called: never as a declared one, whose published numbers or copies are not its."""
+    """Return the name of an undeclared subject.
+
+    Never that of a declared one, whose published numbers and copies in git would be taken for its own.
+    """
     if name in declared or name in RESERVED_SUBJECTS:
         name = f"other-{name}"
     return name if NAME.fullmatch(name) else "other"
@@ -169,24 +108,44 @@ def _local(loaded: Loaded, name: str, subject: Subject, access: Access) -> Folde
         return read_folder(here, prompts)
     if subject.model.count("/") != 1 or subject.model.startswith((".", "/", "~")):
         raise AbsentError(f"[subject.{name}] model: {plain(str(here), _LONGEST)}: no such model folder")
-    from repro.subjects.hub_subject import fetch_subject
-
     return fetch_subject(loaded, name, subject, access)
 
 
+def fetch_subject(loaded: Loaded, name: str, subject: Subject, access: Access) -> Folder:
+    """Return the directory and frozen prompts of a subject on the hub, pinned in `<spec stem>.lock.json`.
+
+    Raises ReproError: exit 4 in one sentence if model or prompts cannot be had, exit 2 if there are no prompts.
+    Agreement: tests/subjects/test_hub_paper.py.
+    """
+    from repro.subjects.hub import fetch_model
+    from repro.subjects.lock import Lock
+    from repro.subjects.prompts import freeze_prompts
+
+    lock = Lock.beside(loaded.path).subject(name)
+    offline = access.offline or not access.ask
+    model = fetch_model(subject.model, tokenizer=subject.tokenizer, cache=access.cache, lock=lock, offline=offline)
+    if isinstance(subject.prompts, str):
+        return read_folder(model, loaded.folder / subject.prompts)
+    if not isinstance(subject.prompts, HubPrompts):
+        return read_folder(model)
+    d_vocab = read_shape(model).d_vocab
+    prompts = freeze_prompts(subject.prompts, d_vocab=d_vocab, cache=access.cache, lock=lock, offline=offline)
+    return read_folder(model, prompts)
+
+
 def _path(folder: Path, given: str, where: str) -> Path:
-    """A path as given, from a folder or from the user's home; ReproError if the system could not even look there."""
+    """Return a path as given, from a directory or from the user's home; ReproError if the system cannot look there."""
     try:
         path = folder / Path(given).expanduser()
         path.is_dir()
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ReproError(f"{where}: {plain(given, _LONGEST)} is no path here ({reason})", Exit.UNAVAILABLE) from None
+        raise ReproError(f"{where}: {plain(given, _LONGEST)} is not a path here ({reason})", Exit.UNAVAILABLE) from None
     return path
 
 
 def _check_roles(chosen: ResolvedSubject) -> None:
-    """Named roles must exist in this model."""
+    """Raise ReproError unless the named roles exist in this model."""
     shape, subject = chosen.folder.shape, chosen.subject
     known = heads(shape.n_layers, shape.n_heads)
     named = [] if subject.writer == "auto" else [("writer", subject.writer)]
@@ -203,12 +162,12 @@ def _check_roles(chosen: ResolvedSubject) -> None:
 
 
 def mined_from(attrs: dict[str, object]) -> list[dict[str, object]]:
-    """The mined positions stored by `mine_examples`."""
+    """Return the mined positions stored by `mine_examples`."""
     return list(json.loads(str(attrs["mined"])))
 
 
 def listed(loaded: Loaded) -> list[dict[str, str]]:
-    """The declared subjects and whether each can be had without asking anyone."""
+    """Return the declared subjects and whether each can be had without asking anyone."""
     rows = []
     for name, subject in loaded.spec.subject.items():
         try:

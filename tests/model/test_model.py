@@ -200,7 +200,7 @@ def test_a_pth_file_is_the_same_model(folders: dict[str, Path], tmp_path: Path) 
     torch.save(
         load_file(folders["native"] / "model.safetensors") | {"embed.W_E": "no tensor"}, tmp_path / "gelu_final.pth"
     )
-    assert "'embed.W_E' is no named dense tensor" in refusal(tmp_path)
+    assert "'embed.W_E' is not a named dense tensor" in refusal(tmp_path)
 
 
 def test_precision_is_that_of_every_tensor(folders: dict[str, Path]) -> None:

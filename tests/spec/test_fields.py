@@ -25,8 +25,7 @@ from repro.spec.types import Figure, Spec
 from repro.store.result import read_summary
 from repro.subjects import prompts as hub_prompts
 from repro.subjects.access import Access
-from repro.subjects.hub_subject import fetch_subject
-from repro.subjects.resolve import listed
+from repro.subjects.resolve import fetch_subject, listed
 from tests.model.test_folder import make
 from tests.runs import cli, toml
 from tests.spec.test_spec import spec_types

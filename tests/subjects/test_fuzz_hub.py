@@ -8,7 +8,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -17,11 +16,10 @@ import numpy as np
 import pytest
 
 from repro.errors import Exit, ReproError
-from repro.subjects.hub_cache import Record, hash_of, read_record, record_bytes
 from tests import hub_place, toys
 from tests.fuzzing import sentences, watched, within
 from tests.hub_files import Answer, as_checkpoint
-from tests.hub_place import API, MODEL, Place
+from tests.hub_place import API, MODEL, Place, use_hub
 from tests.hub_server import HubServer
 from tests.runs import Answer as Said
 from tests.runs import cli, contents
@@ -53,7 +51,8 @@ class Locked:
     """A subject that was fetched once, its cache and its lock."""
 
     def __init__(self, root: Path) -> None:
-        self.spec, self.lock, self.cache = root / "spec.toml", root / "spec.lock.json", root / "cache"
+        self.spec, self.lock = root / "spec.toml", root / "spec.lock.json"
+        self.cache, self.downloads = root / "cache", root / "huggingface"
         self.spec.write_text(SPEC)
 
     def run(self, command: str) -> Said:
@@ -81,23 +80,21 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Locked]:
         server.add("model", "owner/paper", as_checkpoint(native, root / "hub"))
         server.add("model", "owner/words", {"tokenizer.json": b'{"version": "1.0"}'})
         server.add_rows("owner/rows", [rows * (np.arange(14) > 0)])
-        patch.setenv("HF_ENDPOINT", server.url)
+        use_hub(patch, server.url, root / "huggingface")
         patch.delenv("HF_TOKEN", raising=False)
         patch.setenv("REPRO_CACHE", str(root / "cache"))
         found = Locked(root)
         assert cli("run", "--spec", found.spec, "--subject", "tiny").code == Exit.OK
-        patch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+        use_hub(patch, "http://127.0.0.1:9", root / "huggingface")
         yield found
 
 
 def locked_files(locked: Locked) -> list[Path]:
-    """Everything in the cache that a result is made of, and what the cache says of it."""
-    found = [path for path in locked.cache.rglob("*") if path.is_file() and path.name != ".lock"]
-    assert {path.name for path in found if "prompts" not in path.parts} >= {
-        "config.json", "hub.json", "model.safetensors", "tokenizer.json",
-    }  # fmt: skip
-    assert any(path.parent.name == "prompts" for path in found)
-    return sorted(path for path in found if path.suffix in (".json", ".safetensors") and path.parent != locked.cache)
+    """Everything in the caches that a result is made of."""
+    linked = list(locked.cache.glob("models/*/*"))
+    assert {path.name for path in linked} == {"config.json", "model_final.pth", "tokenizer.json"}
+    (prompts,) = locked.cache.glob("prompts/*")
+    return [*sorted(path.resolve() for path in linked), prompts]
 
 
 def flip_everywhere(locked: Locked, flips: int, rng: random.Random) -> Counter[str]:
@@ -116,7 +113,7 @@ def flip_everywhere(locked: Locked, flips: int, rng: random.Random) -> Counter[s
             assert str(path) in locked.refused(), f"byte {place} of {path}"
         finally:
             path.write_bytes(content)
-        counts["prompts" if path.parent.name == "prompts" else path.name] += 1
+        counts["prompts" if path.parent.name == "prompts" else "downloaded"] += 1
     return counts
 
 
@@ -142,24 +139,9 @@ def test_every_changed_byte_of_what_is_locked_is_exit_4(locked: Locked, capsys: 
 
 def test_a_careless_check_of_hashes_is_noticed(locked: Locked, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("repro.subjects.hub.check_hash", lambda *_: None)
+    monkeypatch.setattr("repro.subjects.lock.check_hash", lambda *_: None)
     with pytest.raises(AssertionError):
         flip_everywhere(locked, 30, random.Random(0))
-
-
-def test_a_file_and_its_record_changed_together_are_held_against_the_lock(locked: Locked) -> None:
-    (path,) = locked.cache.glob("models--*/*/hub.json")
-    config, before = path.with_name("config.json"), path.read_bytes()
-    content = config.read_bytes()
-    record = read_record(path)
-    config.write_bytes(content.replace(b'"gelu"', b'"relu"'))
-    for files in ({}, {"config.json": hash_of(config)}):
-        model = replace(record.model, files={**record.model.files, **files})
-        stored = {**record.stored, "config.json": hash_of(config)}
-        path.write_bytes(record_bytes(Record(model, record.tokenizer, stored)))
-        assert record.model.files["config.json"].sha256 in locked.refused()
-    config.write_bytes(content)
-    path.write_bytes(before)
-    assert locked.run("plan").code == Exit.OK
 
 
 def test_a_damaged_lock_is_refused_or_learned_anew(locked: Locked) -> None:
@@ -220,18 +202,22 @@ def outcome(place: Place, root: Path) -> str:
     """What becomes of a fetch; AssertionError for whatever must not."""
     try:
         with within(20), watched() as deeds:
-            folder = place.fetch(tokenizer=None, timeout=2.0)
+            folder = place.fetch(tokenizer=None)
     except ReproError as error:
         (said,) = sentences(f"error: {error.message}\n")
         found, code = said, error.code
         assert code == Exit.UNAVAILABLE
     else:
         found = "fetched"
-        assert {path.name for path in folder.iterdir()} <= {"config.json", "hub.json", "model.safetensors"}
-    assert [deed for deed in deeds if str(root) not in deed and not deed.startswith("socket.connect")] == []
-    home = f"models--{MODEL.replace('/', '--')}"
+        assert {path.name for path in folder.iterdir()} <= {"config.json", "model.safetensors", "model_final.pth"}
+    # Of a link the source is told, which is relative; where links lie is seen below.
+    elsewhere = ("socket.connect", "os.symlink ../../blobs/", "os.symlink dummy_file_", "os.remove dummy_file_")
+    assert [deed for deed in deeds if str(root) not in deed and not deed.startswith(elsewhere)] == []
+    name = MODEL.replace("/", "--")
+    file = r"(config\.json|model\.safetensors|model_final\.pth|tokenizer\.json)"
     allowed = re.compile(
-        rf"cache/(refusals\.json|{home}/(\.lock|(\.incoming-)?[0-9a-f]{{12}}/[\w.]+))|spec\.lock\.json"
+        rf"spec\.lock\.json|cache/models/{name}-[0-9a-f]{{12}}/{file}|huggingface/(CACHEDIR\.TAG|\.locks/models--{name}/.*"
+        rf"|models--{name}/(blobs/[0-9a-f]+|refs/\w+|(snapshots|\.no_exist)/[0-9a-f]{{40}}/{file}))"
     )
     assert [name for name in contents(root) if not allowed.fullmatch(name)] == []
     return found
@@ -251,19 +237,24 @@ def lie(hub: HubServer, listing: dict[str, Any]) -> None:
 
 
 def test_no_listing_reaches_out_of_its_folder(
-    hub: HubServer, quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    hub: HubServer,
+    quick: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     listing, rng, counts = honest(hub), random.Random(0), Counter[str]()
-    for number in range(150):
+    for number in range(100):
         spoilt = deepcopy(listing)
         spoil(spoilt, rng)
         lie(hub, spoilt)
         root = tmp_path / str(number)
         root.mkdir()
+        use_hub(monkeypatch, hub.url, root / "huggingface")
         counts["fetched whole" if outcome(Place(root), root) == "fetched" else "refused (exit 4)"] += 1
     with capsys.disabled():
         print(f"\nlying listings, nothing outside its folder: {counts.total()}: {dict(counts)}")
-    assert min(counts.values()) > 30
+    assert min(counts.values()) > 15
 
 
 def test_a_careless_reader_of_listings_is_noticed(
@@ -275,9 +266,11 @@ def test_a_careless_reader_of_listings_is_noticed(
     lie(hub, listing)
     hub.misbehave("evil", Answer(200, {}, bytes(5)))
     (tmp_path / "honest").mkdir()
-    assert "lists the path '../../../evil_final.pth'" in outcome(Place(tmp_path / "honest"), tmp_path / "honest")
-    monkeypatch.setattr("repro.subjects.hub_transfer._UNSAFE", re.compile("(?!)"))
-    monkeypatch.setattr("repro.subjects.hub_transfer._NAME", re.compile(".*"))
+    use_hub(monkeypatch, hub.url, tmp_path / "honest" / "huggingface")
+    assert "neither model.safetensors nor a *final.pth" in outcome(Place(tmp_path / "honest"), tmp_path / "honest")
+    monkeypatch.setattr("repro.subjects.hub._FILE", re.compile(".*"))
     (tmp_path / "careless").mkdir()
-    with pytest.raises(AssertionError, match="evil"):
+    use_hub(monkeypatch, hub.url, tmp_path / "careless" / "huggingface")
+    # The library refuses such a name too; without our own check it is an error that nobody explains.
+    with pytest.raises(ValueError, match=r"evil_final\.pth"):
         outcome(Place(tmp_path / "careless"), tmp_path / "careless")

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from repro.errors import Exit, ReproError
-from repro.model.checkpoint import to_safetensors
+from repro.model.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.hub
 
@@ -35,9 +34,9 @@ def _bomb(path: Path) -> None:
         (lambda path: torch.save({"a": torch.zeros(1), "b": Evil()}, path), "more than tensors"),
         (lambda path: torch.save([torch.zeros(1)], path), "no state dict"),
         (lambda path: torch.save({}, path), "no state dict"),
-        (lambda path: torch.save({1: torch.zeros(1)}, path), "no named dense tensor"),
-        (lambda path: torch.save({"a": 3.0}, path), "no named dense tensor"),
-        (lambda path: torch.save({"a": torch.eye(3).to_sparse()}, path), "no named dense tensor"),
+        (lambda path: torch.save({1: torch.zeros(1)}, path), "not a named dense tensor"),
+        (lambda path: torch.save({"a": 3.0}, path), "not a named dense tensor"),
+        (lambda path: torch.save({"a": torch.eye(3).to_sparse()}, path), "not a named dense tensor"),
         (lambda path: torch.save({"a": torch.zeros(1).expand(10**12)}, path), "claims more bytes"),
         (
             lambda path: torch.save({"base": (base := torch.zeros(9000)), **{f"v{i}": base for i in range(9)}}, path),
@@ -53,9 +52,8 @@ def test_a_checkpoint_gives_tensors_or_nothing(
 ) -> None:
     write(tmp_path / "x.pth")
     with pytest.raises(ReproError, match=words) as caught:
-        to_safetensors(tmp_path / "x.pth", tmp_path / "x.safetensors")
+        read_checkpoint(tmp_path / "x.pth")
     assert caught.value.code == Exit.UNAVAILABLE
-    assert not (tmp_path / "x.safetensors").exists()
     assert "pwned" not in capfd.readouterr().out
 
 
@@ -70,6 +68,5 @@ def test_tied_tensors_and_views_keep_their_values(tmp_path: Path) -> None:
         "f": torch.zeros(2, dtype=torch.bool),
     }
     torch.save(state, tmp_path / "x.pth")
-    to_safetensors(tmp_path / "x.pth", tmp_path / "x.safetensors")
-    found = load_file(tmp_path / "x.safetensors")
+    found = read_checkpoint(tmp_path / "x.pth")
     assert all(torch.equal(found[name], value) and found[name].dtype == value.dtype for name, value in state.items())

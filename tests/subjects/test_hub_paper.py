@@ -16,6 +16,7 @@ from repro.errors import Exit
 from repro.measures import MEASURES
 from repro.spec.read import read_spec
 from tests.hub_files import as_checkpoint
+from tests.hub_place import use_hub
 from tests.hub_server import HubServer
 from tests.toys import native_config, native_weights
 
@@ -79,7 +80,7 @@ def spec(tmp_path: Path) -> Path:
 def test_the_whole_paper_runs_from_the_hub(
     hub: HubServer, spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    use_hub(monkeypatch, hub.url, tmp_path / "huggingface")
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setenv("REPRO_CACHE", str(tmp_path / "cache"))
     # Random weights reproduce nothing: every number that can be compared differs, and that is exit 3.
@@ -101,7 +102,7 @@ def test_the_whole_paper_runs_from_the_hub(
 
     # From here on nobody is asked: the cache and the lock are enough, and nothing is computed again.
     asked = len(hub.requests)
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    use_hub(monkeypatch, "http://127.0.0.1:9", tmp_path / "huggingface")
     assert main(["all", "--spec", str(spec), "--offline"]) == Exit.DIFFERS
     again = capsys.readouterr().out
     assert "pass over" not in again

@@ -16,7 +16,8 @@ from repro.spec.read import read_spec
 from repro.spec.types import Loaded
 from repro.subjects import resolve as under_test
 from repro.subjects.access import Access
-from repro.subjects.resolve import ResolvedSubject, Tokenizer, choose, listed
+from repro.subjects.resolve import ResolvedSubject, choose, listed
+from repro.subjects.tokenizer import Tokenizer
 from tests.model.test_folder import TL, make
 from tests.runs import toml
 
