@@ -10,9 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from repro.kernels import outputs, shapes, tuning
-from repro.kernels import precision as precisions
-from repro.kernels.launch import Argument, CompileSpec, Launch, kind, named_strides, pow2, rows
+from repro.kernels import outputs, shapes
+from repro.kernels.launch import precision as precisions
+from repro.kernels.launch import tuning
+from repro.kernels.launch.launch import Argument, CompileSpec, Launch, kind, named_strides, pow2, rows
 
 # (vendor, kind of input) -> block sizes, the default first, the rest tried within `tuning()`: BT positions, BD of D,
 # BK of K, at most BS components and BH heads a program. A component's tile stays in registers for BH heads.

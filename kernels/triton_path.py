@@ -7,7 +7,7 @@ import torch
 from repro.kernels import projection as _projection
 from repro.kernels import top2_logits as _top2_logits
 from repro.kernels import v_composition as _v_composition
-from repro.kernels.launch import CompileSpec
+from repro.kernels.launch.launch import CompileSpec
 
 projection = _projection.projection
 projection_onto_vectors = _projection.projection_onto_vectors

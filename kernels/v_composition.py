@@ -11,10 +11,11 @@ import torch
 import triton
 from torch import Tensor
 
-from repro.kernels import outputs, shapes, tuning
-from repro.kernels import precision as precisions
+from repro.kernels import outputs, shapes
 from repro.kernels.attention import attend_kernel, sum_heads_kernel, values_kernel
-from repro.kernels.launch import Argument, CompileSpec, Launch, kind, named_strides, pow2, rows
+from repro.kernels.launch import precision as precisions
+from repro.kernels.launch import tuning
+from repro.kernels.launch.launch import Argument, CompileSpec, Launch, kind, named_strides, pow2, rows
 from repro.kernels.projection import project
 
 # (vendor, kind of input) -> block sizes, the default first, the rest tried within `tuning()`: BT positions, BD of D.

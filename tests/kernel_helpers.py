@@ -1,6 +1,6 @@
 """What the kernel tests share: seeds, awkward shapes, arguments, and one comparison against float64.
 
-Tolerances come from the one table that `bench` uses too, repro/kernels/tolerances.py.
+Tolerances come from the one table that `bench` uses too, repro/kernels/bench/tolerances.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from repro.kernels import outputs, select
-from repro.kernels.tolerances import error_ratio, tolerance
+from repro.kernels.bench.tolerances import error_ratio, tolerance
 
 SEED = 20231
 # The most that a kernel's error may exceed that of the float32 reference, both measured against float64.

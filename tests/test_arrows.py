@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-KERNELS = sorted((ROOT / "kernels").glob("*.py"))
+KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
 ALLOWED = {"torch", "triton", "numpy", *sys.stdlib_module_names}
 
 
@@ -33,7 +33,7 @@ def strangers(source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_kernels_need_only_torch_triton_and_numpy(path: Path) -> None:
     assert strangers(path.read_text()) == []
 
@@ -53,7 +53,17 @@ def test_the_reference_is_imported_by_no_kernel() -> None:
         assert "repro.kernels.reference" not in set(imports((ROOT / "kernels" / f"{name}.py").read_text()))
 
 
+def test_what_computes_does_not_import_what_measures_it() -> None:
+    for path in KERNELS:
+        inside = path.relative_to(ROOT / "kernels").parts[0]
+        allowed = {"bench": (), "launch": ("bench", "select")}.get(inside, ("bench",))
+        found = set(imports(path.read_text()))
+        assert not [name for name in found for other in allowed if name.startswith(f"repro.kernels.{other}")], path
+
+
 def test_nobody_imports_a_top_level_kernels() -> None:
-    for path in ROOT.glob("*/*.py"):
+    for path in (
+        path for place in ("repro", "paper_figures", "tests", "kernels") for path in (ROOT / place).rglob("*.py")
+    ):
         assert not [name for name in imports(path.read_text()) if name.split(".")[0] == "kernels"], path
     assert not (ROOT / "kernels" / "__init__.py").exists()

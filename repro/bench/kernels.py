@@ -38,8 +38,8 @@ def bench(options: BenchOptions, say: Callable[[str], None] = print) -> Exit:
     Returns OK, or FAILED if a check failed: then no speed of that kernel exists. Raises ReproError (exit 2) for a
     device, case or budget that cannot be, or a store that cannot be written. Agreement: tests/kernels/test_bench.py.
     """
-    from repro.kernels import bench as benchmark
-    from repro.kernels.bench_report import device_name
+    from repro.kernels.bench import command as benchmark
+    from repro.kernels.bench.report import device_name
     from repro.kernels.errors import KernelError
 
     folder = options.store / "bench"

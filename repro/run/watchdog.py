@@ -85,7 +85,7 @@ class Watchdog:
 
 def parse_watchdog(text: str) -> float:
     """Seconds of `--watchdog`: `30m`, `90s`, `2h`; `0` turns it off. Raises ReproError (exit 2)."""
-    from repro.kernels.bench_time import parse_budget
+    from repro.kernels.bench.timing import parse_budget
 
     try:
         seconds = parse_budget(text) if text.strip() != "0" else 0.0

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from repro.kernels import bench_time as timing
-from repro.kernels import cases, reference, roofline, tolerances
-from repro.kernels.bench_gate import Truth
-from repro.kernels.bench_memory import peak_memory
+from repro.kernels import reference
+from repro.kernels.bench import cases, roofline, timing, tolerances
+from repro.kernels.bench.gate import Truth
+from repro.kernels.bench.memory import peak_memory
 from repro.kernels.errors import UnsupportedError
 
 TINY = cases.Shape("paper", "tiny", 64, 4, 2, 16, sites=3, vocab=301, center=True, bias=True, positions=96)

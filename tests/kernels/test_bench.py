@@ -15,19 +15,14 @@ import torch
 
 import repro.bench.kernels as command
 from repro.errors import Exit, ReproError
-from repro.kernels import (
-    bench,
-    bench_compile,
-    bench_providers,
-    bench_run,
-    bench_whole,
-    cases,
-    reference,
-    roofline,
-    tiled,
-)
-from repro.kernels import bench_time as timing
-from repro.kernels.bench_memory import peak_memory
+from repro.kernels import reference, tiled
+from repro.kernels.bench import cases, roofline, timing
+from repro.kernels.bench import command as bench
+from repro.kernels.bench import compile_all as bench_compile
+from repro.kernels.bench import providers as bench_providers
+from repro.kernels.bench import run as bench_run
+from repro.kernels.bench import whole as bench_whole
+from repro.kernels.bench.memory import peak_memory
 from repro.kernels.errors import UnsupportedError
 from repro.kernels.select import Kernels
 
@@ -273,7 +268,7 @@ def test_on_a_gpu_a_step_that_breaks_leaves_the_others_their_turn(monkeypatch: p
 
 
 def test_needs_only_torch_numpy_and_triton() -> None:
-    words = "import sys, repro.kernels.bench; print(sorted({name.split('.')[0] for name in sys.modules}))"
+    words = "import sys, repro.kernels.bench.command; print(sorted({name.split('.')[0] for name in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", words], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(json.loads(done.stdout.replace("'", '"')))
     assert {"torch", "repro"} <= loaded

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from repro.kernels import bench_compile, compile_table, roofline
-from repro.kernels.bench_time import Budget
-from repro.kernels.compile_table import Compiled, Entry, entries
+from repro.kernels.bench import compile_all as bench_compile
+from repro.kernels.bench import compile_table, roofline
+from repro.kernels.bench.compile_table import Compiled, Entry, entries
+from repro.kernels.bench.timing import Budget
 
 pytestmark = pytest.mark.kernels
 

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from repro.kernels import outputs, precision, reference, select, tiled, tuning
+from repro.kernels import outputs, reference, select, tiled
 from repro.kernels.errors import KernelError, ShapeError, UnsupportedError
-from repro.kernels.launch import Launch
+from repro.kernels.launch import precision, tuning
+from repro.kernels.launch.launch import Launch
 from tests.kernel_helpers import (
     PRECISION,
     PROVIDERS,

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from repro.kernels import bench_time as timing
-from repro.kernels.bench_providers import BASELINE, DTYPES, PROVIDERS, Call, bind
-from repro.kernels.bench_run import Bench, Group
+from repro.kernels.bench import timing
+from repro.kernels.bench.providers import BASELINE, DTYPES, PROVIDERS, Call, bind
+from repro.kernels.bench.run import Bench, Group
 
 PARTS = ("projection", "v_composition", "top2_logits")
 LAYERS = 4

@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from repro.kernels import cases, roofline
-from repro.kernels.bench_providers import DTYPES
+from repro.kernels.bench import cases, roofline
+from repro.kernels.bench.providers import DTYPES
 
 PREDICTED = (
     "compiled ahead of time, not run: the times are PREDICTED from declared rates (the longer of FLOP / matrix-product "
@@ -125,7 +125,7 @@ def _work(launch: str, dtype: str) -> cases.Work | None:
 
 def compile_entry(entry: Entry, everything: bool = False) -> Iterator[Compiled]:
     """Compiles the launches of an entry in their default configuration, or in every one that tuning may choose."""
-    from repro.kernels import tuning
+    from repro.kernels.launch import tuning
 
     module = importlib.import_module(f"repro.kernels.{entry.module}")
     card = roofline.card(entry.card)
@@ -170,7 +170,7 @@ def _compiled(entry: Entry, card: roofline.Card, name: str, spec: Any, default: 
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from repro.kernels.launch import ENABLE_FP_FUSION
+    from repro.kernels.launch.launch import ENABLE_FP_FUSION
 
     before = time.monotonic()
     kernel = triton.compile(

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repro.kernels import bench_time as timing
-from repro.kernels import roofline
-from repro.kernels.bench_gate import Check, Truth
-from repro.kernels.bench_memory import peak_memory
-from repro.kernels.bench_providers import (
+from repro.kernels.bench import roofline, timing
+from repro.kernels.bench.cases import Case, Work
+from repro.kernels.bench.gate import Check, Truth
+from repro.kernels.bench.memory import peak_memory
+from repro.kernels.bench.providers import (
     BASELINE,
     DTYPES,
     Call,
@@ -24,9 +24,8 @@ from repro.kernels.bench_providers import (
     dtypes,
     of_kernel,
 )
-from repro.kernels.bench_report import FAILED, SKIPPED, UNAVAILABLE, Report, Row, device_name
-from repro.kernels.bench_time import Budget, Samples
-from repro.kernels.cases import Case, Work
+from repro.kernels.bench.report import FAILED, SKIPPED, UNAVAILABLE, Report, Row, device_name
+from repro.kernels.bench.timing import Budget, Samples
 from repro.kernels.errors import KernelError
 
 # Shares of the budget: until when checks may start, and until when timing may.

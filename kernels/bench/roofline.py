@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from repro.kernels.cases import Work
+from repro.kernels.bench.cases import Work
 from repro.kernels.errors import UnsupportedError
 
 # Larger than any cache but the largest servers', small enough to be repeated in every round of a measurement.

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from repro.kernels import reference
-from repro.kernels.bench_providers import Results
-from repro.kernels.tolerances import error_ratio, tolerance
+from repro.kernels.bench.providers import Results
+from repro.kernels.bench.tolerances import error_ratio, tolerance
 
 RESULTS = {
     "projection": ("num", "norm2"),

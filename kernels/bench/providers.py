@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repro.kernels import roofline
+from repro.kernels.bench import roofline
 from repro.kernels.errors import UnsupportedError
 from repro.kernels.select import provider as kernels_of
 
@@ -87,7 +87,7 @@ def _triton(precision: str, kernel: str, device: str) -> Function:
 
 def _tuned(kernel: str, device: str) -> Function:
     """The Triton kernels in whichever configuration is fastest here, found at the first call."""
-    from repro.kernels.tuning import tuning
+    from repro.kernels.launch.tuning import tuning
 
     plain = _triton("ieee", kernel, device)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from repro.kernels.launch import Launch
+from repro.kernels.launch.launch import Launch
 
 Blocks = Mapping[str, int]
 

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from repro.kernels.bench_time import Budget
+from repro.kernels.bench.timing import Budget
 
 Record = dict[str, Any]
 _WIDTHS = (24, 6, 7, 16, 38, 6, 7, 15, 7, 5, 10, 9, 22)
@@ -58,11 +58,11 @@ def in_children(everything: bool, budget: Budget, processes: int | None = None) 
 def _start(part: str, everything: bool) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     # Not resolved: in a checkout repro/kernels is a link, and the folder above repro/ is what makes repro importable.
-    root = str(Path(__file__).absolute().parents[2])
+    root = str(Path(__file__).absolute().parents[3])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
     # One thread each: the compilers use no more, and the processes share the machine.
     environment["OMP_NUM_THREADS"] = "1"
-    command = [sys.executable, "-m", "repro.kernels.compile_table", part, *(["--all"] if everything else [])]
+    command = [sys.executable, "-m", "repro.kernels.bench.compile_table", part, *(["--all"] if everything else [])]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)  # noqa: S603 - this module
 
 

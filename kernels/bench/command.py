@@ -19,15 +19,15 @@ from pathlib import Path
 
 import torch
 
-from repro.kernels import bench_compile
-from repro.kernels import bench_time as timing
-from repro.kernels.bench_providers import DTYPES
-from repro.kernels.bench_report import Report, describe, environment
-from repro.kernels.bench_run import Bench, check_all, groups, time_all
-from repro.kernels.bench_time import Budget, Clock, parse_budget
-from repro.kernels.bench_whole import end_to_end, profile_slowest
-from repro.kernels.cases import select
-from repro.kernels.compile_table import PREDICTED
+from repro.kernels.bench import compile_all as bench_compile
+from repro.kernels.bench import timing
+from repro.kernels.bench.cases import select
+from repro.kernels.bench.compile_table import PREDICTED
+from repro.kernels.bench.providers import DTYPES
+from repro.kernels.bench.report import Report, describe, environment
+from repro.kernels.bench.run import Bench, check_all, groups, time_all
+from repro.kernels.bench.timing import Budget, Clock, parse_budget
+from repro.kernels.bench.whole import end_to_end, profile_slowest
 from repro.kernels.errors import KernelError, UnsupportedError
 
 DEFAULT_BUDGET = "5m"
@@ -148,7 +148,3 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"{error}\n")
         return 2
     return 1 if report.failed or report.broken else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

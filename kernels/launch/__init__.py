@@ -1,0 +1,1 @@
+"""How Triton kernels are launched: grids, tuning of block sizes, and which precisions exist where."""
