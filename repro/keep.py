@@ -18,7 +18,7 @@ def keep(world: World) -> list[Path]:
     plan = world.plan(world.choose(ask=False))
     kept = []
     for item in plan.items:
-        if status(item.path) == "committed":
+        if status(item.path).kind == "committed":
             destination = world.committed / plan.subject.name / item.name
             commit_reduced(item.path, destination)
             kept.append(destination)

@@ -306,7 +306,7 @@ class _Builder:
         how = {"precision": precision, "kernels": settings.kernels, "device": settings.device}
         key = key_parts(experiment, context, self.subject, {**how, "prompts_per_unit": settings.unit})
         path = result_path(self.store, self.subject.name, name, key12(key))
-        state, _, why = status(path).partition(": ")
+        state, _, why = str(status(path)).partition(": ")
         if state == "committed":
             state = "fresh"
         elif state == "absent":

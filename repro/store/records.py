@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from repro.errors import Exit, ReproError
 from repro.files import digest_or_none, load
@@ -87,8 +88,26 @@ def load_commit(path: Path) -> dict[str, Any] | None:
     return body
 
 
-def status(path: Path) -> str:
-    """What a result folder holds: "absent", "partial k/n", "committed" or "corrupt: why".
+@dataclass(frozen=True)
+class State:
+    """What a result directory holds."""
+
+    kind: Literal["absent", "partial", "committed", "corrupt"]
+    present: int = 0
+    """Units recorded; 0 unless partial."""
+    total: int = 0
+    """Units declared; 0 unless partial."""
+    why: str = ""
+    """What is damaged; empty unless corrupt."""
+
+    def __str__(self) -> str:
+        if self.kind == "partial":
+            return f"partial {self.present}/{self.total}"
+        return f"corrupt: {self.why}" if self.kind == "corrupt" else self.kind
+
+
+def status(path: Path) -> State:
+    """Return what a result directory holds.
 
     path: `store/<subject>/<experiment>/<key>`. Quick: reads JSON and file sizes, no array (`verify` reads every byte).
     Agreement: tests/store/test_store.py.
@@ -99,18 +118,22 @@ def status(path: Path) -> str:
         if commit is not None:
             for name, (size, _) in commit["files"].items():
                 if _size(path / name) != size:
-                    return f"corrupt: {name} is missing or has another size"
+                    return State("corrupt", why=f"{name} is missing or has another size")
         found = load_manifest(path)
         if found is None:
-            return "absent" if commit is None else "committed" if commit.get("copy") else "corrupt: no manifest"
+            if commit is None:
+                return State("absent")
+            return State("committed") if commit.get("copy") else State("corrupt", why="no manifest")
         layout, manifest = found
         n_units = layout.n_units(manifest["unit"])
         present = sum(unit_present(path, layout, manifest, i) for i in range(n_units))
         if commit is None:
-            return f"partial {present}/{n_units}"
-        return "committed" if present == n_units else f"corrupt: {n_units - present} of {n_units} units are damaged"
+            return State("partial", present, n_units)
+        if present < n_units:
+            return State("corrupt", why=f"{n_units - present} of {n_units} units are damaged")
+        return State("committed")
     except ReproError as error:
-        return f"corrupt: {error}"
+        return State("corrupt", why=str(error))
 
 
 def checked_commit(path: Path, prefix: tuple[str, ...]) -> dict[str, Any]:

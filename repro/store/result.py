@@ -306,6 +306,6 @@ def read_raw(path: Path) -> xr.Dataset:
     path = Path(path)
     if records.checked_commit(path, (records.DATA,)).get("copy"):
         raise ReproError(f"{path} is a reduced copy: it has no raw arrays", Exit.CORRUPT)
-    if status(path) != "committed":
-        raise ReproError(f"{path}: {status(path)}; see `python -m repro verify`", Exit.CORRUPT)
+    if (state := status(path)).kind != "committed":
+        raise ReproError(f"{path}: {state}; see `python -m repro verify`", Exit.CORRUPT)
     return _open_dataset(path / records.DATA)

@@ -118,7 +118,7 @@ class Model(stateful.RuleBasedStateMachine):
     def agrees(self) -> None:
         assert self.results[0].missing() == [i for i in range(self.n_units) if i not in self.done]
         expected = "committed" if self.committed else f"partial {len(self.done)}/{self.n_units}"
-        assert status(self.path) == expected
+        assert str(status(self.path)) == expected
         assert campaigns.after_kill(self.path) == self.done
 
     def teardown(self) -> None:
