@@ -113,8 +113,7 @@ class _Pass:
             if self.cluster is None:
                 fill(self.results, self.work.unit, self.failures, finished, watchdog.wait)
             else:
-                how = products(self.session.engine(self.stream.precision).model)
-                recipe = Recipe.of(self.plan, list(self.work.items.values()), self.stream, self.session.memory, how)
+                recipe = Recipe.of(self.plan, list(self.work.items.values()), self.stream, self.session.memory)
                 spent = self.cluster.fill(self.results, recipe, self.failures, finished, watchdog)
                 self.session.seconds["workers"] = self.session.seconds.get("workers", 0) + spent
 

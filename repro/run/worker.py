@@ -163,14 +163,12 @@ class Recipe:
     """What the pass reads."""
     memory: int
     """Bytes that a pass may take in each worker."""
-    products: str
-    """How the forward multiplies here; a worker on which it does otherwise is refused."""
 
     @classmethod
-    def of(cls, plan: Plan, items: Sequence[Item], stream: Stream, memory: int, products: str) -> Recipe:
+    def of(cls, plan: Plan, items: Sequence[Item], stream: Stream, memory: int) -> Recipe:
         """The recipe of some items of a plan, with absolute paths and nothing that a worker can read for itself."""
         subject = ResolvedSubject(plan.subject.name, plan.subject.subject, _absolute(plan.subject.folder))
-        return cls(subject, plan.settings, tuple(items), stream, memory, products)
+        return cls(subject, plan.settings, tuple(items), stream, memory)
 
     def __call__(self, failures: Failures, threads: int) -> Compute:
         """Loads the model at the pass's precision, unless it is the last one loaded, and prepares the experiments.
@@ -187,9 +185,7 @@ class Recipe:
             raise self._other(self.subject.folder.prompts)
         session = Session(self.subject, self.settings, self.memory, failures.say)
         with torch.inference_mode():
-            engine = self._engine(session)
-            self._refuse_products(engine)
-            session.engines = {self.stream.precision: engine}
+            session.engines = {self.stream.precision: self._engine(session)}
             plan = Plan(self.subject, self.settings, self.items, None, ())
             work = Work(plan, self.items, self.stream, session, failures)
             for item in self.items:
@@ -214,16 +210,6 @@ class Recipe:
             _engines.clear()
             _engines[loaded] = session.engine(precision)
         return _engines[loaded]
-
-    def _refuse_products(self, engine: Engine) -> None:
-        from repro.model.casting import products
-
-        if (here := products(engine.model)) != self.products:
-            raise ReproError(
-                f"worker on {platform.node()} multiplies by weights that are {here}, where this run began with "
-                f"{self.products} ones, which differ in their last bits: use workers of one kind of processor",
-                Exit.FAILED,
-            )
 
     def _other(self, path: Path) -> ReproError:
         return ReproError(

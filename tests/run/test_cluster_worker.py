@@ -16,8 +16,6 @@ import numpy as np
 import pytest
 
 from repro.errors import Exit, ReproError
-from repro.model.casting import packed, products
-from repro.model.load import load
 from repro.request import Request, World
 from repro.run import cluster
 from repro.run import session as compute
@@ -214,16 +212,7 @@ def sent(model: Path, tmp_path: Path) -> bytes:
     world = World(Request(PAPER, subject=str(model), out=tmp_path), print)
     plan = world.plan(world.choose(ask=False))
     (item,) = plan.todo
-    how = products(packed(load(plan.subject.folder)))
-    return pickle.dumps(Recipe.of(plan, [item], item.stream, 2**30, how))
-
-
-def test_a_worker_that_multiplies_otherwise_is_refused(sent: bytes) -> None:
-    other = replace(pickle.loads(sent), products="packed 1/9")
-    with pytest.raises(
-        ReproError, match=r"^worker on .* multiplies by weights that are .*packed 1/9 ones, which differ"
-    ):
-        other(Failures(print), 1)
+    return pickle.dumps(Recipe.of(plan, [item], item.stream, 2**30))
 
 
 @pytest.mark.usefixtures("one_thread")
