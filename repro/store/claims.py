@@ -39,6 +39,7 @@ class Claims:
         # Claimed by the main thread, given back by the one that commits. A soft lock (the library's fallback where a
         # file system has no locks) would outlive a killed process.
         lock = FileLock(self.directory / f"{name}{SUFFIX}", thread_local=False, fallback_to_soft=False)
+        self._held[name] = lock  # before it is locked, so that an interruption in between is given back by `drop_all`
         try:
             lock.acquire(blocking=wait)
         except Timeout:
@@ -46,8 +47,6 @@ class Claims:
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-            return True
-        self._held[name] = lock
         return True
 
     def drop(self, name: str) -> None:
