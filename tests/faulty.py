@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from repro import files
 from repro.errors import Exit, ReproError
 from repro.run import loop
 from repro.run.failures import Failures
-from repro.store import records
 from repro.store.layout import Layout, Variable
 from repro.store.result import Result, open_result
 
@@ -166,7 +166,7 @@ def run_carelessly_and_die(path: Path, n_prompts: int, step: int) -> None:
         os.write(handle, content)
         os.close(handle)
 
-    setattr(records, "write_durably", in_place)  # noqa: B010 - a type checker refuses the assignment
+    setattr(files, "write_durably", in_place)  # noqa: B010 - a type checker refuses the assignment
     run_and_die(path, n_prompts, step, torn=True)
 
 

@@ -186,8 +186,7 @@ class Recipe:
             raise self._other(self.subject.folder.prompts)
         session = Session(self.subject, self.settings, self.memory, failures.say)
         with torch.inference_mode():
-            engine = self._engine(session)
-            session.engines = {self.stream.precision: engine}
+            session.engines = {self.stream.precision: self._engine(session)}
             plan = Plan(self.subject, self.settings, self.items, Roles())
             work = Work(plan, self.items, self.stream, session, failures)
             for item in self.items:

@@ -124,24 +124,20 @@ def _end(cluster: Any) -> None:
 
 
 def _cluster(threads: int, devices: list[str]) -> Any:
-    """A cluster that is to have, or has, a process for each device, "" being no GPU."""
-    from distributed import Nanny, Scheduler, SpecCluster
+    """Return a cluster with a process for each device, "" being no GPU; `scale` starts them."""
+    from distributed import LocalCluster
 
     options = {"memory_limit": 0, "silence_logs": _SILENT, "dashboard_address": None, "host": HERE}
     if devices[0] and find_spec("dask_cuda") is not None:
         cluster = import_module("dask_cuda").LocalCUDACluster
         return cluster(n_workers=len(devices), threads_per_worker=threads, **options)
-    processes = {
-        number: {
-            "cls": Nanny,
-            "options": options | {"nthreads": threads, "env": {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}},
-        }
-        for number, gpu in enumerate(devices)
-    }
-    # No dashboard; the few pages that a scheduler has without one, at any port, so that two runs do not meet.
-    pages = {"dashboard": False, "dashboard_address": f"{HERE}:0"}
-    made = SpecCluster(scheduler={"cls": Scheduler, "options": {"host": HERE, "port": 0, **pages}})
-    made.worker_spec.update(processes)
+    # A scheduler without a dashboard still serves a few pages: at any port, so that two runs do not meet.
+    pages = {"dashboard_address": f"{HERE}:0"}
+    made = LocalCluster(n_workers=0, threads_per_worker=threads, scheduler_kwargs=pages, **options)
+    # LocalCluster gives all its workers the same environment; each of ours sees a GPU of its own.
+    for number, gpu in enumerate(devices):
+        env = {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
+        made.worker_spec[number] = {**made.new_spec, "options": {**made.new_spec["options"], "env": env}}
     return made
 
 

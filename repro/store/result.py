@@ -18,7 +18,7 @@ import numpy as np
 from repro import files
 from repro.errors import Exit, ReproError
 from repro.store import records
-from repro.store.claims import locked
+from repro.store.claims import Claims
 from repro.store.committed import commit_reduced
 from repro.store.layout import Layout, check_place
 from repro.store.records import status
@@ -56,7 +56,7 @@ def open_result(path: Path, layout: Layout, unit: int, provenance: Mapping[str, 
         environment = kept.get("environment", {})
         if records.load_commit(path) is None:
             (path / records.UNITS).mkdir(parents=True, exist_ok=True)
-            with locked(path):
+            with Claims(path / records.UNITS).turn("create"):
                 create(path, layout, unit, kept, lambda folder: _write_template(folder, layout, unit))
     found = records.load_manifest(path)
     if found is None:

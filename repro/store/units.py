@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,8 @@ from typing import Any, Self
 from repro import files
 from repro.errors import Exit, ReproError
 from repro.store import records
-from repro.store.claims import Claims, locked
+from repro.store.claims import Claims
 from repro.store.layout import Layout
-
-POLL_S = 0.05
-"""Seconds between two looks at a commit that another worker is at."""
 
 
 @dataclass(frozen=True)
@@ -118,17 +114,22 @@ class Units:
         return records.load_record(self.path, self.layout, self._manifest, i) if self.has(i) else None
 
     def claim(self, i: int) -> bool:
-        """Takes unit i for this worker; False if it is done or another living worker has it.
+        """Claim unit i for this runner; False if it is done or another living runner has it.
 
         A claim ends with `write_unit`, `release`, `close`, or with the process, however that ends.
         """
         self.unit_slice(i)
-        with files.disk(self.path), locked(self._units):
-            return not self.has(i) and self._claims.take(str(i))
+        with files.disk(self.path):
+            if self.has(i) or not self._claims.take(str(i)):
+                return False
+            if self.has(i):  # written by whoever held it until just now
+                self._claims.drop(str(i))
+                return False
+            return True
 
     def release(self, i: int) -> None:
         """Gives unit i back, if this worker has it."""
-        with contextlib.suppress(OSError), locked(self._units):
+        with contextlib.suppress(OSError):
             self._claims.drop(str(i))
 
     def _put(self, i: int, chunks: Mapping[str, Chunk], notes: dict[str, Any]) -> bool:
@@ -136,13 +137,9 @@ class Units:
         if not self.claim(i):
             if self.has(i):
                 return False
-            holder = self._claims.holder(str(i)) or {}
-            raise ReproError(f"unit {i} is held by process {holder.get('pid')} on {holder.get('host')}", Exit.FAILED)
+            raise ReproError(f"{self.path}: unit {i} is held by another runner", Exit.FAILED)
         try:
-            # Under the lock: even a worker whose claim was given up as lost cannot mix its chunk with another's.
-            with files.disk(self.path), locked(self._units):
-                if not self._claims.holds(str(i)):
-                    return False
+            with files.disk(self.path):
                 self._write(i, chunks, notes)
         finally:
             self.release(i)
@@ -190,17 +187,16 @@ class Units:
                 body = {"format": records.FORMAT, "key": self._manifest["key"], "files": self._files()}
                 files.write_durably(self.path / records.COMMIT, files.sealed(body))
             finally:
-                with locked(self._units):
-                    self._claims.drop("commit")
+                self._claims.drop("commit")
 
     def _claim_commit(self) -> bool:
-        """Waits until this worker may commit; False if meanwhile another one did."""
-        while not self.committed:
-            with locked(self._units):
-                if self._claims.take("commit"):
-                    return True
-            time.sleep(POLL_S)
-        return False
+        """Wait until this runner may commit; return False if another one has done so."""
+        if not self.committed:
+            self._claims.take("commit", wait=True)
+        if self.committed:
+            self._claims.drop("commit")
+            return False
+        return True
 
     def _check_units(self) -> None:
         """Refuses to commit what is incomplete or differs from its record; a unit that differs is forgotten."""
@@ -217,15 +213,12 @@ class Units:
             raise ReproError(f"{self.path}: units {damaged} changed on disk; run again to recompute them", Exit.CORRUPT)
 
     def _sweep(self) -> None:
-        """Removes what killed processes left: temporary files, and claims of dead ones."""
+        """Remove what killed processes left: temporary files and claims."""
+        self._claims.sweep()
         for folder in (self.path, self.path / records.DATA, *(self.path / records.DATA).iterdir(), self._units):
             for file in folder.iterdir() if folder.is_dir() else ():
                 if files.is_temporary(file.name):
                     shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
-                elif file.suffix == ".claim" and folder == self._units:
-                    with locked(self._units):
-                        if self._claims.holder(file.stem) is None:
-                            file.unlink(missing_ok=True)
 
     def _files(self) -> dict[str, Any]:
         """Digest of every file of the result but the chunks, which their records cover."""

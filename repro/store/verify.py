@@ -15,11 +15,11 @@ from typing import Any
 from repro import files
 from repro.errors import Exit, ReproError
 from repro.store import records
-from repro.store.claims import locked
+from repro.store.claims import Claims
 from repro.store.layout import DATA, Layout
 
 _RECORD = re.compile(re.escape(records.UNITS) + r"/(\d{6,})\.json")
-_CLAIM = re.compile(re.escape(records.UNITS) + r"/(\d+|commit)\.claim")
+_CLAIM = re.compile(re.escape(records.UNITS) + r"/(\d+|commit|create)\.claim")
 _KEPT_AT_ROOT = ("README.md", ".gitignore", "bench", "logs")
 
 
@@ -242,7 +242,9 @@ def invalidate(finding: Finding) -> None:
         raise ReproError(
             f"{finding.path} is a reduced copy: restore it from git, or commit the result again", Exit.CORRUPT
         )
-    with files.disk(path), locked(path):
+    with files.disk(path):
+        (path / records.UNITS).mkdir(exist_ok=True)
+    with files.disk(path), Claims(path / records.UNITS).turn("create"):
         files.remove(path / records.COMMIT)
         if finding.file.startswith(f"{records.UNITS}/"):
             files.remove(finding.path)

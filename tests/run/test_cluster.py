@@ -87,7 +87,7 @@ def test_what_cannot_be_is_one_sentence(model: Path, tmp_path: Path, monkeypatch
 def test_a_scheduler_that_does_not_answer_is_one_sentence(address: str, why: str) -> None:
     pytest.importorskip("distributed")
     code = (
-        "from repro import workers; workers.CONNECT_S = 0.3\n"
+        "from repro.run import workers; workers.CONNECT_S = 0.3\n"
         f"try: workers.at_hand(None, {address!r}, 'cpu', print).__enter__()\n"
         "except workers.ReproError as error: print(int(error.code), error)"
     )
@@ -113,14 +113,21 @@ def test_each_worker_gets_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert workers._devices(2) == ["0", "1"]
-    monkeypatch.setattr(distributed, "SpecCluster", lambda **given: SimpleNamespace(worker_spec={}, **given))
+
+    def local(n_workers: int, threads_per_worker: int, **given: Any) -> SimpleNamespace:
+        spec = {"cls": None, "options": {"nthreads": threads_per_worker, **given}}
+        return SimpleNamespace(worker_spec={}, new_spec=spec)
+
+    monkeypatch.setattr(distributed, "LocalCluster", local)
     monkeypatch.setattr(workers, "find_spec", lambda name: None)
     plain = workers._cluster(4, ["3", "5"])
     assert [spec["options"]["env"] for spec in plain.worker_spec.values()] == [
         {"CUDA_VISIBLE_DEVICES": "3"},
         {"CUDA_VISIBLE_DEVICES": "5"},
     ]
-    assert {spec["options"]["nthreads"] for spec in plain.worker_spec.values()} == {4}
+    assert {(spec["options"]["nthreads"], spec["options"]["host"]) for spec in plain.worker_spec.values()} == {
+        (4, "127.0.0.1")
+    }
     monkeypatch.setattr(workers, "find_spec", lambda name: True)
     monkeypatch.setitem(sys.modules, "dask_cuda", SimpleNamespace(LocalCUDACluster=lambda **given: given))
     cuda = workers._cluster(4, ["3", "5"])

@@ -241,12 +241,14 @@ def test_the_command_stops_within_seconds_and_goes_on(tmp_path: Path, capsys: py
         assert seconds < campaigns.STOP_S
         before, kept = kept, _records(out)
         assert before.items() <= kept.items()
-        claims = len(list(out.glob("*/*/*/units/*.claim")))
-        assert killed or not claims
+        claims = [file.name for file in out.glob("*/*/*/units/*.claim")]
+        # An interruption while a claim is being taken may leave its file, unlocked; the commit removes it.
+        assert killed or len(claims) <= 1, claims
         counts = {"units kept": len(kept), "ms to the end": round(1000 * seconds)}
         _say(capsys, f"`repro run` after {how.name}", counts)
     assert len(kept) < 100
     assert cli("run", "--spec", spec).code == cli("run", "--spec", spec, "--out", tmp_path / "other").code == Exit.OK
     assert kept.items() <= _records(out).items()
+    assert not list(out.glob("*/*/*/units/*.claim"))
     assert lasting(out / "toy") == lasting(tmp_path / "other" / "store" / "toy")
     assert verify(out) == []

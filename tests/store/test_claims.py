@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import errno
 import os
 import threading
 import time
@@ -16,7 +16,6 @@ from repro.errors import ReproError
 from repro.run import loop
 from repro.run.failures import Failures
 from repro.run.loop import UnitArrays, fill
-from repro.store import claims
 from repro.store.layout import result_path
 from repro.store.result import Result, open_result
 from tests import faulty
@@ -180,7 +179,7 @@ def test_a_claim_keeps_others_out_until_it_ends(path: Path) -> None:
         assert one.claim(0)
         assert one.claim(0)
         assert not two.claim(0)
-        with pytest.raises(ReproError, match=rf"unit 0 is held by process {os.getpid()}"):
+        with pytest.raises(ReproError, match="unit 0 is held by another runner"):
             two.write_unit(0, arrays)
         two.release(0)
         assert not two.claim(0)
@@ -193,40 +192,63 @@ def test_a_claim_keeps_others_out_until_it_ends(path: Path) -> None:
         assert one.claim(1)
 
 
-def _claim(result: Result, **changes: Any) -> Path:
-    """A claim on unit 0 by a process that never was."""
+def _claim_and_wait(path: Path, ready: Any) -> None:
+    result = faulty.reopened(path, N_PROMPTS)
     assert result.claim(0)
-    file = result.path / "units" / "0.claim"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "token": "another", **changes}))
-    return file
+    ready.send(None)
+    time.sleep(600)
 
 
-@pytest.mark.parametrize(
-    ("changes", "expired"),
-    [
-        ({}, False),
-        ({"pid": 2**22 + 1}, True),
-        ({"started": "1"}, True),
-        ({"boot": "before"}, True),
-        ({"host": "elsewhere"}, False),
-        ({"namespace": "another container"}, False),
-    ],
-)
-def test_claims_of_dead_processes_expire(path: Path, changes: dict[str, Any], expired: bool) -> None:
-    with _open(path) as result, _open(path) as other:
-        file = _claim(result, **changes)
-        assert other.claim(0) == expired
-        if not expired and changes:
-            long_ago = time.time() - claims.LEASE_S - 1
-            os.utime(file, (long_ago, long_ago))
-            assert other.claim(0)
-        # Whoever lost a claim writes nothing.
-        if expired:
-            assert not result._claims.holds("0")
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "x"}', "null"])
-def test_torn_claims_expire(path: Path, content: str) -> None:
+def test_the_claim_of_a_killed_process_ends_with_it(path: Path) -> None:
     with _open(path) as result:
-        (path / "units" / "0.claim").write_text(content)
+        here, there = faulty.pipe()
+        child = faulty.start(_claim_and_wait, path, there)
+        here.recv()
+        assert not result.claim(0)
+        child.kill()
+        child.join()
+        assert _claimed(path) == ["0.claim"]
+        assert result.claim(0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_holds_no_claim_of_its_parent(path: Path) -> None:
+    with _open(path) as result:
+        assert result.claim(0)
+        child = os.fork()
+        if child == 0:
+            os._exit(10 * result._claims.holds("0") + result.claim(0))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert result._claims.holds("0")
+
+
+def test_a_commit_removes_the_claims_of_the_dead_and_leaves_those_of_the_living(path: Path) -> None:
+    faulty.run(path, N_PROMPTS)
+    (path / "units" / "3.claim").touch()
+    with _open(path) as result, _open(path) as other:
+        assert other._claims.take("1")
+        result._claims.sweep()
+        assert _claimed(path) == ["1.claim"]
+        assert not result._claims.take("1")
+
+
+@pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks_grants_every_claim(
+    path: Path, error: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: Any) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr("fcntl.flock", refuses)
+    with _open(path) as one, _open(path) as two:
+        assert one.claim(0)
+        assert two.claim(0)
+        arrays = faulty.measure(one.layout, one.unit_slice(0))
+        assert one.write_unit(0, arrays)
+        assert not two.write_unit(0, arrays)
+
+
+def test_whatever_lies_in_a_claim_file_it_can_be_taken(path: Path) -> None:
+    with _open(path) as result:
+        (path / "units" / "0.claim").write_text("{")
         assert result.claim(0)

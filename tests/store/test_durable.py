@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from repro import files
-from repro.store import records
 from repro.store.layout import result_path
 from tests import faulty
 
@@ -94,7 +93,7 @@ def _forgets_contents(file: Path, content: bytes) -> None:
 def test_a_careless_writer_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, careless: Callable[..., None], what: str
 ) -> None:
-    monkeypatch.setattr(records, name, careless)
+    monkeypatch.setattr(files, name, careless)
     lost = _watched_run(tmp_path, monkeypatch).lost
     for file in ("000002.json", "COMMIT"):
         assert any(line.startswith(f"{file}: {what} of ") for line in lost)
