@@ -179,7 +179,7 @@ def end_to_end(spec: Path, store: Path, sizes: Sequence[int], repeats: int, say:
         made = make_subject(folder, spec, max(*sizes, *BASELINE_SIZES))
         for repeat in range(repeats):
             for size in sizes:
-                rows.append({"record": "paper", **_in_child("endtoend", made, size), "repeat": repeat})
+                rows.append({"record": "paper", **_in_child("end_to_end", made, size), "repeat": repeat})
                 say(line(rows[-1]))
         rows += _beside_baseline(made, repeats, say)
     finally:
@@ -199,7 +199,7 @@ def _beside_baseline(spec: Path, repeats: int, say: Say) -> list[dict[str, Any]]
             say(why)
             break
         for repeat in range(repeats):
-            paper, baseline = (_in_child(module, spec, size) for module in ("bench.end_to_end", "bench.baseline"))
+            paper, baseline = (_in_child(module, spec, size) for module in ("end_to_end", "baseline"))
             seconds = baseline["experiment_s"]
             rows.append(
                 {
@@ -219,7 +219,7 @@ def _beside_baseline(spec: Path, repeats: int, say: Say) -> list[dict[str, Any]]
 def _in_child(module: str, spec: Path, prompts: int) -> dict[str, Any]:
     """The row of one process that starts from an empty store."""
     shutil.rmtree(spec.parent / "store", ignore_errors=True)
-    command = [sys.executable, "-m", f"repro.{module}", str(spec), str(prompts)]
+    command = [sys.executable, "-m", f"repro.bench.{module}", str(spec), str(prompts)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own interpreter and module
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no word"])[-1]

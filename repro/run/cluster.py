@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from repro.errors import Exit, ReproError
 from repro.run.failures import Failures, Say
-from repro.run.loop import POLL_S, Compute, Missing, missing, units_of
+from repro.run.loop import POLL_S, Answer, Compute, Missing, missing, rounds, units_of
 from repro.run.watchdog import Watchdog
 from repro.run.worker import Job, Outcome, fill_unit, versions
 from repro.store.result import Result
@@ -57,7 +57,7 @@ class Cluster:
         advance: Callable[[], None],
         watchdog: Watchdog,
     ) -> float:
-        """`repro.run.loop.fill` by the workers: has every missing unit computed, and written by whoever computed it.
+        """Run `repro.run.loop.rounds` on the workers; a unit is written by whoever computed it.
 
         results: open results with the same unit, by experiment; make: pure data that a worker calls, once, for what
         computes units (repro.run.worker.Recipe); failures: what has failed and fails; advance: called after each unit;
@@ -69,19 +69,17 @@ class Cluster:
         paths = {name: result.path.absolute() for name, result in results.items()}
         logs = watchdog.path.parent.absolute()
         job = Job(secrets.token_hex(8), paths, self.threads, versions(), make, watchdog.seconds / 2, logs)
-        tried: set[tuple[str, int]] = set()
         seconds = 0.0
-        while units := units_of(lacking := missing(results, failures, tried)):
-            before = len(tried)
+
+        def answers(units: Sequence[int], lacking: Missing) -> Iterator[Answer]:
+            nonlocal seconds
             for unit, names, outcome in self._answers(job, units, lacking, failures, watchdog):
                 watchdog.feed()  # a sign of life, even where others hold the unit
                 seconds += outcome.seconds
-                tried.update((name, unit) for name in outcome.done)
                 self._tell(outcome, failures)
-                if outcome.done == names:
-                    advance()
-            if len(tried) == before:
-                time.sleep(POLL_S)
+                yield unit, names, outcome.done
+
+        rounds(results, answers, failures, advance, watchdog.feed)
         _await_sight(results, failures)
         return seconds
 

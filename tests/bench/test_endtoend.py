@@ -77,15 +77,15 @@ def test_rows_are_kept_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     def in_child(module: str, spec: Path, prompts: int) -> dict[str, Any]:
         asked.append((module, prompts))
-        row = PAPER if module == "endtoend" else BASELINE
+        row = PAPER if module == "end_to_end" else BASELINE
         return {key: value for key, value in row.items() if key != "record"} | {"prompts": prompts}
 
     monkeypatch.setattr(endtoend, "make_subject", lambda root, spec, prompts: spec)
     monkeypatch.setattr(endtoend, "_in_child", in_child)
     said: list[str] = []
     rows = endtoend.end_to_end(SPEC, tmp_path, [10, 30], 2, said.append)
-    both = [("endtoend", 2), ("baseline", 2)] * 2 + [("endtoend", 4), ("baseline", 4)] * 2
-    assert asked == [("endtoend", 10), ("endtoend", 30)] * 2 + both, "in turn, not one after the other"
+    both = [("end_to_end", 2), ("baseline", 2)] * 2 + [("end_to_end", 4), ("baseline", 4)] * 2
+    assert asked == [("end_to_end", 10), ("end_to_end", 30)] * 2 + both, "in turn, not one after the other"
     kept = [json.loads(text) for text in (tmp_path / "bench" / "end_to_end.jsonl").read_text().splitlines()]
     assert kept == rows
     assert [row["record"] for row in rows] == ["paper"] * 4 + ["baseline"] * 4
@@ -124,7 +124,7 @@ def test_growth_is_a_line_and_a_share() -> None:
 
 
 def test_a_failure_is_a_sentence(tmp_path: Path) -> None:
-    for module in ("endtoend", "baseline"):
+    for module in ("end_to_end", "baseline"):
         with pytest.raises(ReproError, match="end-to-end run of 3 prompts failed"):
             endtoend._in_child(module, tmp_path / "none.toml", 3)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import time
 import weakref
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,7 +16,7 @@ import pytest
 
 from repro.errors import Exit, ReproError
 from repro.request import Request, Workspace
-from repro.run import cluster
+from repro.run import cluster, loop
 from repro.run import session as compute
 from repro.run import worker as remote
 from repro.run.failures import Failures
@@ -173,7 +172,7 @@ def test_a_unit_that_another_runner_holds_is_no_hang(
         if len(fed) == 3:
             result.release(1)
 
-    monkeypatch.setattr(cluster, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+    monkeypatch.setattr(loop, "time", SimpleNamespace(sleep=sleep))
     asker.fill({"scan": result}, job.make, Failures(print), lambda: None, watchdog)
     assert result.missing() == []
     assert 0 < fed[0] < fed[1] < fed[2], "before every time that it is waited for"
