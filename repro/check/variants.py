@@ -9,7 +9,7 @@ from pathlib import Path
 
 import xarray as xr
 
-from repro.measures.projection import SUM_OF_ERASERS
+from repro.measures import measure_named
 from repro.spec.types import Common
 
 _IGNORED = {"about", "group", "variant_of", "measure"}
@@ -60,35 +60,9 @@ def _changes(base: Common, variant: Common) -> str:
 
 
 def headlines(dataset: xr.Dataset) -> dict[str, float]:
-    """The few quantities that the two texts argue with, by measure."""
-    measure, writer = dataset.attrs["measure"], str(dataset.attrs.get("writer"))
-    found: dict[str, float] = {}
-    if measure == "projection" and "component" in dataset.dims:
-        for quantile in dataset["quantile"].values:
-            value = dataset["pr"].sel(component=SUM_OF_ERASERS, quantile=quantile)
-            found[f"PR(sum of erasers, {writer}), {quantile}"] = float(value)
-    elif measure == "projection" and "node" in dataset.dims:
-        for site in dataset["site"].values:
-            found[f"PR({site}, {writer}), median"] = float(dataset["pr"].sel(node=writer, site=site, quantile="median"))
-    elif measure == "v_patch":
-        for site in dataset["site"].values[-2:]:
-            found[f"PR({site}, {writer}), patched median"] = float(
-                dataset["site_pr"].sel(site=site, run="patched", quantile="median")
-            )
-        for head in dataset["head"].values:
-            found[f"PR({head}, {writer}), patched median"] = float(
-                dataset["head_pr"].sel(head=head, run="patched", quantile="median")
-            )
-    elif measure == "resampled_dla":
-        for example in dataset["example"].values:
-            found[f"DLA of {writer} on {example}, resampled median"] = float(
-                dataset["resampled"].sel(example=example, head=writer, quantile="median")
-            )
-    elif measure == "dla_scatter":
-        for against in dataset["against"].values:
-            for fit in ("pearson_r", "slope", "intercept", "n_points"):
-                found[f"{fit} against {against}"] = float(dataset[fit].sel(against=against))
-    return found
+    """Return the few quantities of a summary that the two texts argue with, as its measure names them."""
+    measure = measure_named(dataset.attrs["measure"])
+    return {} if measure is None else measure.headlines(dataset)
 
 
 def write_variants(lines: list[Line], folder: Path, subject: str) -> Path:

@@ -36,8 +36,7 @@ def finder(loaded: Loaded, subject: ResolvedSubject, role: str) -> str:
     for name, experiment in loaded.spec.experiment.items():
         if experiment.finds == role:
             return str(name)
-    kind = next(kind for kind in MEASURES if kind.finds == role)
-    (measure,) = get_args(kind.model_fields["measure"].annotation)
+    (measure,) = (get_args(kind.model_fields["measure"].annotation)[0] for kind in MEASURES if kind.finds == role)
     raise ReproError(
         f"[subject.{subject.name}] {role}: to be found, but no experiment of the spec does so; declare one with "
         f'measure = "{measure}", or name the {role}'
