@@ -6,42 +6,31 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from repro.check.variants import variant_lines, write_variants
+from repro.computer import Computer, remove_result
 from repro.errors import Exit, ReproError
 from repro.figures import draw as drawing
 from repro.labels import in_precision
 from repro.plan.cost import (
-    Cost,
-    compared,
     cost_line,
     item_bytes,
     item_flop,
-    on_disk,
-    predict_each,
-    remember,
     total_cost,
 )
 from repro.plan.plan import Item, Plan
 from repro.plan.roles import role_experiments
-from repro.request import Workspace, parse_bytes
-from repro.run.watchdog import Watchdog, parse_watchdog
-from repro.run.workers import at_hand, refuse
+from repro.request import Workspace
 from repro.spec.types import HubPrompts
 from repro.store.excluded import NOTE, excluded_prompts, kept, left_out_line
-from repro.store.records import COMMIT
 from repro.subjects.access import cache_folder
 from repro.subjects.resolve import ResolvedSubject
 
 if TYPE_CHECKING:
-    from repro.run.cluster import Cluster
-    from repro.run.session import Session
+    from repro.check.comparison import Collected
 
 
 @dataclass(frozen=True)
@@ -62,92 +51,6 @@ class Paper:
         """The plan, with what the store held when it was last looked up."""
         assert self.planned is not None, "planned after it is resolved"
         return self.planned
-
-
-class Computer:
-    """What the stages that compute share: one model, one cluster, and what they have cost, discarded and seen fail."""
-
-    def __init__(self, workspace: Workspace, subject: ResolvedSubject) -> None:
-        request = workspace.request
-        refuse(request.workers, request.scheduler)
-        self.workspace = workspace
-        self.subject = subject
-        self.memory = parse_bytes(request.memory)
-        self.watchdog = Watchdog(parse_watchdog(request.watchdog), workspace.store / "logs")
-        self.failed: set[str] = set()
-        self._discarded: set[str] = set()
-        self._costs: dict[str, Cost] = {}
-        self._written = 0
-        self._resources = ExitStack()
-        self._session: Session | None = None
-        self._cluster: Cluster | None = None
-
-    def compute(self, plan: Plan) -> Plan:
-        """Compute what a plan leaves to do and is able to; return the plan with what the store holds then."""
-        fresh = self.workspace.request.fresh
-        if not fresh and not self._todo(plan):
-            return plan
-        session = self._opened()
-        if fresh:
-            plan = self._discard(plan, session)
-        items = self._todo(plan)
-        if not items:
-            return plan
-        from repro.run.execute import execute
-
-        for precision, cost in predict_each(plan, cache_folder(), items).items():
-            self._costs[precision] = self._costs.get(precision, Cost()) + cost
-        before = on_disk(items)
-        outcomes = execute(plan, items, session, self._cluster)
-        self._written += on_disk(items) - before
-        self.failed |= {outcome.name for outcome in outcomes if outcome.error}
-        return plan.looked_up()
-
-    def _todo(self, plan: Plan) -> list[Item]:
-        return [item for item in plan.todo if item.name not in self.failed]
-
-    def _opened(self) -> Session:
-        """The session of this process, and the cluster that was asked for, each opened when first needed."""
-        if self._session is None:
-            from repro.run.session import Session
-
-            workspace, request = self.workspace, self.workspace.request
-            workspace.check_writable()
-            self._cluster = self._resources.enter_context(
-                at_hand(request.workers, request.scheduler, workspace.settings.device, workspace.say)
-            )
-            self._session = Session(self.subject, workspace.settings, self.memory, workspace.say, self.watchdog)
-        return self._session
-
-    def _discard(self, plan: Plan, session: Session) -> Plan:
-        """`--fresh`: remove each result once, so that it is computed again.
-
-        First the model is loaded: one that cannot be had must not cost the results that are there.
-        """
-        for stream in list(plan.passes(plan.items))[:1]:
-            session.engine(stream.precision)
-        for item in plan.items:
-            if item.name not in self._discarded and not item.waits:
-                self._discarded.add(item.name)
-                _remove(item.path)
-        return plan.looked_up()
-
-    def close(self) -> None:
-        """End the cluster, say what was spent, and keep this machine's rate for later predictions."""
-        self._resources.close()
-        session = self._session
-        if session is None:
-            return
-        self._session, say = None, self.workspace.say
-        say(f"time: {', '.join(f'{name} {seconds:.1f} s' for name, seconds in session.seconds.items())}")
-        if self._cluster is not None or self.watchdog.waited or not self._costs:
-            return  # plans are costed with the speed of one process, at all of the work
-        took = {precision: session.took(precision) for precision in self._costs}
-        say(compared(sum(self._costs.values(), Cost()), sum(took.values()), self._written))
-        for precision, seconds in took.items():
-            remember(
-                cache_folder(), self._costs[precision].flop, seconds, self.workspace.settings, self.subject, precision
-            )
 
 
 def resolve(workspace: Workspace, find: bool = True) -> Paper:
@@ -227,18 +130,35 @@ def draw(paper: Paper) -> Paper:
 
 
 def check(paper: Paper) -> Paper:
-    """Compares the numbers with the published ones and writes check.md and check.json beside the figures."""
-    from repro.check import compare as checking
-    from repro.check.precision import effects, unpaired
-    from repro.check.precision_report import write_effects
+    """Compare the numbers with the published ones, and variants with what they vary; write both beside the figures."""
+    from repro.check.compare import exit_code
+    from repro.check.comparison import compare, write
+
+    comparison = compare(_collected(paper))
+    out = paper.workspace.figures_folder(paper.subject.name)
+    try:
+        lines = write(comparison, out)
+    except OSError as error:
+        raise ReproError(f"{out}: the check cannot be written ({error.strerror})") from None
+    for line in lines:
+        paper.workspace.say(line)
+    if not comparison.heading.subject_is_papers:
+        whose = paper.workspace.loaded.spec.run.paper_subject
+        paper.workspace.say(f"  published numbers belong to {whose}; {paper.subject.name} is another model")
+    code = exit_code(comparison.rows)
+    return paper if code == Exit.OK else replace(paper, codes=(*paper.codes, code))
+
+
+def _collected(paper: Paper) -> Collected:
+    """The committed results of every experiment of the spec, whether or not it was selected now."""
+    from repro.check.comparison import Collected
     from repro.check.published import PAPER_PROMPTS
-    from repro.check.report import Heading, summary_line, write_report
+    from repro.check.report import Heading
     from repro.store.result import read_raw, read_summary
 
     workspace, plan = paper.workspace, _widened(paper.workspace, paper.plan)
-    paths = {
-        name: at for name in workspace.loaded.spec.experiment if (at := _result(workspace, plan, name)) is not None
-    }
+    experiments = workspace.loaded.spec.experiment
+    paths = {name: at for name in experiments if (at := _result(workspace, plan, name)) is not None}
     results = {name: read_summary(path) for name, path in paths.items()}
     own = plan.subject.name == workspace.loaded.spec.run.paper_subject
     n_prompts, n_positions = plan.subject.tokens.shape
@@ -253,39 +173,7 @@ def check(paper: Paper) -> Paper:
         same_prompts=own and _recipe(plan.subject) == PAPER_PROMPTS and not left_out,
         left_out=left_out,
     )
-
-    def judge(places: Mapping[str, str]) -> list[checking.Row]:
-        """The comparison, with the results of some experiments in the place of others'; large tables then in haste."""
-        stored = {name: places.get(name, name) for name in results}
-        return checking.check(
-            {name: results[other] for name, other in stored.items()},
-            subject_is_papers=own,
-            same_prompts=heading.same_prompts,
-            raw=lambda name: kept(read_raw(paths[stored[name]]), results[stored[name]].attrs),
-            tables=not places,
-        )
-
-    rows = judge({})
-    out = workspace.figures_folder(plan.subject.name)
-    try:
-        table, _ = write_report(rows, out, heading)
-    except OSError as error:
-        raise ReproError(f"{out}: the check cannot be written ({error.strerror})") from None
-    workspace.say(f"check: {summary_line(rows)}; {table}")
-    declared = workspace.loaded.spec.experiment
-    # What another selection of experiments has left beside this check is not about these results.
-    for name in ("variants", "precision"):
-        for kind in ("md", "json"):
-            (out / f"{name}.{kind}").unlink(missing_ok=True)
-    if lines := variant_lines(declared, results):
-        workspace.say(f"variants: {write_variants(lines, out, plan.subject.name)}")
-    if found := effects(declared, results, rows, judge, own):
-        workspace.say(f"precision: {write_effects(found, unpaired(declared, found), out, heading)}")
-    if not own:
-        whose = workspace.loaded.spec.run.paper_subject
-        workspace.say(f"  published numbers belong to {whose}; {plan.subject.name} is another model")
-    code = checking.exit_code(rows)
-    return paper if code == Exit.OK else replace(paper, codes=(*paper.codes, code))
+    return Collected(experiments, results, lambda name: kept(read_raw(paths[name]), results[name].attrs), heading)
 
 
 def _recipe(subject: ResolvedSubject) -> object:
@@ -389,23 +277,12 @@ def clean(paper: Paper, remove: bool) -> list[Path]:
     for path in found:
         workspace.say(f"{'removed' if remove else 'would remove'} {path}")
         if remove:
-            _remove(path)
+            remove_result(path)
     if not found:
         workspace.say("nothing to remove")
     elif not remove:
         workspace.say("nothing was removed; say --yes to remove")
     return found
-
-
-def _remove(path: Path) -> None:
-    """Deletes a result, what says that it is whole first: a half-deleted one must not look damaged."""
-    if not path.exists():
-        return
-    try:
-        (path / COMMIT).unlink(missing_ok=True)
-        shutil.rmtree(path)
-    except OSError as error:
-        raise ReproError(f"{path}: cannot be removed ({error.strerror})") from None
 
 
 def verify(workspace: Workspace) -> list[Exit]:

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from repro import pipeline
+from repro import computer
 from repro.errors import Exit
 from repro.plan import cost as costs
 from repro.plan.cost import item_bytes, item_flop, pass_flop, plan_flop
@@ -110,7 +110,7 @@ def test_a_run_that_waited_for_another_tells_nothing_of_speed(
 ) -> None:
     remembered: list[str] = []
     run = finished("native").copy(tmp_path)
-    monkeypatch.setattr(pipeline, "remember", lambda *given: remembered.append(given[-1]))
+    monkeypatch.setattr(computer, "remember", lambda *given: remembered.append(given[-1]))
     result = run.result("v_patch")
     (result / "COMMIT").unlink()
     (result / "units" / "000001.json").unlink()
