@@ -51,7 +51,7 @@ class Model(stateful.RuleBasedStateMachine):
             self.done.add(i)
             self.held.pop(i, None)
         else:
-            with pytest.raises(ReproError, match=f"unit {i} is held by process"):
+            with pytest.raises(ReproError, match=f"unit {i} is held by another runner"):
                 result.write_unit(i, arrays)
 
     @stateful.rule(worker=workers, i=units)
