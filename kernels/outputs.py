@@ -5,5 +5,5 @@ from torch import Tensor
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """An uninitialised result; tests/kernel_helpers.py replaces this by one filled with NaN."""
+    """Return an uninitialised result; tests/kernel_helpers.py replaces this by one filled with NaN."""
     return torch.empty(shape, dtype=dtype, device=device)

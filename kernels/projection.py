@@ -262,7 +262,7 @@ def project(
 
 
 def project_onto_vectors(v: Tensor, of: Tensor, num: Tensor, norm2: Tensor, vendor: str) -> Launch:
-    """The launch that writes num [component, vector, prompt, pos] and norm2 [vector, prompt, pos]."""
+    """Return the launch that writes num [component, vector, prompt, pos] and norm2 [vector, prompt, pos]."""
     v, of = rows(v), rows(of)
     (M, B, P, D), S = v.shape, len(of)
     arguments: dict[str, Argument] = {"v_ptr": v, "of_ptr": of, "num_ptr": num, "norm2_ptr": norm2}

@@ -92,7 +92,7 @@ def v_composition(
 def top2_logits(
     resid: Tensor, W_U: Tensor, b_U: Tensor | None, chosen: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The two largest logits of every row with their token ids, and the logits of chosen tokens.
+    """Return the two largest logits of every row with their token ids, and the logits of chosen tokens.
 
     logits[t] = resid[t] W_U + b_U;  ids[t, 0], ids[t, 1] = first and second prediction, of equal logits the lower id
 

@@ -29,7 +29,7 @@ class Kernels(NamedTuple):
 
 
 def provider(name: str, device: str, precision: str = "ieee") -> Kernels:
-    """The four functions of the provider `name` on `device` ("cpu", "cuda", "cuda:0", ...).
+    """Return the four functions of the provider `name` on `device` ("cpu", "cuda", "cuda:0", ...).
 
     precision: how float32 is multiplied: "ieee", or with Triton on an NVIDIA GPU "tf32x3".
     Raises UnsupportedError by name: an unknown provider, Triton where it is not installed, any provider on mps, a
@@ -51,7 +51,7 @@ def provider(name: str, device: str, precision: str = "ieee") -> Kernels:
 
 
 def _require_triton(device: str) -> None:
-    """Refuses Triton where it is not installed, and on a CPU where its interpreter was not asked for."""
+    """Refuse Triton where it is not installed, and on a CPU where its interpreter was not asked for."""
     if importlib.util.find_spec("triton") is None:
         raise UnsupportedError(
             "kernels: provider 'triton' was asked for, but the package triton is not installed; "

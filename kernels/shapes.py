@@ -37,7 +37,7 @@ def bind(call: str, **arguments: tuple[Tensor | None, str]) -> Dims:
 
 
 def _one_device(call: str, **tensors: Tensor) -> None:
-    """Refuses arguments that live on different devices."""
+    """Refuse arguments that live on different devices."""
     devices = {name: tensor.device for name, tensor in tensors.items()}
     if len(set(devices.values())) > 1:
         raise KernelError(f"{call}: all arguments must be on one device, but they are on {devices}")
@@ -98,7 +98,7 @@ def top2_logits(resid: Tensor, W_U: Tensor, b_U: Tensor | None, chosen: Tensor |
 
 
 def at_least_fp32(*tensors: Tensor) -> torch.dtype:
-    """The dtype in which these arguments are computed and returned: their common one, at least float32."""
+    """Return the dtype in which these arguments are computed and returned: their common one, at least float32."""
     dtype = torch.float32
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)

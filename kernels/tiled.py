@@ -85,7 +85,7 @@ def v_composition(
     total: bool = True,
     softmax_scale: float | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """What each head writes because a writer wrote, over tiles of queries: no pattern is ever stored.
+    """Return what each head writes because a writer wrote, over tiles of queries: no pattern is ever stored.
 
     vcomp[w, h, b, t] = sum_{i <= t} A[b, h, t, i] LN(writer)[w, b, i] W_V[h's group] W_O[h]
     with A = softmax of the causal scores q k^T softmax_scale, LN(x) = (x - mean(x) if center else x) / scale;
@@ -141,7 +141,7 @@ def v_composition(
 def top2_logits(
     resid: Tensor, W_U: Tensor, b_U: Tensor | None, chosen: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The two largest logits of every row with their token ids, and the logits of chosen tokens, tile by tile.
+    """Return the two largest logits of every row with their token ids, and the logits of chosen tokens, tile by tile.
 
     logits[t] = resid[t] W_U + b_U;  ids[t, 0], ids[t, 1] = first and second prediction, of equal logits the lower id
 
@@ -180,12 +180,12 @@ def _tiles(size: int, step: int) -> Iterator[slice]:
 
 
 def _fit(elements: int, dtype: torch.dtype) -> int:
-    """How many times `elements` fit in a tile, at least once."""
+    """Return how many times `elements` fit in a tile, at least once."""
     return max(TILE_BYTES // (elements * dtype.itemsize), 1)
 
 
 def _product(a: Tensor, b: Tensor, tile: Tensor) -> Tensor:
-    """The batched matrix product, written into the front of a tile that is used again and again."""
+    """Return the batched matrix product, written into the front of a tile that is used again and again."""
     shape = (a.shape[0], a.shape[1], b.shape[2])
     return torch.bmm(a, b, out=tile[: math.prod(shape)].view(shape))
 

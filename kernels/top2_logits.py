@@ -184,7 +184,7 @@ def aligned(W_U: Tensor) -> Tensor:
 def _best_of_shares(
     resid: Tensor, W_U: Tensor, b_U: Tensor | None, precision: str, vendor: str
 ) -> tuple[Tensor, Tensor]:
-    """Launches the kernel and merges the best two of every share; shares are in the order of ids: ties stay right."""
+    """Launch the kernel and merge the best two of every share; shares are in the order of ids: ties stay right."""
     launch = top2(resid, W_U, b_U, precision, vendor)
     launch.run()
     shares, share_ids = launch.arguments["value_ptr"], launch.arguments["id_ptr"]
@@ -195,7 +195,7 @@ def _best_of_shares(
 
 
 def top2(resid: Tensor, W_U: Tensor, b_U: Tensor | None, precision: str, vendor: str) -> Launch:
-    """The launch that writes values and ids [row, share, 2], the best two of every share of the vocabulary."""
+    """Return the launch that writes values and ids [row, share, 2], the best two of every share of the vocabulary."""
     resid = rows(resid)
     (T, D), V = resid.shape, W_U.shape[1]
     numbers = named_strides("resid", resid, "t") | named_strides("w", W_U, "d v")
@@ -218,14 +218,14 @@ def top2(resid: Tensor, W_U: Tensor, b_U: Tensor | None, precision: str, vendor:
 
 
 def _readable(W_U: Tensor) -> int:
-    """How many columns may be read: a multiple of 16 where memory holds that many, else the vocabulary."""
+    """Return how many columns may be read: a multiple of 16 where memory holds that many, else the vocabulary."""
     (D, V), padded = W_U.shape, -(-W_U.shape[1] // 16) * 16
     end = W_U.storage_offset() + (D - 1) * W_U.stride(0) + (padded - 1) * W_U.stride(1)
     return padded if end < W_U.untyped_storage().nbytes() // W_U.element_size() else V
 
 
 def choose_logits(resid: Tensor, W_U: Tensor, b_U: Tensor | None, chosen: Tensor, picked: Tensor) -> Launch:
-    """The launch that writes picked [row, choice], the logits of chosen tokens."""
+    """Return the launch that writes picked [row, choice], the logits of chosen tokens."""
     resid = rows(resid)
     (T, D), V, C = resid.shape, W_U.shape[1], chosen.shape[1]
     arguments: dict[str, Argument] = {

@@ -140,7 +140,7 @@ def attend(q: Tensor, k: Tensor, values: Tensor, z: Tensor, alpha: float, precis
 
 
 def sum_heads(z: Tensor, W_O: Tensor, total: Tensor, precision: str, vendor: str) -> Launch:
-    """The launch that writes total [row, d_model], the sum of the head outputs of z [row, head, d_head]."""
+    """Return the launch that writes total [row, d_model], the sum of the head outputs of z [row, head, d_head]."""
     W_O = rows(W_O)
     (R, H, K), D = z.shape, W_O.shape[2]
     arguments: dict[str, Argument] = {"z_ptr": z, "w_ptr": W_O, "total_ptr": total}

@@ -24,7 +24,7 @@ def names() -> tuple[str, ...]:
 
 
 def load(name: str) -> ModuleType:
-    """The module of one view: `chart(ds)`, `OPTIONS` (what it understands) and, for the scatter, `points(ds)`.
+    """Return the module of one view: `chart(ds)`, `OPTIONS` (what it understands) and, for the scatter, `points(ds)`.
 
     Raises KeyError with the name if there is no such view; `names()` lists them.
     Tests: tests/figures/test_paper_figures.py.

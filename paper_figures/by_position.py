@@ -48,7 +48,7 @@ def _chosen(count: int) -> np.ndarray:
 
 
 def _lines(ds: xr.Dataset, sites: list[str]) -> alt.ConcatChart:
-    """One small plot per site, all with the same scales: the median over prompts with its quartile band."""
+    """Return one small plot per site, all with the same scales: the median over prompts with its quartile band."""
     count = ds.sizes["position"]
     chosen = _chosen(count)
     here = ds["pr"].sel(site=sites).isel(position=chosen).assign_coords(position=chosen)
@@ -73,7 +73,7 @@ def _lines(ds: xr.Dataset, sites: list[str]) -> alt.ConcatChart:
 
 
 def _share_rows(ds: xr.Dataset) -> list[Row]:
-    """The bars' pieces, end to end from 0; a share that is undefined has no piece."""
+    """Return the bars' pieces, end to end from 0; a share that is undefined has no piece."""
     rows = []
     for site in (str(s) for s in ds["site"].values):
         start = 0.0
@@ -91,7 +91,7 @@ def _share_rows(ds: xr.Dataset) -> list[Row]:
 
 
 def _shares(ds: xr.Dataset) -> alt.LayerChart:
-    """A stacked bar per site: how much of its variance prompts, positions and their interaction have."""
+    """Return a stacked bar per site: how much of its variance prompts, positions and their interaction have."""
     rows, sites = _share_rows(ds), [str(s) for s in ds["site"].values]
     title = level(f"variance of PR(site, {ds.attrs['writer']}) by source")
     y = alt.Y("site:O", scale=alt.Scale(domain=sites, paddingInner=0.25), axis=alt.Axis(**title, labelOverlap=False))

@@ -59,12 +59,12 @@ class Places:
         )
 
     def x(self, field: str = "component", band: float | None = None) -> alt.X:
-        """The encoding, the same for every layer; `band` 0 or 1 takes the near or the far end of a place."""
+        """Return the encoding, the same for every layer; `band` 0 or 1 takes the near or the far end of a place."""
         more: dict[str, Any] = {} if band is None else {"bandPosition": band}
         return alt.X(field=field, type="ordinal", scale=self.scale, axis=self.axis, **more)
 
     def layers(self) -> list[alt.Chart]:
-        """Every other layer shaded, each with its name above."""
+        """Return every other layer shaded, each with its name above."""
         rows: list[Row] = []
         for layer, group in groupby(self.nodes, key=layer_of):
             members = list(group)

@@ -33,12 +33,12 @@ def table(name: str, **columns: np.ndarray) -> alt.InlineData:
 
 
 def plain(value: Any) -> float | None:
-    """A number as JSON can hold it: six significant digits, None where it is not finite."""
+    """Return a number as JSON can hold it: six significant digits, None where it is not finite."""
     return float(f"{float(value):.6g}") if math.isfinite(value) else None
 
 
 def quartile_rows(stored: xr.DataArray, left_out: xr.DataArray | None = None) -> list[Row]:
-    """One row per combination of labels: each dimension's label, and `lower`, `median`, `upper`, `undefined`.
+    """Return one row per combination of labels: each dimension's label, and `lower`, `median`, `upper`, `undefined`.
 
     stored:   DataArray[quantile=("lower", "median", "upper"), ...]; left_out: the same without `quantile`, counts.
     """
@@ -56,7 +56,7 @@ def quartile_rows(stored: xr.DataArray, left_out: xr.DataArray | None = None) ->
 
 
 def layer_of(label: str) -> int:
-    """The layer of a node's or a site's label: `L2H5`, `MLP2`, `resid_mid2`."""
+    """Return the layer of a node's or a site's label: `L2H5`, `MLP2`, `resid_mid2`."""
     found = re.fullmatch(r"L(\d+)H\d+|MLP(\d+)|resid_(?:pre|mid|post)(\d+)", label)
     if found is None:
         raise ValueError(f"{label!r} is neither a head (L2H5), an MLP (MLP2) nor a site (resid_mid2)")
@@ -64,7 +64,7 @@ def layer_of(label: str) -> int:
 
 
 def options(ds: xr.Dataset, known: Mapping[str, str]) -> dict[str, Any]:
-    """The figure's options; ValueError naming a key that this view does not read."""
+    """Return the figure's options; ValueError naming a key that this view does not read."""
     given = dict(ds.attrs.get("options") or {})
     for key in given:
         if key not in known:
@@ -73,7 +73,7 @@ def options(ds: xr.Dataset, known: Mapping[str, str]) -> dict[str, Any]:
 
 
 def choice(given: Mapping[str, Any], key: str, allowed: Sequence[str]) -> str:
-    """One of the allowed words, the first of them by default; ValueError naming them all otherwise."""
+    """Return one of the allowed words, the first of them by default; ValueError naming them all otherwise."""
     value = given.get(key, allowed[0])
     if value not in allowed:
         raise ValueError(f"option {key!r} is {value!r}; allowed: {', '.join(allowed)}")
@@ -89,7 +89,7 @@ def span(values: Iterable[float | None], *also: float, margin: float = 0.06) -> 
 
 
 def drawn(rows: Iterable[Row]) -> list[float | None]:
-    """Every quantile that a figure draws from these rows."""
+    """Return every quantile that a figure draws from these rows."""
     return [row.get(name) for row in rows for name in ("lower", "median", "upper")]
 
 
@@ -115,7 +115,7 @@ def spread(values: Sequence[float], gap: float, lo: float, hi: float) -> list[fl
 
 
 def level(title: str | None, lift: float = 0) -> dict[str, Any]:
-    """A vertical axis's title, written level above its plot, where it reads best; `lift` pixels further up."""
+    """Return a vertical axis's title, written level above its plot, where it reads best; `lift` pixels further up."""
     return {"title": title, "titleAngle": 0, "titleAlign": "left", "titleBaseline": "middle"} | {
         "titleX": 0,
         "titleY": -TOP - lift,
@@ -123,7 +123,7 @@ def level(title: str | None, lift: float = 0) -> dict[str, Any]:
 
 
 def y_axis(field: str, domain: tuple[float, float], title: str | None, lift: float = 0) -> alt.Y:
-    """A vertical scale of exactly this domain, with its title level."""
+    """Return a vertical scale of exactly this domain, with its title level."""
     axis = alt.Axis(**level(title, lift))
     return alt.Y(
         field=field, type="quantitative", scale=alt.Scale(domain=list(domain), nice=False, zero=False), axis=axis
@@ -143,7 +143,7 @@ class Sites:
         self.width = round(2 * outer + self.step * (len(self.names) - 1))
 
     def x(self, field: str = "site") -> alt.X:
-        """The encoding, the same for every layer."""
+        """Return the encoding, the same for every layer."""
         axis = alt.Axis(title="residual-stream site", labelAngle=-90 if self.turned else 0)
         scale = alt.Scale(type="point", domain=self.names, padding=self.outer / self.step)
         return alt.X(field=field, type="ordinal", scale=scale, axis=axis)
@@ -154,7 +154,7 @@ class Sites:
         return self.width - self.outer
 
     def shade(self, layers: Mapping[int, tuple[str, str]], height: float = HEIGHT) -> list[alt.Chart]:
-        """The span of each layer, from the site it reads to the site it leaves: {layer: (words, colour)}."""
+        """Return the span of each layer, from the site it reads to the site it leaves: {layer: (words, colour)}."""
         rows: list[Row] = []
         for layer, (words, colour) in sorted(layers.items()):
             if f"resid_mid{layer}" not in self.names or f"resid_post{layer}" not in self.names:
@@ -230,7 +230,7 @@ def end_labels(rows: Sequence[Row], sites: Sites, height: float, domain: tuple[f
 
 
 def key(entries: Sequence[tuple[str, str, str]], width: float, lift: float = 0) -> list[alt.Chart]:
-    """A legend on one line above the plot's right end: (words, colour of the square, colour of the words)."""
+    """Return a legend on one line above the plot's right end: (words, colour of the square, colour of the words)."""
     layers = []
     at = width - sum(text_width(words, LABEL) + 34 for words, _, _ in entries) + 16
     for words, colour, ink in entries:
@@ -248,7 +248,7 @@ def key(entries: Sequence[tuple[str, str, str]], width: float, lift: float = 0) 
 
 
 def whiskers(base: alt.Chart, y: alt.Y) -> list[alt.Chart]:
-    """The span of the quartiles as a dark line in a pale one, so that it shows on a bar as well as beside it."""
+    """Return the span of the quartiles as a dark line in a pale one, so that it shows on a bar as well as beside it."""
     return [
         base.mark_rule(color=colour, strokeWidth=width, opacity=opacity).encode(y=y, y2="upper:Q")
         for colour, width, opacity in ((PAPER, 3.6, 0.8), (INK, 1.5, 1.0))

@@ -21,7 +21,7 @@ SLICES, WIDE, TALL = 60, 12, 150
 def ramp(
     title: str, scale: alt.Scale, ends: tuple[float, float], values: Sequence[float], ticks: str
 ) -> alt.LayerChart:
-    """A column of colours from the lower end to the upper one, labelled at `values`.
+    """Return a column of colours from the lower end to the upper one, labelled at `values`.
 
     scale: the colour scale of the figure; ends: its range; ticks: a Vega expression that words each label.
     """

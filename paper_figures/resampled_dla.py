@@ -31,7 +31,7 @@ INPUTS = [("clean", CLEAN, CLEAN), ("input resampled", PATCHED, PATCHED_TEXT)]
 
 
 def _rows(ds: xr.Dataset, heads: dict[str, str]) -> list[Row]:
-    """A clean and a resampled row per example, for the head that is shown there."""
+    """Return a clean and a resampled row per example, for the head that is shown there."""
     rows: list[Row] = []
     for example, head in heads.items():
         here = ds.sel(example=example, head=head)

@@ -52,11 +52,11 @@ class Grid:
         }
 
     def x(self, **more: Any) -> alt.X:
-        """The encoding of sites."""
+        """Return the encoding of sites."""
         return alt.X("site:O", **self._across, **more)
 
     def y(self, **more: Any) -> alt.Y:
-        """The encoding of nodes."""
+        """Return the encoding of nodes."""
         return alt.Y("node:O", **self._down, **more)
 
     def overlay(self, writer: str) -> list[alt.Chart]:

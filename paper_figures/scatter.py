@@ -38,7 +38,7 @@ class Panel:
         return across, y_axis("y", self.y, f"DLA of the erasers, {PANELS[against]} (logits)")
 
     def segment(self, slope: float, intercept: float) -> list[Row]:
-        """The part of a straight line inside the panel, as its two ends; empty if it misses the panel."""
+        """Return the part of a straight line inside the panel, as its two ends; empty if it misses the panel."""
         if not np.isfinite([slope, intercept]).all():
             return []
         ends = list(self.x)
@@ -48,7 +48,7 @@ class Panel:
         return [{"x": end, "y": slope * end + intercept} for end in ends] if ends[0] < ends[1] else []
 
     def chart(self, marks: Any, against: str) -> alt.LayerChart:
-        """The marks under the line of perfect erasure, the fit, and the fit's numbers."""
+        """Return the marks under the line of perfect erasure, the fit, and the fit's numbers."""
         here = self.ds.sel(against=against)
         r, slope, intercept = (float(here[name]) for name in ("pearson_r", "slope", "intercept"))
         layers = [marks]
@@ -65,7 +65,7 @@ class Panel:
         return layered(layers, self.width, self.height)
 
     def _along(self, line: list[Row]) -> alt.Chart:
-        """The name of the dashed line, written along it at its lower end."""
+        """Return the name of the dashed line, written along it at its lower end."""
         fall = (self.height / (self.y[1] - self.y[0])) / (self.width / (self.x[1] - self.x[0]))
         mark = alt.Chart(data([line[1] | {"words": "perfect erasure"}])).mark_text(
             align="right", baseline="bottom", dx=-8, dy=-3, angle=degrees(atan2(fall, 1)), color=INK
@@ -74,7 +74,7 @@ class Panel:
 
 
 def _edges(ds: xr.Dataset, name: str) -> np.ndarray:
-    """The bin edges of one axis: as stored, else halfway between the centres."""
+    """Return the bin edges of one axis: as stored, else halfway between the centres."""
     for holder in (ds, ds["density"], ds[name]):
         if f"{name}_edges" in holder.attrs:
             return np.asarray(holder.attrs[f"{name}_edges"], dtype=float)
@@ -84,7 +84,7 @@ def _edges(ds: xr.Dataset, name: str) -> np.ndarray:
 
 
 def _used(edges: np.ndarray, counts: np.ndarray) -> tuple[Range, int]:
-    """The range from one bin before the first point to one after the last, and how many bins it holds."""
+    """Return the range from one bin before the first point to one after the last, and how many bins it holds."""
     filled = np.flatnonzero(counts)
     first, last = (max(filled[0] - 1, 0), min(filled[-1] + 1, counts.size - 1)) if filled.size else (0, counts.size - 1)
     return (float(edges[first]), float(edges[last + 1])), int(last - first + 1)
@@ -135,7 +135,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
 
 
 def points(ds: xr.Dataset) -> alt.ConcatChart:
-    """The same two panels with every raw point, meant for PNG: as SVG or HTML 30,720 points weigh megabytes.
+    """Return the same two panels with every raw point, meant for PNG: as SVG or HTML 30,720 points weigh megabytes.
 
     ds:  as for `chart`, with the raw writer_dla[prompt, position] and answer_dla[against, prompt, position].
     Tests: tests/figures/test_paper_figures.py.

@@ -27,7 +27,7 @@ DASHES = ([1, 0], [7, 3], [2, 3])
 
 
 def _ends(rows: list[Row], last: str, writer: str) -> list[Row]:
-    """What the direct labels say, at each line's last site."""
+    """Return what the direct labels say, at each line's last site."""
     return [
         {"label": row["node"], "value": row["median"], "colour": row["colour"], "bold": row["node"] == writer}
         for row in rows

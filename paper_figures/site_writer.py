@@ -31,7 +31,7 @@ _SIDES: dict[Any, int] = {"left": 5, "center": 0, "right": -5}
 
 
 def _shades(writer: str, roles: list[str]) -> dict[int, tuple[str, str]]:
-    """The layers to shade: where the writer writes, and where the erasers (if any) erase."""
+    """Return the layers to shade: where the writer writes, and where the erasers (if any) erase."""
     marked = {layer: (f"layer {layer}: erasers", ERASER) for layer in sorted({layer_of(head) for head in roles})}
     return marked | {layer_of(writer): (f"layer {layer_of(writer)}: {writer} writes", WRITER)}
 

@@ -44,7 +44,7 @@ def wrap(text: str, width: float, size: float, *, bold: bool = False) -> list[st
 
 
 def ending(text: str, width: float, size: float, lines: int) -> list[str]:
-    """The last words of `text` in at most `lines` lines, with an ellipsis in front of what was cut.
+    """Return the last words of `text` in at most `lines` lines, with an ellipsis in front of what was cut.
 
     A head is read at the last position of a prompt, so it is the beginning that a label can do without.
     """
@@ -66,12 +66,12 @@ def visible(text: str) -> str:
 
 
 def token(text: str) -> str:
-    """A token for print: its leading space dropped, or its escapes shown where nothing else is left."""
+    """Return a token for print: its leading space dropped, or its escapes shown where nothing else is left."""
     return visible(text).strip() or repr(text)
 
 
 def number(value: float, digits: int = 2) -> str:
-    """A value with a true minus sign and no minus zero; an en dash where it is undefined."""
+    """Return a value with a true minus sign and no minus zero; an en dash where it is undefined."""
     if not math.isfinite(value):
         return DASH
     text = f"{value:.{digits}f}"

@@ -68,7 +68,7 @@ CONFIG: dict[str, Any] = {
 
 
 def caveat(ds: xr.Dataset) -> str | None:
-    """The sentence that a figure must carry where its roles do not meet the rule for an erasure, else None."""
+    """Return the sentence that a figure must carry where its roles do not meet the rule for an erasure, else None."""
     if bool(ds.attrs.get("found", True)):
         return None
     writer, heads = ds.attrs["writer"], erasers(ds)
@@ -87,12 +87,12 @@ def erasers(ds: xr.Dataset) -> list[str]:
 
 
 def counted(ds: xr.Dataset) -> str:
-    """The sample behind each median, in words: `300 prompts x 1024 positions`."""
+    """Return the sample behind each median, in words: `300 prompts x 1024 positions`."""
     return f"{int(ds.attrs['n_prompts']):,} prompts {TIMES} {int(ds.attrs['n_positions']):,} positions"
 
 
 def quartile_words(ds: xr.Dataset) -> str:
-    """The stored quantiles in words, `25 to 75 % quantiles`, so that a variant's other interval names itself."""
+    """Return the stored quantiles in words, `25 to 75 % quantiles`, so that a variant's other interval names itself."""
     lower, upper = (100 * float(q) for q in ds.attrs.get("quantiles", (0.25, 0.75)))
     return f"{lower:g} to {upper:g} % quantiles"
 

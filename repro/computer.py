@@ -65,7 +65,7 @@ class Computer:
         return [item for item in plan.todo if item.name not in self.failed]
 
     def _opened(self) -> Session:
-        """The session of this process, and the cluster that was asked for, each opened when first needed."""
+        """Return the session of this process, and the cluster that was asked for, each opened when first needed."""
         if self._session is None:
             from repro.run.session import Session
 

@@ -25,7 +25,7 @@ LONGEST = 2000
 
 
 def plain(text: str, longest: int = LONGEST) -> str:
-    """A text as one line that a terminal shows and does not obey: escaped where not printable, and cut."""
+    """Return a text as one line that a terminal shows and does not obey: escaped where not printable, and cut."""
     shown = "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text[: longest + 1]
     )
@@ -33,7 +33,7 @@ def plain(text: str, longest: int = LONGEST) -> str:
 
 
 def words_of(error: BaseException) -> str:
-    """What a library says of an error, as part of a sentence."""
+    """Return what a library says of an error, as part of a sentence."""
     return plain(" ".join(str(error).split()), 300)
 
 
@@ -50,7 +50,7 @@ class ReproError(Exception):
         self.code = code
 
     def at(self, where: str) -> ReproError:
-        """The same error with the place it came from put in front."""
+        """Return the same error with the place it came from put in front."""
         return ReproError(f"{where}: {self.message}", self.code)
 
     def __str__(self) -> str:
@@ -58,7 +58,7 @@ class ReproError(Exception):
 
 
 def unavailable(message: str) -> ReproError:
-    """What cannot be had or is unfit (exit 4)."""
+    """Return what cannot be had or is unfit (exit 4)."""
     return ReproError(message, Exit.UNAVAILABLE)
 
 
@@ -73,5 +73,5 @@ class AbsentError(ReproError):
 
 
 def worst(codes: list[Exit]) -> Exit:
-    """The one exit code that stands for several."""
+    """Return the one exit code that stands for several."""
     return next((code for code in PRECEDENCE if code in codes), Exit.OK)

@@ -21,7 +21,7 @@ _SEAL = "~seal"  # sorts behind every other member
 
 @contextmanager
 def disk(path: Path) -> Iterator[None]:
-    """Turns what the operating system says about a write into one sentence about `path`."""
+    """Turn what the operating system says about a write into one sentence about `path`."""
     try:
         yield
     except OSError as error:
@@ -30,7 +30,7 @@ def disk(path: Path) -> Iterator[None]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flushes the entries of a folder, so that a rename in it survives a power cut."""
+    """Flush the entries of a folder, so that a rename in it survives a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -39,17 +39,17 @@ def sync_folder(folder: Path) -> None:
 
 
 def temporary(path: Path) -> Path:
-    """A name beside `path` that nothing else uses and that `is_temporary` recognises."""
+    """Return a name beside `path` that nothing else uses and that `is_temporary` recognises."""
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a killed process may have left a file of that name."""
+    """Return whether a killed process may have left a file of that name."""
     return name.startswith(".") and name.endswith(".tmp")
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Puts `content` at `path` so that after any crash the old bytes or the new ones are there, never a mixture.
+    """Put `content` at `path` so that after any crash the old bytes or the new ones are there, never a mixture.
 
     Temporary file, fsync, rename, fsync of the folder. Raises OSError, leaving no temporary file.
     Agreement: tests/run/test_faults.py (a kill at every step).
@@ -72,13 +72,13 @@ def write_durably(path: Path, content: bytes) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Flushes every file and folder below and including `folder`."""
+    """Flush every file and folder below and including `folder`."""
     for path in (*folder.rglob("*"), folder):
         sync_folder(path)
 
 
 def remove(path: Path) -> None:
-    """Removes a file for good; nothing if it is not there."""
+    """Remove a file for good; nothing if it is not there."""
     if path.exists():
         path.unlink()
         sync_folder(path.parent)

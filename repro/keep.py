@@ -10,7 +10,7 @@ from repro.store.committed import commit_reduced
 
 
 def keep(workspace: Workspace) -> list[Path]:
-    """Copies every fresh result of the default groups; returns the copies' folders.
+    """Copy every fresh result of the default groups; return the copies' folders.
 
     Agreement: tests/store/test_keep.py.
     """

@@ -13,12 +13,12 @@ _MLP = re.compile(r"MLP(\d{1,6})\Z", re.ASCII)
 
 
 def sites(n_layers: int) -> list[str]:
-    """The 2L+1 residual-stream states in order: resid_pre0, resid_mid0, resid_post0, resid_mid1, …"""
+    """Return the 2L+1 residual-stream states in order: resid_pre0, resid_mid0, resid_post0, resid_mid1, …"""
     return ["resid_pre0", *(f"resid_{kind}{layer}" for layer in range(n_layers) for kind in ("mid", "post"))]
 
 
 def site_after(layer: int) -> str:
-    """The first site that contains what the heads of `layer` wrote."""
+    """Return the first site that contains what the heads of `layer` wrote."""
     return f"resid_mid{layer}"
 
 
@@ -38,7 +38,7 @@ def nodes(n_layers: int, n_heads: int) -> list[str]:
 
 
 def is_head(label: str) -> bool:
-    """Whether the label has the form of a head, `L0H2`."""
+    """Return whether the label has the form of a head, `L0H2`."""
     return _HEAD.match(label) is not None
 
 
@@ -50,7 +50,7 @@ def head_index(label: str) -> tuple[int, int]:
 
 
 def layer_of(label: str) -> int:
-    """The layer of a head or an MLP."""
+    """Return the layer of a head or an MLP."""
     if match := _MLP.match(label):
         return int(match[1])
     return head_index(label)[0]
@@ -68,6 +68,6 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
 
 
 def listing(items: Sequence[str], most: int = 12) -> str:
-    """The items as a comma-separated list, cut after `most`."""
+    """Return the items as a comma-separated list, cut after `most`."""
     shown = ", ".join(items[:most])
     return shown if len(items) <= most else f"{shown}, … ({len(items)} in all)"

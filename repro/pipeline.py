@@ -150,7 +150,7 @@ def check(paper: Paper) -> Paper:
 
 
 def _collected(paper: Paper) -> Collected:
-    """The committed results of every experiment of the spec, whether or not it was selected now."""
+    """Return the committed results of every experiment of the spec, whether or not it was selected now."""
     from repro.check.comparison import Collected
     from repro.check.published import PAPER_PROMPTS
     from repro.check.report import Heading
@@ -177,7 +177,7 @@ def _collected(paper: Paper) -> Collected:
 
 
 def _recipe(subject: ResolvedSubject) -> object:
-    """The recipe of a subject's prompts from the hub."""
+    """Return the recipe of a subject's prompts from the hub."""
     prompts = subject.subject.prompts
     return prompts.model_dump(mode="json") if isinstance(prompts, HubPrompts) else None
 
@@ -191,7 +191,7 @@ def _widened(workspace: Workspace, plan: Plan) -> Plan:
 
 
 def _result(workspace: Workspace, plan: Plan, name: str) -> Path | None:
-    """Where an experiment's own committed result lies, whether or not it was selected now."""
+    """Return where an experiment's own committed result lies, whether or not it was selected now."""
     item = _item(workspace, plan, name)
     if item is not None:
         item.refuse_damage()
@@ -201,7 +201,7 @@ def _result(workspace: Workspace, plan: Plan, name: str) -> Path | None:
 
 
 def _item(workspace: Workspace, plan: Plan, name: str) -> Item | None:
-    """An experiment in the plan, or in one of its own; nothing where it does not fit or its role is named."""
+    """Return an experiment in the plan, or in one of its own; nothing where it does not fit or its role is named."""
     item = next((item for item in plan.items if item.name == name), None)
     if item is not None:
         return item
@@ -225,7 +225,7 @@ STAGES: tuple[Callable[..., Paper], ...] = (resolve, plan, run, draw, check)
 
 
 def announce(workspace: Workspace, subject: ResolvedSubject) -> None:
-    """Says loudly which subject the numbers will be from."""
+    """Say loudly which subject the numbers will be from."""
     path = subject.subject.about or subject.subject.model
     workspace.say(f"subject: {subject.name} ({path})")
     if subject.fallback:
@@ -244,7 +244,7 @@ def show_plan(workspace: Workspace, plan: Plan, about: bool = False) -> None:
 
 
 def plan_rows(plan: Plan) -> list[dict[str, Any]]:
-    """The plan as data."""
+    """Return the plan as data."""
     return [
         {
             "experiment": item.name,
@@ -286,7 +286,7 @@ def clean(paper: Paper, remove: bool) -> list[Path]:
 
 
 def verify(workspace: Workspace) -> list[Exit]:
-    """Looks for damage in every result of the store."""
+    """Look for damage in every result of the store."""
     from repro.store.verify import verify as look
 
     findings = look(workspace.store) if workspace.store.is_dir() else []

@@ -39,7 +39,7 @@ def in_force() -> dict[str, str]:
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to serve activations from a heap that it does not give back between batches.
+    """Tell glibc to serve activations from a heap that it does not give back between batches.
 
     By default every tensor above 32 MiB is mapped anew, and the kernel zeroes its pages at first touch: a sixth of the
     time of a pass over four prompts. Peak memory stays what it was. Does nothing where there is no glibc.
@@ -53,7 +53,7 @@ def keep_freed_memory() -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Swallows what a library prints and logs below errors; warnings are the caller's business."""
+    """Swallow what a library prints and logs below errors; warnings are the caller's business."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     before = logging.root.manager.disable
@@ -67,7 +67,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deaf() -> Iterator[None]:
-    """Swallows what native code writes on the process's error stream, such as a panic that is caught and told anew."""
+    """Swallow what native code writes on the process's error stream, such as a panic that is caught and told anew."""
     sys.stderr.flush()
     try:
         kept = os.dup(2)

@@ -12,7 +12,7 @@ LINES = 10
 
 @contextmanager
 def progress(total: int, what: str, say: Callable[[str], None]) -> Iterator[Advance]:
-    """Yields a function to call after each of `total` steps.
+    """Yield a function to call after each of `total` steps.
 
     what: shown beside the bar; say: prints the plain lines, about ten of them.
     """

@@ -68,7 +68,7 @@ class Workspace:
         return self.loaded.folder / "store" / "committed"
 
     def figures_folder(self, subject: str) -> Path:
-        """Where a subject's figures and its check table go."""
+        """Return where a subject's figures and its check table go."""
         return self.root / "paper_figures" / "out" / subject
 
     @cached_property
@@ -78,7 +78,7 @@ class Workspace:
         return select(self.loaded, [name for name in names if name])
 
     def choose(self, ask: bool) -> ResolvedSubject:
-        """The subject; `ask`: whether the hub may be asked for it."""
+        """Return the subject; `ask`: whether the hub may be asked for it."""
         return choose(self.loaded, self.request.subject, Access(cache_folder(), self.request.offline, ask))
 
     @cached_property
@@ -126,16 +126,16 @@ class Workspace:
         return asked
 
     def plan(self, subject: ResolvedSubject, names: Sequence[str] | None = None) -> Plan:
-        """The plan for the selection, or for some experiments."""
+        """Return the plan for the selection, or for some experiments."""
         chosen = self.selection[0] if names is None else names
         return make_plan(self.loaded, subject, chosen, self.settings, self.store)
 
     def check_writable(self) -> None:
-        """Refuses, before anything is computed, a root that cannot be written."""
+        """Refuse, before anything is computed, a root that cannot be written."""
         figures = self.figures_folder("any")
         nearest = next(folder for folder in figures.parents if folder.exists())
         if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-            raise ReproError(f"--out {self.root}: {nearest} is no folder that can be written; choose another folder")
+            raise ReproError(f"--out {self.root}: {nearest} cannot be written; choose another directory")
         try:
             self.store.mkdir(parents=True, exist_ok=True)
             probe = self.store / f".probe-{os.getpid()}"
@@ -148,7 +148,7 @@ class Workspace:
 
 
 def parse_bytes(text: str) -> int:
-    """A number of bytes such as `2GiB`, `512MiB` or `1000000`. Raises ReproError (exit 2)."""
+    """Return a number of bytes such as `2GiB`, `512MiB` or `1000000`. Raises ReproError (exit 2)."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
     size = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
     if size < 1:

@@ -38,7 +38,7 @@ class Shape:
     """Directions per position that V-composition is projected onto: the writer's output and one logit difference."""
 
     def label(self) -> str:
-        """The dimensions on one line."""
+        """Return the dimensions on one line."""
         return (
             f"B {self.prompts} P {self.positions} H {self.heads}/{self.groups} K {self.d_head} D {self.d_model} "
             f"S {self.sites} W {self.writers} N {self.directions} V {self.vocab}"
@@ -164,7 +164,7 @@ class Case:
         return f"{self.kernel.name}/{self.shape.name}"
 
     def inputs(self, dtype: torch.dtype, device: str) -> dict[str, Any]:
-        """The same random arguments every time on one kind of device; outputs are of the order of one."""
+        """Return the same random arguments every time on one kind of device; outputs are of the order of one."""
         generator = torch.Generator(device=device).manual_seed(SEED)
 
         def draw(*shape: int, scale: float = 1.0) -> Tensor:
@@ -178,17 +178,17 @@ class Case:
         return Work(self.kernel.flop(self.shape), float(sum(x.numel() * x.element_size() for x in tensors)))
 
     def shortened(self, positions: int) -> Case:
-        """The same case over fewer positions."""
+        """Return the same case over fewer positions."""
         return replace(self, shape=replace(self.shape, positions=positions))
 
 
 def every() -> list[Case]:
-    """Every declared case, shape by shape, the paper's first."""
+    """Return every declared case, shape by shape, the paper's first."""
     return [Case(kernel, shape) for shape in SHAPES for kernel in KERNELS if shape.name in kernel.shapes]
 
 
 def select(only: str | None, device: str) -> list[Case]:
-    """The cases that a list of kernels, shapes and `kernel/shape` names; by default what suits the device.
+    """Return the cases that a list of kernels, shapes and `kernel/shape` names; by default what suits the device.
 
     Raises UnsupportedError naming what no case matches. Agreement: tests/bench/test_bench_parts.py.
     """

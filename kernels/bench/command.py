@@ -53,7 +53,7 @@ class Options:
 
 
 def run(options: Options, say: Callable[[str], None] = print, clock: Clock = time.monotonic) -> Report:
-    """Measures what the options ask for; `failed` of the report names kernels whose check failed, `broken` steps.
+    """Measure what the options ask for; `failed` of the report names kernels whose check failed, `broken` steps.
 
     Raises UnsupportedError for a device that is not there, a case that does not exist or a budget that is no time.
     Agreement: tests/kernels/test_bench.py.
@@ -123,14 +123,14 @@ def _step(report: Report, name: str, run: Callable[[], None]) -> None:
 
 
 def _compile_table(bench: Bench, everything: bool) -> None:
-    """Compiles ahead of time in processes of its own, where no kernel is interpreted."""
+    """Compile ahead of time in processes of its own, where no kernel is interpreted."""
     bench.report.add({"record": "note", "text": PREDICTED}, "", PREDICTED, bench_compile.heading())
     for record in bench_compile.in_children(everything, bench.budget):
         bench.report.add(record, bench_compile.line_of(record))
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command: 0 all right, 1 a check failed, 2 an option that cannot be."""
+    """Run the command; return 0 if all is right, 1 if a check failed, 2 for an option that cannot be."""
     parser = argparse.ArgumentParser(
         prog="python -m repro.kernels.bench", description="Times the kernels that are right."
     )

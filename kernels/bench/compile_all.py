@@ -77,14 +77,14 @@ def _read(child: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
 
 
 def heading() -> str:
-    """The head of the table."""
+    """Return the head of the table."""
     names = ("launch", "card", "dtype", "precision", "configuration", "regs", "spills", "shared (limit)", "matrix",
              "wide", "MFLOP", "MB", "predicted")  # fmt: skip
     return _joined(names)
 
 
 def line_of(record: Record) -> str:
-    """One record as a line of the table."""
+    """Return one record as a line of the table."""
     if "status" in record:
         return f"compile table {record['status']}"
     if "error" in record:

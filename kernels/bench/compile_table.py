@@ -44,7 +44,7 @@ class Entry:
 
 
 def entries() -> list[Entry]:
-    """Every pair of module and precision that exists, card by card."""
+    """Return every pair of module and precision that exists, card by card."""
     return [
         Entry(card.name, dtype, precision, module)
         for card in roofline.CARDS
@@ -86,7 +86,7 @@ class Compiled:
     bound: str | None = None
 
     def problems(self) -> list[str]:
-        """What keeps the default configuration of a kernel out of a release; empty if nothing does."""
+        """Return what keeps the default configuration of a kernel out of a release; empty if nothing does."""
         found = []
         if self.spills:
             found.append(f"spills {self.spills}")
@@ -124,7 +124,7 @@ def _work(launch: str, dtype: str) -> cases.Work | None:
 
 
 def compile_entry(entry: Entry, everything: bool = False) -> Iterator[Compiled]:
-    """Compiles the launches of an entry in their default configuration, or in every one that tuning may choose."""
+    """Compile the launches of an entry in their default configuration, or in every one that tuning may choose."""
     from repro.kernels.launch import tuning
 
     module = importlib.import_module(f"repro.kernels.{entry.module}")
@@ -208,12 +208,12 @@ def _compiled(entry: Entry, card: roofline.Card, name: str, spec: Any, default: 
 
 
 def wide_loads(code: str) -> int:
-    """How many loads of 128 bits from global memory a program holds."""
+    """Return how many loads of 128 bits from global memory a program holds."""
     return len(_WIDE.findall(code))
 
 
 def matrix_instructions(code: str) -> int:
-    """How many instructions of a program are matrix products."""
+    """Return how many instructions of a program are matrix products."""
     return len(_MATRIX.findall(code))
 
 

@@ -50,7 +50,7 @@ class Truth:
             self.results: Results = getattr(reference, kernel)(**self.inputs)
 
     def check(self, results: Results, precision: str) -> Check:
-        """The result that lies farthest beyond its bound, in units of that bound.
+        """Return the result that lies farthest beyond its bound, in units of that bound.
 
         results: those of the kernel under test; precision: an entry of the table of tolerances.
         Agreement: tests/kernels/test_bench.py, test_one_flipped_sign_prints_no_speed.

@@ -23,7 +23,7 @@ class Peak(NamedTuple):
 
 
 def peak_memory(call: Callable[[], Any], device: str) -> Peak:
-    """The most memory that a call holds beyond its inputs, its results included.
+    """Return the most memory that a call holds beyond its inputs, its results included.
 
     CPU: every allocation and release of torch's allocator, also those inside an operation or a compiled kernel, summed
     in time; scratch space that a matrix library takes for itself is not seen. CUDA: the caching allocator's own count.
@@ -57,7 +57,7 @@ def _cpu(call: Callable[[], Any]) -> Peak:
 
 
 def _highest(events: list[dict[str, Any]]) -> int:
-    """The largest running sum of allocations less releases."""
+    """Return the largest running sum of allocations less releases."""
     live = highest = 0
     for event in sorted(events, key=lambda event: (event["ts"], event["args"]["Ev Idx"])):
         live += event["args"]["Bytes"]

@@ -43,17 +43,17 @@ class Provider:
     """Whether its first call takes long, for every shape and dtype anew."""
 
     def precision(self, dtype: str) -> str:
-        """The precision in which it is judged, for arguments of a dtype."""
+        """Return the precision in which it is judged, for arguments of a dtype."""
         return self.fp32 if dtype == "fp32" else dtype
 
 
 def dtypes(device: str) -> tuple[str, ...]:
-    """The dtypes measured on a kind of device."""
+    """Return the dtypes measured on a kind of device."""
     return ("fp32",) if device == "cpu" else tuple(DTYPES)
 
 
 def of_kernel(kernel: str, dtype: str, device: str) -> list[Provider]:
-    """The providers that have a kernel in a dtype and are meant for a device."""
+    """Return the providers that have a kernel in a dtype and are meant for a device."""
     return [
         entry
         for entry in PROVIDERS
@@ -64,7 +64,7 @@ def of_kernel(kernel: str, dtype: str, device: str) -> list[Provider]:
 
 
 def bind(function: Function, inputs: dict[str, Any]) -> Call:
-    """A call in which torch rounds no float32 product to TF32; a kernel's own precision is its own affair."""
+    """Return a call in which torch rounds no float32 product to TF32; a kernel's own precision is its own affair."""
 
     def call() -> Results:
         with torch.no_grad(), roofline.matmul_precision(tf32=False):
@@ -74,7 +74,7 @@ def bind(function: Function, inputs: dict[str, Any]) -> Call:
 
 
 def _plain(name: str, kernel: str, device: str) -> Any:
-    """A function of one of the package's providers."""
+    """Return a function of one of the package's providers."""
     return getattr(kernels_of(name, device), kernel)
 
 
@@ -86,7 +86,7 @@ def _triton(precision: str, kernel: str, device: str) -> Function:
 
 
 def _tuned(kernel: str, device: str) -> Function:
-    """The Triton kernels in whichever configuration is fastest here, found at the first call."""
+    """Return the Triton kernels in whichever configuration is fastest here, found at the first call."""
     from repro.kernels.launch.tuning import tuning
 
     plain = _triton("ieee", kernel, device)
@@ -136,13 +136,13 @@ class _Quiet:
 
 
 def _first_line(error: BaseException) -> str:
-    """The cause in one line: compilers answer in pages."""
+    """Return the cause in one line: compilers answer in pages."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("backend=")]
     return lines[0][:200] if lines else type(error).__name__
 
 
 def _matmul_topk(kernel: str, device: str) -> Function:
-    """The usual two lines, in the dtype of the arguments: a matrix product and `topk`."""
+    """Return the usual two lines, in the dtype of the arguments: a matrix product and `topk`."""
     del kernel, device
 
     def call(resid: Tensor, W_U: Tensor, b_U: Tensor | None, chosen: Tensor | None) -> Results:

@@ -64,12 +64,12 @@ class Row:
     """The einsum reference's peak over this provider's."""
 
     def record(self) -> dict[str, Any]:
-        """The row as one line of the results file."""
+        """Return the row as one line of the results file."""
         return {"record": "speed", **asdict(self)}
 
 
 def environment(device: str, seconds: float) -> dict[str, Any]:
-    """Where and with what a benchmark ran: the first line of its results."""
+    """Return where and with what a benchmark ran: the first line of its results."""
     cuda = device == "cuda"
     properties = torch.cuda.get_device_properties(0) if cuda else None
     return {
@@ -94,7 +94,7 @@ def environment(device: str, seconds: float) -> dict[str, Any]:
 
 
 def device_name(device: str) -> str:
-    """The name by which the device calls itself."""
+    """Return the name by which the device calls itself."""
     if device == "cuda":
         return torch.cuda.get_device_name(0)
     try:
@@ -106,7 +106,7 @@ def device_name(device: str) -> str:
 
 
 def _arch(properties: Any) -> str | None:
-    """The compiler's name for a GPU: sm_90, gfx942."""
+    """Return the compiler's name for a GPU: sm_90, gfx942."""
     if properties is None:
         return None
     # NVIDIA's builds have the attribute of AMD's too, with another meaning.
@@ -134,7 +134,7 @@ class Report:
     """Steps and cases that ended in an error of their own."""
 
     def add(self, record: dict[str, Any], *lines: str) -> None:
-        """Keeps a record and says it: as its own JSON line, or in the given words."""
+        """Keep a record and say it: as its own JSON line, or in the given words."""
         line = json.dumps(record, allow_nan=False)
         if self.path is not None:
             # Written record by record: what was measured before a machine is taken away is not lost.
@@ -145,14 +145,14 @@ class Report:
             self.say(words)
 
     def rows(self, rows: Iterable[Row]) -> None:
-        """Adds rows of one case, below a heading if they are the first."""
+        """Add rows of one case, below a heading if they are the first."""
         for row in rows:
             first = not any(known["record"] == "speed" for known in self.records)
             self.add(row.record(), *([heading()] if first else []), line_of(row))
 
 
 def heading() -> str:
-    """The head of the table."""
+    """Return the head of the table."""
     names = ("case", "provider", "dtype", "timer", "median ms (20 %, 80 %)", "vs einsum", "GFLOP", "MB", "floor ms",
              "of roofline", "peak MB", "error")  # fmt: skip
     return "  ".join(name.ljust(width) for name, width in zip(names, WIDTHS, strict=True)).rstrip()
@@ -162,7 +162,7 @@ _TIMERS = {"interleaved wall clock": "wall", "do_bench": "bench", "do_bench_cuda
 
 
 def line_of(row: Row) -> str:
-    """One row of the table; a provider without a speed says why in the speed's place."""
+    """Return one row of the table; a provider without a speed says why in the speed's place."""
     start = (row.case, row.provider, row.dtype, _TIMERS.get(row.timer or "", ""))
     error = "" if row.check_error is None else f"{row.check_error:.1e}"
     if row.median_ms is None:
@@ -185,7 +185,7 @@ def line_of(row: Row) -> str:
 
 
 def describe(environment: dict[str, Any]) -> str:
-    """The environment on two lines."""
+    """Return the environment on two lines."""
     apart = ("record", "kind", "device", "system", "started")
     named = ", ".join(f"{key} {value}" for key, value in environment.items() if value is not None and key not in apart)
     return (

@@ -52,7 +52,7 @@ CARDS = (
 
 
 def card(name: str) -> Card:
-    """The declared accelerator of this name. Raises UnsupportedError listing those there are."""
+    """Return the declared accelerator of this name. Raises UnsupportedError listing those there are."""
     for known in CARDS:
         if known.name == name:
             return known
@@ -60,12 +60,12 @@ def card(name: str) -> Card:
 
 
 def exists(target: Card, precision: str) -> bool:
-    """Whether an architecture has a precision: HIP has neither TF32x3 nor, on gfx942 through Triton, TF32."""
+    """Return whether an architecture has a precision: HIP has neither TF32x3 nor, on gfx942 through Triton, TF32."""
     return precision in target.rates
 
 
 def floor_seconds(work: Work, rate: float, bandwidth: float) -> float:
-    """The least time for this work: the longer of its arithmetic and its traffic, perfectly overlapped.
+    """Return the least time for this work: the longer of its arithmetic and its traffic, perfectly overlapped.
 
     work: FLOP and bytes; rate: FLOP/s; bandwidth: bytes/s. Returns seconds. Agreement: tests/bench/test_bench_parts.py.
     """
@@ -73,7 +73,7 @@ def floor_seconds(work: Work, rate: float, bandwidth: float) -> float:
 
 
 def bound(work: Work, rate: float, bandwidth: float) -> str:
-    """Which of the two is longer: `compute` or `memory`."""
+    """Return which of the two is longer: `compute` or `memory`."""
     return "compute" if work.flop / rate >= work.bytes / bandwidth else "memory"
 
 
@@ -87,7 +87,7 @@ class Meter:
 
 
 def copy_meter(device: str) -> Meter:
-    """A copy within memory; its amount counts the bytes read and the bytes written."""
+    """Return a copy within memory; its amount counts the bytes read and the bytes written."""
     size = COPY_BYTES[device.split(":")[0]]
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.ones_like(source)

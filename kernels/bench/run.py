@@ -72,12 +72,12 @@ class Bench:
     compile_seconds: float = COMPILE_SECONDS
 
     def sync(self) -> None:
-        """Waits until the device has done what it was given."""
+        """Wait until the device has done what it was given."""
         if self.device == "cuda":
             torch.cuda.synchronize()
 
     def meters(self, dtype: str) -> dict[str, roofline.Meter]:
-        """The meters that bound a dtype's providers: the copy and one matrix product per precision."""
+        """Return the meters that bound a dtype's providers: the copy and one matrix product per precision."""
         names = dict.fromkeys(entry.precision(dtype) for entry in of_kernel("projection", dtype, self.device))
         if torch.version.hip:
             names.pop("tf32x3", None)
@@ -86,7 +86,7 @@ class Bench:
 
 
 def groups(bench: Bench, cases: list[Case]) -> list[Group]:
-    """Every case in every dtype of the device; on a CPU over as many positions as the budget allows."""
+    """Return every case in every dtype of the device; on a CPU over as many positions as the budget allows."""
     if bench.device != "cpu":
         return [Group(case, dtype, bench.device) for case in cases for dtype in dtypes(bench.device)]
     chosen = list(cases)
@@ -114,7 +114,7 @@ def _estimate(bench: Bench, case: Case) -> float:
 
 
 def check_all(bench: Bench, todo: list[Group]) -> None:
-    """Compares every provider at every case with float64, before anything is timed; those that compile come last."""
+    """Compare every provider at every case with float64, before anything is timed; those that compile come last."""
     for compiles in (False, True):
         for group in todo:
             entries = [entry for entry in group.providers if entry.compiles == compiles]
@@ -124,7 +124,7 @@ def check_all(bench: Bench, todo: list[Group]) -> None:
 
 
 def _check_group(bench: Bench, group: Group, entries: list[Provider]) -> str:
-    """Checks some providers of a group; returns why none could be checked, or nothing."""
+    """Check some providers of a group; return why none could be checked, or nothing."""
     if bench.budget.spent > CHECK_SHARE * bench.budget.seconds:
         return "the budget ended before it was checked"
     try:
@@ -168,7 +168,7 @@ def _check(bench: Bench, group: Group, entry: Provider, inputs: dict[str, Any], 
 
 
 def time_all(bench: Bench, todo: list[Group]) -> None:
-    """Times what passed, group by group, and reports it; what no longer fits is reported as skipped."""
+    """Time what passed, group by group, and reports it; what no longer fits is reported as skipped."""
     allowance = max(bench.budget.seconds * TIME_SHARE - bench.budget.spent, 0.0) / max(len(todo), 1)
     for group in todo:
         kernel = group.case.kernel.name

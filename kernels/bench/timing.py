@@ -51,12 +51,12 @@ class Budget:
         return self.seconds - self.spent
 
     def fits(self, estimate: float) -> bool:
-        """Whether something that takes this many seconds still ends in time."""
+        """Return whether something that takes this many seconds still ends in time."""
         return estimate <= self.left
 
 
 def percentile(samples: list[float], share: float) -> float:
-    """The `share` quantile with linear interpolation."""
+    """Return the `share` quantile with linear interpolation."""
     ordered = sorted(samples)
     at = share * (len(ordered) - 1)
     low = math.floor(at)
@@ -88,7 +88,7 @@ class Samples:
         return percentile(self.seconds, 0.8)
 
     def against(self, other: Samples) -> Samples:
-        """How many times as long the other takes, round by round: noise that both met in one round cancels."""
+        """Return how many times as long the other takes, round by round: noise that both met in one round cancels."""
         ratios = [b / a for a, b in zip(self.rounds, other.rounds, strict=True)]
         return Samples(ratios, ratios)
 
@@ -96,7 +96,7 @@ class Samples:
 def interleaved(
     calls: Mapping[str, Call], allowance: float, sync: Call, clock: Clock = time.perf_counter
 ) -> dict[str, Samples]:
-    """Times every call once a round, in an order that turns, for MIN_ROUNDS rounds or about `allowance` seconds.
+    """Time every call once a round, in an order that turns, for MIN_ROUNDS rounds or about `allowance` seconds.
 
     calls: name -> function, all warmed up; sync: waits for the device. Returns name -> samples of equal number.
     """
@@ -119,7 +119,7 @@ def interleaved(
 
 
 def on_device(calls: Mapping[str, Call], timer: str, rounds: int = 3) -> dict[str, Samples]:
-    """Times every call by one of Triton's timers, in turns: `do_bench` flushes the cache and includes launches.
+    """Time every call by one of Triton's timers, in turns: `do_bench` flushes the cache and includes launches.
 
     `do_bench_cudagraph` replays a recorded graph: no launches, no flushes. A call that cannot be recorded is absent.
     """

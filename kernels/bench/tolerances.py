@@ -14,7 +14,7 @@ TOLERANCES = {
 
 
 def tolerance(precision: str) -> float:
-    """The largest error ratio that a precision allows."""
+    """Return the largest error ratio that a precision allows."""
     return TOLERANCES[precision]
 
 

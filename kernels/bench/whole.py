@@ -19,7 +19,7 @@ PROFILE_SECONDS, WHOLE_SECONDS = 10.0, 15.0
 
 
 def profile_slowest(bench: Bench, todo: Iterable[Group], ours: tuple[str, ...]) -> None:
-    """Adds torch.profiler's table for the call of ours that lies farthest below its roofline, in time lost.
+    """Add torch.profiler's table for the call of ours that lies farthest below its roofline, in time lost.
 
     todo: the groups that were timed; ours: names of providers that are ours to improve.
     """
@@ -64,7 +64,7 @@ def profiled(call: Callable[[], Any], device: str) -> str:
 
 
 def end_to_end(bench: Bench, todo: Iterable[Group], shape: str, dtype: str = "fp32") -> None:
-    """Times the kernels' part of the paper: sites on the heads of four layers, one V-composition, top-2 of every row.
+    """Time the kernels' part of the paper: sites on the heads of four layers, one V-composition, top-2 of every row.
 
     todo: the groups that were checked; shape: the name of a declared shape. Adds one record per provider that has
     passed its check in all three.

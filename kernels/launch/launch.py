@@ -40,7 +40,7 @@ class Launch:
     grid: tuple[int, ...]
 
     def run(self) -> None:
-        """Launches the kernel on the current stream of its first tensor's device."""
+        """Launch the kernel on the current stream of its first tensor's device."""
         with torch.cuda.device_of(next(value for value in self.arguments.values() if isinstance(value, Tensor))):
             self.fn[self.grid](*self.arguments.values(), **self.constexprs, enable_fp_fusion=ENABLE_FP_FUSION)
 
@@ -61,29 +61,29 @@ class Launch:
 
 
 def rows(tensor: Tensor) -> Tensor:
-    """The tensor itself if its last dimension is contiguous, else a contiguous copy."""
+    """Return the tensor itself if its last dimension is contiguous, else a contiguous copy."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
 def named_strides(name: str, tensor: Tensor, dims: str) -> dict[str, int]:
-    """The strides of a tensor's leading dimensions, as kernel arguments `name_dim`."""
+    """Return the strides of a tensor's leading dimensions, as kernel arguments `name_dim`."""
     # The stride of a dimension of one element means nothing; zero keeps it from spoiling the alignment of the others.
     sizes = enumerate(zip(dims.split(), tensor.shape, strict=False))
     return {f"{name}_{dim}": tensor.stride(index) if size > 1 else 0 for index, (dim, size) in sizes}
 
 
 def pow2(size: int) -> int:
-    """The smallest power of two that holds `size`, at least 16, the least that a matrix product takes."""
+    """Return the smallest power of two that holds `size`, at least 16, the least that a matrix product takes."""
     return max(16, 1 << (size - 1).bit_length())
 
 
 def kind(dtype: torch.dtype, precision: str) -> str:
-    """The row of a table of block sizes: "half", or float32's precision."""
+    """Return the row of a table of block sizes: "half", or float32's precision."""
     return precision if dtype == torch.float32 else "half"
 
 
 def _kind(value: Argument) -> str:
-    """The compiler's name for an argument's type; integers equal to 1 and absent pointers are constants."""
+    """Return the compiler's name for an argument's type; integers equal to 1 and absent pointers are constants."""
     if isinstance(value, Tensor):
         return POINTERS[value.dtype]
     if value is None or (isinstance(value, int) and value == 1):

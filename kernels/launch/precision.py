@@ -22,7 +22,7 @@ ABSENT: dict[tuple[str, str | torch.dtype], str] = {
 
 
 def check(call: str, device: torch.device, precision: str, **tensors: Tensor | None) -> str:
-    """The vendor ("cuda" or "hip") whose block sizes a device takes, if it has this dtype and precision.
+    """Return the vendor ("cuda" or "hip") whose block sizes a device takes, if it has this dtype and precision.
 
     tensors: the operands of one matrix product, which share a dtype. Raises UnsupportedError with one sentence.
     """
@@ -44,7 +44,7 @@ def check(call: str, device: torch.device, precision: str, **tensors: Tensor | N
 
 
 def backend_of(device: torch.device) -> str:
-    """The column of `ABSENT` that a device belongs to: "cuda", "cuda<80", "hip" or "interpreter"."""
+    """Return the column of `ABSENT` that a device belongs to: "cuda", "cuda<80", "hip" or "interpreter"."""
     if device.type != "cuda":
         return "interpreter"
     if torch.version.hip:
@@ -53,5 +53,5 @@ def backend_of(device: torch.device) -> str:
 
 
 def _plain(what: str | torch.dtype) -> str:
-    """A dtype or precision as one writes it."""
+    """Return a dtype or precision as one writes it."""
     return str(what).removeprefix("torch.")

@@ -34,7 +34,7 @@ def choose(
     build: Callable[[Blocks], Launch],
     time: Callable[[Launch], float] | None = None,
 ) -> Launch:
-    """The launch that `build` makes of the first candidate, or within `tuning()` of the fastest.
+    """Return the launch that `build` makes of the first candidate, or within `tuning()` of the fastest.
 
     key: kernel, shape, dtype, precision and device; candidates: block sizes, the default first; time: milliseconds of
     a launch (Triton's own timer unless given; launches on a CPU are never timed).
@@ -51,12 +51,12 @@ def choose(
 
 
 def _on_gpu(launch: Launch) -> bool:
-    """Whether a launch's tensors live on a GPU."""
+    """Return whether a launch's tensors live on a GPU."""
     return any(isinstance(value, torch.Tensor) and value.is_cuda for value in launch.arguments.values())
 
 
 def _time_or_never(launch: Launch, timer: Callable[[Launch], float]) -> float:
-    """A candidate's time; one that asks more shared memory than the card has is never chosen."""
+    """Return a candidate's time; one that asks more shared memory than the card has is never chosen."""
     from triton.runtime.errors import OutOfResources
 
     try:
@@ -66,7 +66,7 @@ def _time_or_never(launch: Launch, timer: Callable[[Launch], float]) -> float:
 
 
 def _milliseconds(launch: Launch) -> float:
-    """The median time of a launch."""
+    """Return the median time of a launch."""
     from triton.testing import do_bench
 
     return float(do_bench(launch.run, return_mode="median"))

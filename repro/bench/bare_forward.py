@@ -31,7 +31,7 @@ class Bare:
             return trace(self.model, self.tokens[rows]).final
 
     def over(self, rows: range, unembed: bool = False) -> None:
-        """Times some prompts; after every few the products, and with `unembed` one more prompt up to its logits."""
+        """Time some prompts; after every few the products, and with `unembed` one more prompt up to its logits."""
         for first in rows[:: self.together]:
             several = slice(first, min(first + self.together, rows.stop))
             begun = time.perf_counter()
@@ -43,14 +43,14 @@ class Bare:
                 self.unembed(first)
 
     def unembed(self, row: int) -> None:
-        """Times one prompt up to its logits."""
+        """Time one prompt up to its logits."""
         begun = time.perf_counter()
         with torch.inference_mode():
             logits(self.model, self._final(slice(row, row + 1)))
         self.unembedded.append(time.perf_counter() - begun)
 
     def _multiply(self) -> None:
-        """Times plain products of a layer's four shapes: into QKV, out of the heads, into and out of the MLP."""
+        """Time plain products of a layer's four shapes: into QKV, out of the heads, into and out of the MLP."""
         s, P = self.model.shape, min(self.together, len(self.tokens)) * self.tokens.shape[1]
         wide, narrow = (s.n_heads + 2 * s.n_kv_heads) * s.d_head, s.n_heads * s.d_head
         for size in ((P, s.d_model, wide), (P, narrow, s.d_model), (P, s.d_model, s.d_mlp), (P, s.d_mlp, s.d_model)):

@@ -200,7 +200,7 @@ def measure(bridge: Any, item: Item, tokens: Tensor) -> xr.Dataset:
 
 
 def child(spec: Path, prompts: int) -> dict[str, Any]:
-    """One process's measurement: seconds of every experiment, and peak memory."""
+    """Return one process's measurement: seconds of every experiment, and peak memory."""
     started = time.perf_counter()
     workspace = Workspace(Request(spec=spec, subject="shape", prompts=prompts), lambda line: None)
     plan = workspace.plan(workspace.choose(ask=False))

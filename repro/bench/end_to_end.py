@@ -53,7 +53,7 @@ def parse_sizes(text: str) -> list[int]:
 
 
 def make_subject(root: Path, spec: Path, prompts: int, seed: int = 0) -> Path:
-    """A folder with a spec, the shape's random model, and prompts of random tokens; returns the spec's path."""
+    """Return a folder with a spec, the shape's random model, and prompts of random tokens; return the spec's path."""
     import torch
     from safetensors.numpy import save_file as save_arrays
     from safetensors.torch import save_file
@@ -149,7 +149,7 @@ def _spent(seconds: Mapping[str, float], stage: str) -> float:
 
 
 def _draw(workspace: Workspace) -> int:
-    """Draws every figure of the spec from the store; how many."""
+    """Draw every figure of the spec from the store; how many."""
     from repro import pipeline
     from repro.figures import draw as figures
 
@@ -166,7 +166,7 @@ def _draw(workspace: Workspace) -> int:
 
 
 def end_to_end(spec: Path, store: Path, sizes: Sequence[int], repeats: int, say: Say) -> list[dict[str, Any]]:
-    """Measures the paper at several numbers of prompts, then beside the baseline, and keeps the rows.
+    """Measure the paper at several numbers of prompts, then beside the baseline, and keep the rows.
 
     spec: the paper's spec; store: the store's root, rows go to `bench/end_to_end.jsonl`; sizes: numbers of prompts;
     repeats: processes per size, taken in turn so that a busy hour does not fall on one size alone. Returns all rows,
@@ -217,7 +217,7 @@ def _beside_baseline(spec: Path, repeats: int, say: Say) -> list[dict[str, Any]]
 
 
 def _in_child(module: str, spec: Path, prompts: int) -> dict[str, Any]:
-    """The row of one process that starts from an empty store."""
+    """Return the row of one process that starts from an empty store."""
     shutil.rmtree(spec.parent / "store", ignore_errors=True)
     command = [sys.executable, "-m", f"repro.bench.{module}", str(spec), str(prompts)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own interpreter and module

@@ -14,7 +14,7 @@ MOST_BYTES, MOST_SECONDS = 8 * 2**30, 60.0
 
 
 def line(row: Row) -> str:
-    """A measurement of the paper in one line."""
+    """Return a measurement of the paper in one line."""
     rate, products, largest = (row[f"{name}_flop_per_s"] for name in ("bare", "products", "matmul"))
     apart = row["start_up_s"] + row["rendering_s"]
     return (
@@ -30,7 +30,7 @@ def line(row: Row) -> str:
 
 
 def baseline_line(row: Row) -> str:
-    """A measurement of the baseline, beside the paper over the same prompts, in one line."""
+    """Return a measurement of the baseline, beside the paper over the same prompts, in one line."""
     prompts = row["prompts"]
     each = ", ".join(
         f"{name} {seconds / prompts:.2f} s ({row['experiment_ratio'][name]:.2g}x)"

@@ -33,7 +33,7 @@ class BenchOptions:
 
 
 def bench(options: BenchOptions, say: Callable[[str], None] = print) -> Exit:
-    """Checks every kernel against float64, times those that are right, writes rows and a chart.
+    """Check every kernel against float64, times those that are right, writes rows and a chart.
 
     Returns OK, or FAILED if a check failed: then no speed of that kernel exists. Raises ReproError (exit 2) for a
     device, case or budget that cannot be, or a store that cannot be written. Agreement: tests/kernels/test_bench.py.
@@ -64,13 +64,13 @@ def bench(options: BenchOptions, say: Callable[[str], None] = print) -> Exit:
 
 
 def _file_name(device: str, only: str | None) -> str:
-    """One file per device; a selection never takes the place of the whole."""
+    """Return one file per device; a selection never takes the place of the whole."""
     slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") or "device"
     return slug if only is None else f"{slug}-selected"
 
 
 def draw(records: Iterable[Record], folder: Path) -> Path | None:
-    """Draws the speeds as html, png and svg; the html's path, or None where no speed was measured."""
+    """Draw the speeds as html, png and svg; the html's path, or None where no speed was measured."""
     from paper_figures import bench as view
     from paper_figures import page
 
@@ -89,7 +89,7 @@ def draw(records: Iterable[Record], folder: Path) -> Path | None:
 
 
 def dataset_of(records: list[Record]) -> Any:
-    """The measured rows of one timer as a Dataset over `row`, for `paper_figures.bench`; None if there are none.
+    """Return the measured rows of one timer as a Dataset over `row`, for `paper_figures.bench`; None if there are none.
 
     median, lower and upper (20 and 80 %), floor in milliseconds; peak in bytes; faster: times the einsum reference.
     """
@@ -120,5 +120,5 @@ def dataset_of(records: list[Record]) -> Any:
 
 
 def read(path: Path) -> list[Record]:
-    """The records of a results file."""
+    """Return the records of a results file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

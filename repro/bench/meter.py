@@ -17,7 +17,7 @@ def peak() -> int:
 
 
 def above(weights: Iterable[Path]) -> int:
-    """How far the peak lies above the files of a model's weights, in bytes."""
+    """Return how far the peak lies above the files of a model's weights, in bytes."""
     return peak() - sum(file.stat().st_size for file in weights)
 
 

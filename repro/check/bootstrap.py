@@ -24,7 +24,7 @@ BLOCK_BYTES = 128 * 2**20
 
 
 def prompt_draws(n_prompts: int, resamples: int = RESAMPLES, seed: int = SEED) -> Floats:
-    """How often each prompt occurs in each bootstrap resample of the prompts.
+    """Return how often each prompt occurs in each bootstrap resample of the prompts.
 
     draws[r] ~ Multinomial(n_prompts; 1/n_prompts, …), which is drawing n_prompts prompts with replacement (Efron 1979).
     n_prompts, resamples: counts. Returns Float[resample, prompt] of whole numbers, each row summing to n_prompts.
@@ -35,7 +35,7 @@ def prompt_draws(n_prompts: int, resamples: int = RESAMPLES, seed: int = SEED) -
 
 
 def percentile_interval(samples: Floats, confidence: float = CONFIDENCE) -> Interval:
-    """The central `confidence` part of a statistic's bootstrap distribution (percentile interval).
+    """Return the central `confidence` part of a statistic's bootstrap distribution (percentile interval).
 
     samples: Float[resample]; resamples in which the statistic is undefined (NaN) are left out. Returns (low, high) in
     the statistic's unit, NaN if it is undefined everywhere. Agreement: tests/check/test_intervals.py (coverage).
@@ -77,7 +77,7 @@ class _Order:
         self.total = self.upto[:, -1]
 
     def at(self, rank: Floats) -> Floats:
-        """The value of 0-based `rank[r]` in resample r."""
+        """Return the value of 0-based `rank[r]` in resample r."""
         rows = np.arange(rank.size)
         block = np.minimum((self.upto <= rank[:, None]).sum(axis=1), self.upto.shape[1] - 1)
         before = np.where(block > 0, self.upto[rows, block - 1], 0.0)
@@ -198,7 +198,7 @@ class Bootstrap:
 
 
 def ordered(array: xr.DataArray, labels: Mapping[str, str]) -> list[tuple[str, str]]:
-    """The labels of one panel in the order of the array's leading dimensions."""
+    """Return the labels of one panel in the order of the array's leading dimensions."""
     return [(str(dim), labels[str(dim)]) for dim in array.dims if dim not in ("prompt", "position")]
 
 

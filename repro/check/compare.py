@@ -54,7 +54,7 @@ def check(
     resamples: int = RESAMPLES,
     tables: bool = True,
 ) -> list[Row]:
-    """One verdict for every published number and claim.
+    """Return one verdict for every published number and claim.
 
     A number is compared only with the result of the variant that drew it, on the paper's own subject, under its named
     roles and prompt length; everything else is `not determinable here`, with the reason. Then: `match` within the
@@ -109,7 +109,7 @@ class _Reader:
         return {} if found is None else found.attrs
 
     def require(self, entry: Number | Claim) -> None:
-        """Raises _NoCounterpartError unless the variant that drew this entry has a result here under the same roles."""
+        """Raise _NoCounterpartError unless the variant that drew this entry has a result here under the same roles."""
         drawn = self.published.drawn_by(entry)
         found = self.results.get(drawn.experiment)
         if found is None:
@@ -120,7 +120,7 @@ class _Reader:
             raise _NoCounterpartError(obstacle)
 
     def reason(self, subject: str, obstacle: str = "") -> str:
-        """Why a row has no verdict: first of all because the subject is another one."""
+        """Return why a row has no verdict: first of all because the subject is another one."""
         if self.subject_is_papers:
             return obstacle
         return f"published for {self.published.paper.subject}, not for {subject or 'this subject'}"
@@ -150,7 +150,7 @@ class _Reader:
         return ""
 
     def value(self, entry: Number | Claim, variable: str, select: Mapping[str, str]) -> float:
-        """A summary's value at the selected labels; _NoCounterpartError naming what is not there."""
+        """Return a summary's value at the selected labels; _NoCounterpartError naming what is not there."""
         name = self.published.drawn_by(entry).experiment
         found = self.results[name]
         if variable not in found:
@@ -167,7 +167,7 @@ class _Reader:
         return float(self._values[name, variable][tuple(index)])
 
     def labels(self, entry: Number | Claim, select: Mapping[str, str]) -> dict[str, str]:
-        """The selection in the result's own labels: a prompt is recognised by its text, whatever its label."""
+        """Return the selection in the result's own labels: a prompt is recognised by its text, whatever its label."""
         if "example" not in select:
             return dict(select)
         found = self.results[self.published.drawn_by(entry).experiment]

@@ -81,7 +81,7 @@ class Effect:
 
 
 def _declared(experiments: Mapping[str, Common]) -> list[tuple[str, str]]:
-    """Each variant that differs from the experiment that it varies in precision alone, and that one."""
+    """Return each variant that differs from the experiment that it varies in precision alone, and that one."""
     return [
         (variant, base)
         for variant, base in variant_pairs(experiments)
@@ -90,7 +90,7 @@ def _declared(experiments: Mapping[str, Common]) -> list[tuple[str, str]]:
 
 
 def precision_pairs(experiments: Mapping[str, Common], results: Mapping[str, xr.Dataset]) -> list[Pair]:
-    """The stored variants that differ from what they vary, stored as well, in precision alone.
+    """Return the stored variants that differ from what they vary, stored as well, in precision alone.
 
     experiments: the declared ones; results: summaries by experiment name. In the spec's order.
     """
@@ -104,7 +104,7 @@ def precision_pairs(experiments: Mapping[str, Common], results: Mapping[str, xr.
 
 
 def unpaired(experiments: Mapping[str, Common], found: Sequence[Effect]) -> list[str]:
-    """The declared variants of precision that no effect shows."""
+    """Return the declared variants of precision that no effect shows."""
     shown = {pair.variant for effect in found for pair in effect.pairs}
     return [name for name, base in _declared(experiments) if name not in shown]
 
@@ -116,7 +116,7 @@ def effects(
     judge: Callable[[Mapping[str, str]], Sequence[Row]],
     subject_is_papers: bool,
 ) -> list[Effect]:
-    """What each precision in the store does to published quantities, headlines and every stored variable.
+    """Return what each precision in the store does to published quantities, headlines and every stored variable.
 
     experiments: the declared ones; results: summaries by experiment name; rows: `check` on them; judge: `check` with
     the results of some experiments replaced, {experiment: whose result takes its place}; subject_is_papers: whether
@@ -148,7 +148,7 @@ def _headlines(pair: Pair, results: Mapping[str, xr.Dataset]) -> list[Quantity]:
 
 
 def _published(rows: Sequence[Row], others: Sequence[Row], experiments: set[str], own: bool) -> list[Quantity]:
-    """The rows of `check` that concern some experiments and have a value, at both precisions."""
+    """Return the rows of `check` that concern some experiments and have a value, at both precisions."""
     found = []
     for row, other in zip(rows, others, strict=True):
         if row.experiment in experiments and (row.ours is not None or other.ours is not None):
@@ -162,12 +162,12 @@ def _published(rows: Sequence[Row], others: Sequence[Row], experiments: set[str]
 
 
 def _verdict(row: Row) -> str:
-    """A row's verdict; of a large table only whether it is a match, which takes no intervals."""
+    """Return a row's verdict; of a large table only whether it is a match, which takes no intervals."""
     return row.verdict if row.group is None or row.verdict == "match" else "no match"
 
 
 def spreads(pair: Pair, results: Mapping[str, xr.Dataset]) -> list[Spread]:
-    """How far each variable of a summary moves between the precisions of a pair."""
+    """Return how far each variable of a summary moves between the precisions of a pair."""
     before, after = results[pair.base], results[pair.variant]
     uneven = _uneven(pair, results)
     found = []
@@ -188,7 +188,7 @@ def _uneven(pair: Pair, results: Mapping[str, xr.Dataset]) -> bool:
 
 
 def _same_labels(one: xr.DataArray, other: xr.DataArray) -> bool:
-    """Whether values belong together; texts beside labels, such as predictions, are findings and may differ."""
+    """Return whether values belong together; texts beside labels, such as predictions, are findings and may differ."""
     if one.sizes != other.sizes:
         return False
     kept = [name for name, coord in one.coords.items() if name in one.dims or coord.dtype.kind in "fiu"]

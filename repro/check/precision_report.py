@@ -30,7 +30,7 @@ _SWAPS = (
 
 
 def write_effects(effects: Sequence[Effect], missing: Sequence[str], folder: Path, heading: Heading) -> Path:
-    """Writes precision.md and precision.json into a folder; returns the table's path.
+    """Write precision.md and precision.json into a folder; return the table's path.
 
     missing: declared variants of precision that cannot be shown. Agreement: tests/check/test_precision.py.
     """
@@ -122,7 +122,7 @@ def _change(line: Quantity) -> str:
 
 
 def _group(name: str, lines: Sequence[Quantity], own: bool) -> str:
-    """A large table of numbers in one sentence; its lines are all in precision.json."""
+    """Return a large table of numbers in one sentence; its lines are all in precision.json."""
     moved = {line.id: abs(line.difference) for line in lines if line.difference is not None}
     moved = {key: value for key, value in moved.items() if math.isfinite(value)}
     if not moved:
@@ -179,7 +179,7 @@ def _cell(value: object) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The same with None for numbers that JSON cannot hold."""
+    """Return the same with None for numbers that JSON cannot hold."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

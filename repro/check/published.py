@@ -104,13 +104,13 @@ class Published:
     claims: tuple[Claim, ...]
 
     def drawn_by(self, entry: Number | Claim) -> Drawn:
-        """The variant that drew an entry."""
+        """Return the variant that drew an entry."""
         return self.drawn[entry.experiment][entry.variant]
 
 
 @cache
 def read_published(folder: Path = FOLDER) -> Published:
-    """The published numbers of both sources and of the research code's appendix.
+    """Return the published numbers of both sources and of the research code's appendix.
 
     folder: holds `published.toml` and the tables it names. Returns them typed and expanded, in the file's order.
     Raises ReproError naming the file and every problem. Agreement: tests/check/test_published.py.

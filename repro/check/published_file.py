@@ -26,7 +26,7 @@ class Tolerance(_Strict):
     """Part proportional to the published value."""
 
     def allows(self, published: float, ours: float) -> bool:
-        """Whether ours is within the tolerance of the published value."""
+        """Return whether ours is within the tolerance of the published value."""
         return abs(ours - published) <= self.within + self.relative * abs(published)
 
     def __str__(self) -> str:

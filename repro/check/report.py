@@ -31,13 +31,13 @@ class Heading:
 
 
 def summary_line(rows: Sequence[Row]) -> str:
-    """How often each verdict was reached, in one line."""
+    """Return how often each verdict was reached, in one line."""
     counts = Counter(row.verdict for row in rows)
     return " · ".join(f"{verdict}: {counts[verdict]}" for verdict in VERDICTS) + f" (of {len(rows)})"
 
 
 def write_report(rows: Sequence[Row], folder: Path, heading: Heading) -> tuple[Path, Path]:
-    """Writes check.md and check.json into a folder and returns their paths. Agreement: tests/check/test_check.py."""
+    """Write check.md and check.json into a folder and return their paths. Agreement: tests/check/test_check.py."""
     folder.mkdir(parents=True, exist_ok=True)
     table, data = folder / "check.md", folder / "check.json"
     table.write_text(markdown(rows, heading), encoding="utf-8")
@@ -46,7 +46,7 @@ def write_report(rows: Sequence[Row], folder: Path, heading: Heading) -> tuple[P
 
 
 def as_json(rows: Sequence[Row], heading: Heading) -> str:
-    """Every row with every field; a number that is not finite becomes null, as JSON has none."""
+    """Return every row with every field; a number that is not finite becomes null, as JSON has none."""
     counts = Counter(row.verdict for row in rows)
     document = {
         **asdict(heading),

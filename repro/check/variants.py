@@ -27,12 +27,12 @@ class Line:
 
 
 def variant_pairs(experiments: Mapping[str, Common]) -> list[tuple[str, str]]:
-    """Each variant and the experiment it varies, in the spec's order."""
+    """Return each variant and the experiment it varies, in the spec's order."""
     return [(name, entry.variant_of) for name, entry in experiments.items() if entry.variant_of is not None]
 
 
 def variant_lines(experiments: Mapping[str, Common], results: Mapping[str, xr.Dataset]) -> list[Line]:
-    """Every stored variant's headline quantities beside its base experiment's.
+    """Return every stored variant's headline quantities beside its base experiment's.
 
     experiments: the declared ones; results: summaries by experiment name. Returns lines in the spec's order; the
     default is None where the base has no result or lacks the quantity. Agreement: tests/check/test_variants.py.
@@ -49,7 +49,7 @@ def variant_lines(experiments: Mapping[str, Common], results: Mapping[str, xr.Da
 
 
 def changed_fields(base: Common, variant: Common) -> list[str]:
-    """The fields in which a variant differs from what it varies, `measure` excepted."""
+    """Return the fields in which a variant differs from what it varies, `measure` excepted."""
     here, there = variant.model_dump(mode="json"), base.model_dump(mode="json")
     return [key for key in here if key not in _IGNORED and here[key] != there.get(key)]
 
@@ -66,7 +66,7 @@ def headlines(dataset: xr.Dataset) -> dict[str, float]:
 
 
 def write_variants(lines: list[Line], folder: Path, subject: str) -> Path:
-    """Writes variants.md and variants.json into a folder; returns the table's path."""
+    """Write variants.md and variants.json into a folder; return the table's path."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
         f"| {line.variant} | {line.changes} | {line.quantity} | {_number(line.default)} | {_number(line.value)} |"

@@ -40,7 +40,7 @@ class Drawn:
 
 
 def lack(experiment: str, state: str) -> str:
-    """Why nothing is shown of an experiment whose result is not whole."""
+    """Return why nothing is shown of an experiment whose result is not whole."""
     if state.startswith("partial"):
         return f"the result of {experiment} is unfinished: {state} units"
     return f"no result of {experiment} in the store"
@@ -49,7 +49,7 @@ def lack(experiment: str, state: str) -> str:
 def draw(
     loaded: Loaded, names: Sequence[str], source: Callable[[str], Source | str], out: Path, fresh: bool = False
 ) -> list[Drawn]:
-    """Draws the named figures into a folder; a figure whose data and code are unchanged is left alone.
+    """Draw the named figures into a folder; a figure whose data and code are unchanged is left alone.
 
     source: experiment name -> where its result lies, or why there is none. out: the folder. Raises ReproError: exit 2,
     once all others are drawn, for options that a chart does not have; exit 5 for a result that is not whole.
@@ -105,7 +105,7 @@ def _digest(figure: Figure, at: Source, papers: str) -> str:
 
 
 def _render(name: str, figure: Figure, at: Source, out: Path, papers: str) -> tuple[Path, ...]:
-    """Draws a figure; papers: the subject whose numbers are the paper's."""
+    """Draw a figure; papers: the subject whose numbers are the paper's."""
     from repro.store.result import read_summary
 
     dataset = read_summary(at.path)
@@ -147,7 +147,7 @@ def _labels(figure: Figure) -> str:
 
 
 def _options(figure: Figure, attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """The chart's options; `layers = "after_writer"` becomes the layers that follow the writer's."""
+    """Return the chart's options; `layers = "after_writer"` becomes the layers that follow the writer's."""
     options: dict[str, Any] = {key: list(v) if isinstance(v, tuple) else v for key, v in figure.options.items()}
     if options.get("layers") == "after_writer":
         options["layers"] = list(range(layer_of(str(attrs["writer"])) + 1, int(attrs["n_layers"])))
@@ -155,7 +155,7 @@ def _options(figure: Figure, attrs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def subtitle(attrs: Mapping[str, Any], stamp: str, labels: str = "") -> str:
-    """One line that always says whose numbers these are, and what they are worth; labels: which figure it is."""
+    """Return one line that always says whose numbers these are, and what they are worth; labels: which figure it is."""
     parts = [labels] if labels else []
     parts += [
         f"subject {attrs['subject']} ({attrs['model']}), {attrs['n_prompts']} prompts x {attrs['n_positions']} tokens"
@@ -177,7 +177,7 @@ def subtitle(attrs: Mapping[str, Any], stamp: str, labels: str = "") -> str:
 
 
 def missing_error(drawn: Sequence[Drawn]) -> ReproError | None:
-    """An error if some figures have nothing to show."""
+    """Return an error if some figures have nothing to show."""
     absent = [item for item in drawn if item.skipped and item.skipped != "unchanged"]
     if not absent:
         return None

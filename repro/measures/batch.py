@@ -30,7 +30,7 @@ class Engine:
         return self.model.W_U.T[tokens]
 
     def direction(self, u: Tensor, scale_final: Tensor) -> Tensor:
-        """The vector d with <v, d> = DLA(v): (u - mean(u)) / scale_f for LayerNorm, u / scale_f for RMSNorm.
+        """Return the vector d with <v, d> = DLA(v): (u - mean(u)) / scale_f for LayerNorm, u / scale_f for RMSNorm.
 
         DLA(v)[t] = <(v[t] - mean(v[t])) / scale_f[t], u[t]>; moving the mean to u changes nothing. u [..., D],
         scale_final [...]. Returns [..., D], logits per unit of activation. Agreement: tests/measures/test_measures.py.
@@ -97,7 +97,7 @@ class Batch:
         return values.view(*self.tokens.shape, 2), ids.view(*self.tokens.shape, 2)
 
     def _vector(self, name: str) -> Tensor:
-        """One direction at every position, [B, P, D]: `writer`, or the DLA direction of a target."""
+        """Return one direction at every position, [B, P, D]: `writer`, or the DLA direction of a target."""
         if name == "writer":
             return self.writer
         rows = self.engine.unembedding_rows
@@ -118,11 +118,11 @@ class Batch:
         return behind
 
     def direction(self, name: str) -> Tensor:
-        """One of the wanted directions: [B, P, D]."""
+        """Return one of the wanted directions: [B, P, D]."""
         return self.directions[self.requested.directions.index(name)]
 
     def _components(self) -> Tensor:
-        """What is projected: the sites, if they are wanted, and the directions, filled in."""
+        """Return what is projected: the sites, if they are wanted, and the directions, filled in."""
         directions = self.directions
         return self.trace.sites if self.requested.sites_on_nodes else directions
 
@@ -180,11 +180,11 @@ class Batch:
         return (len(self.sites) if self.requested.sites_on_nodes else 0) + self.requested.directions.index(name)
 
     def scale(self, layer: int) -> Tensor:
-        """The clean norm scale at the input of a layer's attention: [B, P]."""
+        """Return the clean norm scale at the input of a layer's attention: [B, P]."""
         return norm_scale(self.engine.model, self.sites[2 * layer])
 
     def composition(self, layer: int) -> tuple[Tensor, Tensor]:
-        """The writer's V-composition with every head of a later layer.
+        """Return the writer's V-composition with every head of a later layer.
 
         Returns <vcomp_h, direction> [H, N, B, P] for the wanted directions and sum_h vcomp_h [B, P, D].
         """
@@ -213,5 +213,5 @@ class Batch:
         return dots[0], total[0]
 
     def rest(self, layer: int, resid_mid: Tensor) -> Tensor:
-        """The sites from resid_mid{layer} on, for another stream there: [S', B, P, D]."""
+        """Return the sites from resid_mid{layer} on, for another stream there: [S', B, P, D]."""
         return forward_from(self.engine.model, layer, resid_mid)

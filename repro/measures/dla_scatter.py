@@ -53,7 +53,7 @@ class DLAScatter(Windowed):
         return Layout(variables, {"against": ["output", "v_composition"]}, sizes(context))
 
     def extra_flop(self, context: Context) -> float:
-        """The unembedding at every position."""
+        """Return the unembedding at every position."""
         return 2.0 * context.n_prompts * context.n_positions * context.shape.d_model * context.shape.d_vocab
 
     def compute(self, context: Context, prepared: Prepared, batch: Batch) -> dict[str, Tensor]:

@@ -60,12 +60,12 @@ class MineExamples(Banded):
         return Layout(variables, {}, {"prompt": context.n_prompts, "position": len(positions)})
 
     def extra_flop(self, context: Context) -> float:
-        """The unembedding at the searched positions."""
+        """Return the unembedding at the searched positions."""
         tokens = context.n_prompts * len(mined_positions(context))
         return 2.0 * tokens * context.shape.d_model * context.shape.d_vocab
 
     def compute(self, context: Context, prepared: Prepared, batch: Batch) -> dict[str, Tensor]:
-        """The writer's DLA on the two first predictions (logits), their ids, and the next token: [B, P] each."""
+        """Return the writer's DLA on the two first predictions (logits), their ids, and the next token: [B, P] each."""
         from repro.model.forward import normed
 
         at = mined_positions(context)

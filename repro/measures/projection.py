@@ -85,7 +85,7 @@ class Projection(Pooled):
 
     @staticmethod
     def headlines(dataset: xr.Dataset) -> dict[str, float]:
-        """The erasers' sum on the writer with its quantiles, or the writer's median presence at each site."""
+        """Return the erasers' sum on the writer with its quantiles, or the writer's median presence at each site."""
         writer = str(dataset.attrs.get("writer"))
         if "component" in dataset.dims:
             pr = dataset["pr"].sel(component=SUM_OF_ERASERS)

@@ -35,7 +35,7 @@ def summarise(
 
 
 def _variant(experiment: Measure, context: Context) -> dict[str, object]:
-    """The fields in which texts and research code differ, so that `check` can tell which variant a result is."""
+    """Return the fields in which texts and research code differ, so that `check` can tell which variant a result is."""
     given = experiment.model_dump(mode="json", include=VARIANT_FIELDS)
     if given.get("positions") is not None:
         first, last = given["positions"]

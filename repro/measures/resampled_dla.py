@@ -127,7 +127,7 @@ class ResampledDLA(Banded):
 
     @staticmethod
     def headlines(dataset: xr.Dataset) -> dict[str, float]:
-        """The writer's resampled median on each example."""
+        """Return the writer's resampled median on each example."""
         writer = str(dataset.attrs.get("writer"))
         medians = dataset["resampled"].sel(head=writer, quantile="median")
         return {

@@ -89,7 +89,7 @@ class WriterChoice:
 
 
 def choose_writer(medians: np.ndarray, heads: Sequence[str], sites: Sequence[str]) -> WriterChoice:
-    """The writer by rule: the head best seen right after writing and least at the end.
+    """Return the writer by rule: the head best seen right after writing and least at the end.
 
     score(w) = min(PR at its first site after writing, 1) - max |PR| at the last two sites, of medians over prompts x
     positions; heads of the last layer do not take part. medians: [head, site], dimensionless. Returns the choice with
@@ -116,7 +116,7 @@ class EraserChoice:
 
 
 def choose_erasers(medians: Mapping[str, float], writer_found: bool, bar: float) -> EraserChoice:
-    """The erasers by rule: in the later layer whose heads' medians sum lowest, the heads at the bar or below.
+    """Return the erasers by rule: in the later layer whose heads' medians sum lowest, the heads at the bar or below.
 
     medians: median PR(head, writer) of every head of later layers, dimensionless. If the writer was not found or no
     head of that layer reaches the bar, the single most negative later head stands in and `found` is False.

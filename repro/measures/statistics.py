@@ -96,7 +96,7 @@ def variance_shares(values: np.ndarray) -> np.ndarray:
 
 
 def density(x: np.ndarray, y: np.ndarray, bins: int = 80) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Counts of points in bins x bins cells that cover all finite points: (counts [y, x], x edges, y edges)."""
+    """Return counts of points in bins x bins cells over all finite points: (counts [y, x], x edges, y edges)."""
     good = np.isfinite(x) & np.isfinite(y)
     a, b = x[good], y[good]
     edges = []

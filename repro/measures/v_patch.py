@@ -62,7 +62,7 @@ class VPatch(Pooled):
         return Layout(variables, coords, sizes(context))
 
     def extra_flop(self, context: Context) -> float:
-        """A second pass from the patched layer on; while that is not known yet, the most it can be."""
+        """Return a second pass from the patched layer on; while that is not known yet, the most it can be."""
         shape = context.shape
         layers = shape.n_layers - (self.patched_layer(context) if context.roles.erasers else 0)
         tokens = context.n_prompts * context.n_positions
@@ -95,7 +95,7 @@ class VPatch(Pooled):
 
     @staticmethod
     def headlines(dataset: xr.Dataset) -> dict[str, float]:
-        """The patched medians of the last two sites and of the layer's heads."""
+        """Return the patched medians of the last two sites and of the layer's heads."""
         writer = str(dataset.attrs.get("writer"))
         sites = dataset["site_pr"].sel(run="patched", quantile="median")
         heads = dataset["head_pr"].sel(run="patched", quantile="median")

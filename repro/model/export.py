@@ -32,7 +32,7 @@ _CONFIG = (
 
 
 def export(model: Any, tokens: np.ndarray, folder: Path | str, tokenizer: Path | str | None = None) -> Path:
-    """Writes a model and its prompts in the local-folder format.
+    """Write a model and its prompts in the local-folder format.
 
     model: a Hugging Face causal language model, or an unprocessed native TransformerLens bridge (before
     `enable_compatibility_mode`). tokens: int [prompts, positions], BOS first. folder: created. tokenizer: a
@@ -77,7 +77,7 @@ def _write_native(config: Any, state: Mapping[str, Tensor], folder: Path) -> Non
 
 
 def _raw(key: str, tensor: Tensor, config: Any) -> tuple[str, Tensor]:
-    """A native parameter under the library's raw name and per-head shape."""
+    """Return a native parameter under the library's raw name and per-head shape."""
     if match := _ATTENTION.match(key):
         return _attention(match[1], match[2], match[3], tensor, config)
     if match := _MLP.match(key):

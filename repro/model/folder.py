@@ -100,7 +100,7 @@ class Folder:
 
 
 def read_folder(path: Path, prompts: Path | None = None) -> Folder:
-    """The folder of a local model: `config.json`, weights, prompts, tokenizer.
+    """Return the folder of a local model: `config.json`, weights, prompts, tokenizer.
 
     path: the folder. prompts: a file of prompts elsewhere. Raises ReproError: exit 4 for what is missing or
     unreadable, exit 2 where there are no prompts. Agreement: tests/model/test_folder.py.
@@ -129,7 +129,7 @@ def read_folder(path: Path, prompts: Path | None = None) -> Folder:
 
 
 def read_shape(path: Path) -> Shape:
-    """The sizes of the model in a folder, from its `config.json` alone. Raises ReproError like `read_folder`."""
+    """Return the sizes of the model in a folder, from its `config.json` alone. Raises ReproError like `read_folder`."""
     return _shape(path / "config.json", _read_json(path / "config.json", _CONFIG))
 
 
@@ -198,7 +198,7 @@ def _shape(path: Path, config: Mapping[str, Any]) -> Shape:
 
 
 def _weights(path: Path) -> tuple[Path, ...]:
-    """The weight files, in name order: safetensors before a `*final.pth`."""
+    """Return the weight files, in name order: safetensors before a `*final.pth`."""
     safe = sorted(file for file in path.glob("model*.safetensors") if _is_file(file))
     if safe:
         _refuse_strangers(path, {file.name for file in safe})
@@ -218,7 +218,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _refuse_strangers(path: Path, own: Collection[str]) -> None:
-    """Refuses an index of weights that lie in other files than those of the folder."""
+    """Refuse an index of weights that lie in other files than those of the folder."""
     index = path / INDEX
     if "model.safetensors" in own or not _is_file(index):
         return
@@ -226,12 +226,12 @@ def _refuse_strangers(path: Path, own: Collection[str]) -> None:
     strange = [name for name in names.values() if name not in own] if isinstance(names, dict) else [names]
     if strange:
         raise ReproError(
-            f"{index}: {plain(repr(strange[0]), 80)} is no file of weights in this folder", Exit.UNAVAILABLE
+            f"{index}: {plain(repr(strange[0]), 80)} is not a file of weights in this directory", Exit.UNAVAILABLE
         )
 
 
 def _refuse_claims(folder: Folder) -> None:
-    """Refuses, before anything is allocated, sizes that the files of weights, or the library, could not hold."""
+    """Refuse, before anything is allocated, sizes that the files of weights, or the library, could not hold."""
     shape, native = folder.shape, not folder.is_hugging_face
     learned = (
         folder.config.get("positional_embedding_type") != "rotary"
@@ -250,7 +250,7 @@ def _refuse_claims(folder: Folder) -> None:
 
 
 def read_prompts(folder: Folder) -> np.ndarray:
-    """The prompts' token ids: int32 [prompt, position], BOS first, checked against the model.
+    """Return the prompts' token ids: int32 [prompt, position], BOS first, checked against the model.
 
     Raises ReproError: exit 4 for an unreadable file or a token id outside the vocabulary (naming row and column),
     exit 2 for prompts longer than the model's context. Agreement: tests/model/test_folder.py.
@@ -294,7 +294,7 @@ def sha256(path: Path) -> str:
 
 
 def weights_fingerprint(folder: Folder) -> str:
-    """One hash for the model: of its configuration and of each weight file."""
+    """Return one hash for the model: of its configuration and of each weight file."""
     try:
         parts = [sha256(folder.path / "config.json"), *(sha256(file) for file in folder.weights)]
     except OSError as error:

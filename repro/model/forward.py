@@ -75,7 +75,7 @@ class Attention:
 
 
 def norm_scale(model: Model, x: Tensor) -> Tensor:
-    """The denominator of the layer norm of x [..., D]: sqrt(mean(x²) + eps), x centred first for LayerNorm."""
+    """Return the denominator of the layer norm of x [..., D]: sqrt(mean(x²) + eps), x centred first for LayerNorm."""
     if model.center:
         # The norm's own by-product: a sixth of the time of a variance.
         return torch.native_layer_norm(x, (x.shape[-1],), None, None, model.eps)[2].squeeze(-1).reciprocal()
@@ -110,7 +110,7 @@ def rotate(rotary: Rotary, x: Tensor) -> Tensor:
 
 
 def attend(model: Model, layer: int, resid: Tensor) -> Attention:
-    """The attention of one layer reading `resid` [B, P, D]: queries, keys, values, and the heads' z."""
+    """Return the attention of one layer reading `resid` [B, P, D]: queries, keys, values, and the heads' z."""
     block, shape = model.blocks[layer], model.shape
     B, P, _ = resid.shape
     x = normed(model, resid)
@@ -130,7 +130,7 @@ def attend(model: Model, layer: int, resid: Tensor) -> Attention:
 
 
 def mlp(model: Model, layer: int, resid: Tensor) -> Tensor:
-    """The output of one layer's MLP reading `resid` [B, P, D], bias included."""
+    """Return the output of one layer's MLP reading `resid` [B, P, D], bias included."""
     block = model.blocks[layer]
     x = normed(model, resid).view(-1, resid.shape[-1])
     if block.W_gate is None or block.b_gate is None:
@@ -141,7 +141,7 @@ def mlp(model: Model, layer: int, resid: Tensor) -> Tensor:
 
 
 def attn_out(model: Model, layer: int, z: Tensor) -> Tensor:
-    """What one layer's attention adds to the stream, `b_O` included: [B, P, D] of z [B, P, H, K]."""
+    """Return what one layer's attention adds to the stream, `b_O` included: [B, P, D] of z [B, P, H, K]."""
     block = model.blocks[layer]
     flat = linear(z.reshape(-1, z.shape[2] * z.shape[3]), block.W_O.flatten(0, 1).to(block.W_QKV.dtype), block.b_O)
     return flat.to(z.dtype).view(z.shape[0], z.shape[1], -1)
@@ -169,7 +169,7 @@ class Trace:
 
 
 def trace(model: Model, tokens: Tensor, slots: int = 0) -> Trace:
-    """One clean forward pass of tokens [B, P], stopped before the unembedding.
+    """Return one clean forward pass of tokens [B, P], stopped before the unembedding.
 
     slots: free rows behind the sites, so that further directions can share one projection call with them.
     """
@@ -191,7 +191,7 @@ def trace(model: Model, tokens: Tensor, slots: int = 0) -> Trace:
 
 
 def forward_from(model: Model, layer: int, resid_mid: Tensor) -> Tensor:
-    """The sites from `resid_mid{layer}` on, when the stream there is `resid_mid` [B, P, D]: [S', B, P, D].
+    """Return the sites from `resid_mid{layer}` on, when the stream there is `resid_mid` [B, P, D]: [S', B, P, D].
 
     Everything after that site runs normally, with its own patterns and norm scales.
     """

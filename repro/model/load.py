@@ -35,7 +35,7 @@ _NATIVE_DEFAULTS: dict[str, object] = {
 
 
 def load(folder: Folder, precision: str = "float32", device: str = "cpu") -> Model:
-    """The model of a folder, its weights processed by the library, and checked against it.
+    """Return the model of a folder, its weights processed by the library, and checked against it.
 
     Processing is `enable_compatibility_mode()`: norms folded, writing weights centred (LayerNorm only), unembedding
     centred, value biases folded into b_O. precision: float32 or float64, the type of weights and activations; or bf16,
@@ -58,7 +58,7 @@ def load(folder: Folder, precision: str = "float32", device: str = "cpu") -> Mod
 
 
 def _checked(folder: Folder, dtype: torch.dtype) -> Model:
-    """The model as the library processes it, after the start-up check."""
+    """Return the model as the library processes it, after the start-up check."""
     from repro.model.selfcheck import check_against_library
 
     probe = _probe(folder)
@@ -108,7 +108,7 @@ def _hugging_face(folder: Folder, dtype: torch.dtype, probe: Tensor) -> tuple[An
 
 
 def _refuse_incomplete(folder: Folder, report: dict[str, Any]) -> None:
-    """Refuses a checkpoint that does not fit its configuration: the library fills gaps with random numbers."""
+    """Refuse a checkpoint that does not fit its configuration: the library fills gaps with random numbers."""
     for kind in ("missing", "unexpected", "mismatched"):
         names = sorted(str(key if isinstance(key, str) else key[0]) for key in report[f"{kind}_keys"])
         if names:
@@ -213,7 +213,7 @@ def _refuse_not_finite(folder: Folder, state: dict[str, Any]) -> None:
 
 
 def _refuse(folder: Folder, bridge: Any) -> None:
-    """Refuses by name what the forward pass here does not compute."""
+    """Refuse by name what the forward pass here does not compute."""
     cfg = bridge.cfg
     norm = str(cfg.normalization_type or "").upper()
     first = bridge.blocks[0]
@@ -238,7 +238,7 @@ def _refuse(folder: Folder, bridge: Any) -> None:
 
 
 def _probe(folder: Folder) -> Tensor:
-    """A few token ids from the whole vocabulary, for the start-up check."""
+    """Return a few token ids from the whole vocabulary, for the start-up check."""
     generator = torch.Generator().manual_seed(0)
     length = min(folder.shape.n_ctx, 24)
     return torch.randint(0, folder.shape.d_vocab, (2, length), generator=generator)

@@ -20,7 +20,7 @@ TOLERANCE = {torch.float32: 5e-5, torch.float64: 2e-5}
 
 
 def check_against_library(folder: Folder, bridge: Any, model: Model, tokens: Tensor, raw_logits: Tensor) -> None:
-    """Compares our pass over a few tokens with the library's, site by site, and with the unprocessed model's logits.
+    """Compare our pass over a few tokens with the library's, site by site, and with the unprocessed model's logits.
 
     bridge: the library's processed model. tokens [B, P]. raw_logits [B, P, V]: of the model before processing; centring
     the unembedding only moves them by a constant per position. Raises ReproError (exit 4) naming the first quantity

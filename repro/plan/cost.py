@@ -75,7 +75,7 @@ def plan_flop(plan: Plan) -> float:
 
 
 def predict(plan: Plan, folder: Path, items: Sequence[Item] | None = None) -> Cost:
-    """What computing some of a plan's experiments will take; nothing named: all that can be computed now.
+    """Return what computing some of a plan's experiments will take; nothing named: all that can be computed now.
 
     folder: where `remember` keeps this machine's rate. Agreement: tests/plan/test_costs.py.
     """
@@ -123,7 +123,7 @@ def on_disk(items: Iterable[Item]) -> int:
 
 
 def cost_line(item: Item) -> str:
-    """What is left of an experiment's own cost, for `plan`; nothing where nothing is to be done."""
+    """Return what is left of an experiment's own cost, for `plan`; nothing where nothing is to be done."""
     if item.fresh:
         return ""
     if item.waits:
@@ -133,7 +133,7 @@ def cost_line(item: Item) -> str:
 
 
 def total_cost(plan: Plan, folder: Path) -> str:
-    """The plan's cost in one line, with seconds where this machine's rate is known."""
+    """Return the plan's cost in one line, with seconds where this machine's rate is known."""
     todo = plan.todo
     if not todo:
         waiting = [item.name for item in plan.items if item.waits]
@@ -155,7 +155,7 @@ def total_cost(plan: Plan, folder: Path) -> str:
 def remember(
     folder: Path, flop: float, seconds: float, settings: Settings, subject: ResolvedSubject, precision: str
 ) -> None:
-    """Keeps the rate of a run at a precision, for later predictions; not worth an error if the disk refuses."""
+    """Keep the rate of a run at a precision, for later predictions; not worth an error if the disk refuses."""
     if seconds < 1 or flop <= 0:
         return
     rates = _rates(folder) | {_name(settings, subject, precision): flop / seconds}

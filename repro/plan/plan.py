@@ -171,7 +171,7 @@ class _Planner:
         return [] if is_named(self.subject, role) else [finder(self.loaded, self.subject, role)]
 
     def _result_of(self, name: str, roles: Roles) -> Path | None:
-        """Where the fresh result of an experiment that finds roles lies."""
+        """Return where the fresh result of an experiment that finds roles lies."""
         item = self.item(name, roles)
         return item.path if item.fresh else None
 

@@ -93,7 +93,7 @@ def _found(loaded: Loaded, subject: ResolvedSubject, role: str, given: Roles, re
 def _examples(
     loaded: Loaded, subject: ResolvedSubject, given: Roles, result_of: ResultOf
 ) -> tuple[ExampleTokens, ...] | None:
-    """The adversarial prompts, tokenised; None while they are not mined yet."""
+    """Return the adversarial prompts, tokenised; None while they are not mined yet."""
     declared = subject.subject.examples
     if not isinstance(declared, str):
         return tuple(_tokenised(subject, item) for item in declared)

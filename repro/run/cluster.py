@@ -84,7 +84,7 @@ class Cluster:
         return seconds
 
     def await_workers(self) -> int:
-        """Waits until there is a worker; returns the least number of threads that one offers."""
+        """Wait until there is a worker; return the least number of threads that one offers."""
         while not (offered := self._nthreads()):
             time.sleep(POLL_S)
         return min(offered.values())
@@ -92,7 +92,7 @@ class Cluster:
     def _answers(
         self, job: Job, units: Sequence[int], lacking: Missing, failures: Failures, watchdog: Watchdog
     ) -> Iterator[tuple[int, tuple[str, ...], Outcome]]:
-        """Submits units, a few per worker at a time, and yields each with the experiments asked and the answer."""
+        """Submit units, a few per worker at a time, and yield each with the experiments asked and the answer."""
         waiting = deque(units)
         flying: dict[Future, tuple[int, tuple[str, ...]]] = {}
         while waiting or flying:
@@ -114,7 +114,7 @@ class Cluster:
             return self.client.submit(fill_unit, job, unit, names, key=key, pure=False)
 
     def _finished(self, flying: Mapping[Future, Any]) -> Sequence[Future]:
-        """The futures that are done, once there are some or it is time to look around again."""
+        """Return the futures that are done, once there are some or it is time to look around again."""
         from distributed import wait
 
         if not flying:
@@ -124,7 +124,7 @@ class Cluster:
         return []
 
     def _answer(self, future: Future, unit: int, names: tuple[str, ...]) -> Outcome:
-        """What a worker answered. Raises what it raised; a unit that kills worker after worker has failed."""
+        """Return what a worker answered. Raises what it raised; a unit that kills worker after worker has failed."""
         from distributed import KilledWorker
 
         with self._scheduler():
@@ -148,7 +148,7 @@ class Cluster:
         raise ReproError(f"{self.where}: a worker could not fill unit {unit} ({said})", Exit.FAILED) from error
 
     def _tell(self, outcome: Outcome, failures: Failures) -> None:
-        """Repeats what a worker said, unless it is about failures that another worker has told of."""
+        """Repeat what a worker said, unless it is about failures that another worker has told of."""
         new = {name: error for name, error in outcome.errors.items() if name not in failures}
         failures.errors.update(new)
         if new or not outcome.errors:
@@ -156,13 +156,13 @@ class Cluster:
                 self.say(line)
 
     def _count(self) -> int:
-        """The number of workers, looked up now and then: a cluster may grow and shrink."""
+        """Return the number of workers, looked up now and then: a cluster may grow and shrink."""
         if not self.n_workers or time.monotonic() - self._looked > LOOK_S:
             self._nthreads()
         return self.n_workers
 
     def _nthreads(self) -> dict[str, int]:
-        """The threads of each worker; says once where there has been none for a while."""
+        """Return the threads of each worker; say once where there has been none for a while."""
         with self._scheduler():
             offered: dict[str, int] = self.client.nthreads()
         self.n_workers, self._looked = len(offered), time.monotonic()
@@ -175,7 +175,7 @@ class Cluster:
 
     @contextmanager
     def _scheduler(self) -> Iterator[None]:
-        """Turns a scheduler that is gone into one sentence."""
+        """Turn a scheduler that is gone into one sentence."""
         from distributed import CancelledError
 
         try:
@@ -191,7 +191,7 @@ class Cluster:
 
 
 def _await_sight(results: Mapping[str, Result], failures: Failures) -> None:
-    """Waits until what others have written is seen here, too."""
+    """Wait until what others have written is seen here, too."""
     deadline = time.monotonic() + SEEN_S
     while units_of(missing(results, failures, set())) and time.monotonic() < deadline:
         time.sleep(POLL_S)

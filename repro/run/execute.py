@@ -36,7 +36,7 @@ class Outcome:
 
 
 def execute(plan: Plan, items: Sequence[Item], session: Session, cluster: Cluster | None = None) -> list[Outcome]:
-    """Computes and commits some of a plan's items: one pass per length of prompts and precision, shared by all.
+    """Compute and commits some of a plan's items: one pass per length of prompts and precision, shared by all.
 
     cluster: whose workers fill the units; None: this process does. A failing experiment does not stop the others.
     Raises ReproError if the model cannot be had.
@@ -64,7 +64,7 @@ class _Pass:
         self.results: dict[str, Result] = {}
 
     def run(self) -> list[Outcome]:
-        """Opens the results, streams what is missing, reduces and commits."""
+        """Open the results, streams what is missing, reduces and commits."""
         started = time.perf_counter()
         for item in self.work.items.values():
             self.failures.guard(item.name, lambda item=item: self._open(item))  # type: ignore[misc]
@@ -80,7 +80,7 @@ class _Pass:
         return [Outcome(name, self.failures.errors.get(name, "")) for name in self.work.items]
 
     def _spent(self, stage: str, started: float) -> float:
-        """Adds the time since `started` to a stage, each precision's its own; returns the time now."""
+        """Add the time since `started` to a stage, each precision's its own; return the time now."""
         now, stage = time.perf_counter(), stage + in_precision(self.stream.precision)
         self.session.seconds[stage] = self.session.seconds.get(stage, 0) + now - started
         return now
@@ -96,7 +96,7 @@ class _Pass:
         self.work.prepare(item.name)
 
     def _fill(self) -> None:
-        """Says what is missing, and has it computed."""
+        """Say what is missing, and has it computed."""
         lacking = missing(self.results, self.failures, set())
         units = units_of(lacking)
         if not units:
@@ -136,7 +136,7 @@ class _Pass:
 
 
 def _provenance(plan: Plan, item: Item, session: Session, threads: int) -> dict[str, Any]:
-    """Where a result comes from; only `key` and `environment` decide about freshness."""
+    """Return where a result comes from; only `key` and `environment` decide about freshness."""
     settings, engine = plan.settings, session.engine(item.precision)
     return {
         "subject": plan.subject.name,

@@ -29,7 +29,7 @@ def ran_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def memory_told() -> Iterator[None]:
-    """Turns whatever is raised when memory runs out into NoMemoryError. Agreement: tests/run/test_trouble.py."""
+    """Turn whatever is raised when memory runs out into NoMemoryError. Agreement: tests/run/test_trouble.py."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -46,11 +46,11 @@ class Failures:
     errors: dict[str, str] = field(default_factory=dict)
 
     def __contains__(self, name: str) -> bool:
-        """Whether an experiment has failed."""
+        """Return whether an experiment has failed."""
         return name in self.errors
 
     def guard(self, name: str, action: Callable[[], None]) -> None:
-        """Runs one experiment's step; what goes wrong ends that experiment only.
+        """Run one experiment's step; what goes wrong ends that experiment only.
 
         Raises ReproError for what concerns every experiment: wrong use (exit 2), a corrupt store (exit 5); and
         NoMemoryError, which whoever can do with less answers.

@@ -101,7 +101,7 @@ class Session:
         self.say(f"out of memory with {micro_batch} prompts at once; going on with {self.at_most} (--memory sets it)")
 
     def leave_out(self, prompts: Iterable[int]) -> None:
-        """Says of each prompt once that it is left out."""
+        """Say of each prompt once that it is left out."""
         for prompt in sorted(set(prompts) - self.unfit):
             self.say(f"prompt {prompt}: the model's activations are not finite; left out")
             self.unfit.add(prompt)
@@ -125,12 +125,12 @@ class Work:
         self.prepared: dict[str, dict[str, Any]] = {}
 
     def prepare(self, name: str) -> None:
-        """Computes what an experiment needs to know of the model before any prompt is seen."""
+        """Compute what an experiment needs to know of the model before any prompt is seen."""
         item = self.items[name]
         self.prepared[name] = item.experiment.prepare(item.context, self.session.engine(self.stream.precision))
 
     def unit(self, unit: int, names: Sequence[str]) -> dict[str, UnitArrays]:
-        """All arrays of one unit for the named experiments, computed micro-batch by micro-batch.
+        """Return all arrays of one unit for the named experiments, computed micro-batch by micro-batch.
 
         An experiment that fails is left out, and its error kept. Where memory runs out the unit is computed again with
         half the micro-batch, and noted so; a prompt with activations that are not finite is NaN, and noted so.
@@ -190,7 +190,7 @@ class Work:
         share.parts.append(item.experiment.compute(item.context, self.prepared[name], batch))
 
     def _batches(self, first: int, last: int, names: Sequence[str]) -> Iterator[tuple[Batch, list[str]]]:
-        """The prompts first to last; cut where an experiment ends inside, so that each sees only its own.
+        """Yield the prompts first to last; cut where an experiment ends inside, so that each sees only its own.
 
         Cut, and filled with directions, for all experiments of the pass, whichever of them lack the unit: what is
         computed with others, and so its last bits, must not depend on what an interruption has left.

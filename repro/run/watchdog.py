@@ -65,7 +65,7 @@ class Watchdog:
         self.feed()
 
     def _bite(self) -> None:
-        """Says so, which native code that keeps Python's lock prevents, and ends the process."""
+        """Say so, which native code that keeps Python's lock prevents, and end the process."""
         assert self._log is not None
         print(self.ended.format(seconds=self.seconds, log=self.path), file=sys.stderr, flush=True)
         faulthandler.dump_traceback(self._log, all_threads=True)

@@ -1,4 +1,4 @@
-"""One worker process's share of a run: it keeps the model, opens the results, and fills the units it is asked for.
+"""One worker process's share of a run: it keeps the model, opens the results, and fill the units it is asked for.
 
 A job is plain data that travels to workers; the arrays never travel: a worker writes them to the store, which lies on a
 file system that it shares with whoever asked, and answers with a few words.
@@ -83,7 +83,7 @@ def versions() -> dict[str, str]:
 
 
 def fill_unit(job: Job, unit: int, names: Sequence[str]) -> Outcome:
-    """Fills one unit of the named experiments and writes it to the store, unless others did or are at it.
+    """Fill one unit of the named experiments and write it to the store, unless others did or are at it.
 
     Runs in a worker process, which is asked for several at once but fills one at a time: its threads are the unit's.
     Idempotent: a unit that is recorded is left alone. Raises ReproError for what concerns every experiment.
@@ -172,7 +172,7 @@ class Recipe:
         return cls(subject, plan.settings, tuple(items), stream, memory)
 
     def __call__(self, failures: Failures, threads: int) -> Compute:
-        """Loads the model at the pass's precision, unless it is the last one loaded, and prepares the experiments.
+        """Load the model at the pass's precision, unless it is the last one loaded, and prepare the experiments.
 
         Raises ReproError (exit 4) if model or prompts are not the ones that were planned.
         """
@@ -223,7 +223,7 @@ _engines: dict[tuple[str, ...], Engine] = {}
 
 
 def _absolute(folder: Folder) -> Folder:
-    """The same folder, found from any working directory."""
+    """Return the same folder, found from any working directory."""
     return replace(
         folder,
         path=folder.path.absolute(),

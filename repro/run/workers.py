@@ -32,7 +32,7 @@ _SILENT = logging.CRITICAL + 1
 
 
 def refuse(workers: int | None, scheduler: str | None) -> None:
-    """Raises ReproError (exit 2) for both options at once, or where the package that they need is not installed."""
+    """Raise ReproError (exit 2) for both options at once, or where the package that they need is not installed."""
     if workers is not None and scheduler is not None:
         raise ReproError("--workers starts a cluster and --scheduler joins one: give one of them")
     option = "--workers" if workers is not None else "--scheduler" if scheduler is not None else ""
@@ -86,7 +86,7 @@ def _joined(address: str) -> Iterator[Client]:
 
 @contextmanager
 def _closing(client: Client) -> Iterator[Client]:
-    """Closes a client, whatever state its connection is in."""
+    """Close a client, whatever state its connection is in."""
     try:
         yield client
     finally:
@@ -112,7 +112,7 @@ def _started(workers: int, device: str) -> Iterator[tuple[Client, int]]:
 
 
 def _end(cluster: Any) -> None:
-    """Ends a cluster's processes at once: they hold nothing but a model, and any crash leaves as much."""
+    """End a cluster's processes at once: they hold nothing but a model, and any crash leaves as much."""
     cluster.shutdown_on_close = False  # nor again when the interpreter ends
     for nanny in cluster.workers.values():
         nanny.close_gracefully()  # which is to say: start no other
@@ -142,7 +142,7 @@ def _cluster(threads: int, devices: list[str]) -> Any:
 
 
 def _devices(workers: int) -> list[str]:
-    """The GPU of each worker. Raises ReproError (exit 2) if there are fewer."""
+    """Return the GPU of each worker. Raises ReproError (exit 2) if there are fewer."""
     import torch
 
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -167,7 +167,7 @@ def _shielded() -> Iterator[None]:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Keeps dask from writing on the user's terminal, in this process and in those that it starts."""
+    """Keep dask from writing on the user's terminal, in this process and in those that it starts."""
     import dask
     import distributed  # noqa: F401 - it sets the levels of its loggers when it is imported
 

@@ -83,7 +83,7 @@ class Vocabulary:
         return here
 
     def _members(self, annotation: Any, value: object = None) -> Iterator[Any]:
-        """The members of a union; where the value there names its measure, only that one."""
+        """Yield the members of a union; where the value there names its measure, only that one."""
         measure = value.get("measure") if isinstance(value, Mapping) else None
         meant = self.measures.get(measure) if isinstance(measure, str) else None
         for kind in _flat(annotation):
@@ -100,7 +100,7 @@ def _literals(kind: object) -> list[str]:
 
 
 def _flat(annotation: Any) -> Iterator[Any]:
-    """The members of a union, or the one type, unwrapped."""
+    """Yield the members of a union, or the one type, unwrapped."""
     if isinstance(annotation, FieldInfo):
         annotation = annotation.annotation
     if get_origin(annotation) is Annotated:
@@ -113,7 +113,7 @@ def _flat(annotation: Any) -> Iterator[Any]:
 
 
 def _inside(kind: Any, part: str | int) -> Any:
-    """The type of a member of a table or an array."""
+    """Return the type of a member of a table or an array."""
     if _is_model(kind):
         return kind.model_fields.get(str(part))
     arguments = get_args(kind)
@@ -123,7 +123,7 @@ def _inside(kind: Any, part: str | int) -> Any:
 
 
 def describe(annotation: Any, constraints: Sequence[Any] = ()) -> str:
-    """A type in the words of TOML."""
+    """Return a type in the words of TOML."""
     bounds = "".join(f" above {least}" for item in constraints if (least := getattr(item, "gt", None)) is not None)
     bounds += "".join(f" from {least} on" for item in constraints if (least := getattr(item, "ge", None)) is not None)
     kinds = list(_flat(annotation))
@@ -147,7 +147,7 @@ def _one(kind: Any) -> str:
 
 
 def given(value: object) -> str:
-    """A value as the file has it, cut to one line."""
+    """Return a value as the file has it, cut to one line."""
     try:
         text = json.dumps(value, ensure_ascii=False, default=str)
     except ValueError:
@@ -156,5 +156,5 @@ def given(value: object) -> str:
 
 
 def unfit(value: object, allowed: str, hint: str = "") -> str:
-    """What to say of a value that cannot stand where it does."""
+    """Return what to say of a value that cannot stand where it does."""
     return f": given {given(value)}; allowed: {allowed}{'.' if hint else ''}{hint}"

@@ -55,7 +55,7 @@ def read_spec(path: Path, measures: tuple[type[Common], ...]) -> Loaded:
 
 
 def _parsed(path: Path, text: str) -> dict[str, Any]:
-    """The tables of a TOML text."""
+    """Return the tables of a TOML text."""
     try:
         data = tomli.loads(text)
     except tomli.TOMLDecodeError as error:
@@ -104,7 +104,7 @@ class _Report:
         self.data, self.origins = expanded(data)
 
     def checked(self) -> Spec:
-        """The spec, or one error that names every problem in the order of the file."""
+        """Return the spec, or one error that names every problem in the order of the file."""
         if strange := list(self._strange(self.data)):
             raise ReproError("\n".join(self._sentences(strange)))
         spec, found = None, list(self._dangling())
@@ -117,7 +117,7 @@ class _Report:
         return spec
 
     def _sentences(self, found: list[Problem]) -> list[str]:
-        """The problems in words, in the order of the file; past the first hundred they are only counted."""
+        """Return the problems in words, in the order of the file; past the first hundred they are only counted."""
         found.sort(key=lambda problem: self._line(problem[0]))
         told = [self._told(where, what) for where, what in found[:_MOST_PROBLEMS]]
         lines = sorted((self._line(where), self._table(where) + words) for where, words in told)
@@ -151,7 +151,7 @@ class _Report:
         return self._written(("experiment", base, *where[2:]))
 
     def _line(self, where: Where) -> int:
-        """The line of a place, of the first thing in it, or of the nearest thing around it that has one."""
+        """Return the line of a place, of the first thing in it, or of the nearest thing around it that has one."""
         where = self._written(where)
         return next((self._lines[where[:end]] for end in range(len(where), 0, -1) if where[:end] in self._lines), 1)
 
@@ -173,7 +173,7 @@ class _Report:
             yield where, unfit(value, f"text without the control character {control[0]!a}")
 
     def _refused(self, details: Sequence[ErrorDetails]) -> Iterator[Problem]:
-        """What the types refuse; of the members of a union only the one that the file seems to mean."""
+        """Yield what the types refuse; of the members of a union only the one that the file seems to mean."""
         places = [self.vocabulary.place_of(detail["loc"], self.data) for detail in details]
         around = {where[:end] for where in places for end in range(len(where))}
         for detail, where in zip(details, places, strict=True):
@@ -204,7 +204,7 @@ class _Report:
         return self._unfit(where, detail)
 
     def _unfit(self, where: Where, detail: ErrorDetails) -> tuple[Where, str]:
-        """A value of the wrong type or outside its range, or what a rule of the types says of it."""
+        """Return a value of the wrong type or outside its range, or what a rule of the types says of it."""
         if isinstance(where[-1], int) and detail["type"] in ("missing", "too_long"):
             where = where[:-1]
         value: Any = self.data
@@ -217,7 +217,7 @@ class _Report:
         return where, unfit(value, self.vocabulary.allowed_at(where, self.data), hint)
 
     def _names(self, table: str) -> dict[str, Any]:
-        """The entries of a table of tables, as far as they are tables."""
+        """Return the entries of a table of tables, as far as they are tables."""
         entries = self.data.get(table)
         return (
             {key: value for key, value in entries.items() if isinstance(value, Mapping)}
@@ -257,7 +257,7 @@ class _Report:
                 yield ("subject", name), ": the store keeps other things under this name; rename the subject"
 
     def _misplaced(self, name: str, variant: Mapping[str, Any], experiments: Mapping[str, Any]) -> Iterator[Problem]:
-        """What a variant varies must be there, and the variant's own name must not."""
+        """Yield what a variant varies must be there, and the variant's own name must not."""
         of = variant.get("of")
         for base in of if isinstance(of, tuple) else (of,):
             yield from self._known(("variant", name, "of"), base, experiments, "experiment")
@@ -307,7 +307,7 @@ def expanded(data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, tuple[s
 
 
 def _statements(text: str) -> Iterator[tuple[Where, int]]:
-    """The place and line of every table header and every key that starts a statement.
+    """Yield the place and line of every table header and every key that starts a statement.
 
     A statement is the least number of lines that are TOML by themselves, so that nothing inside a text or an array is
     mistaken for one.
@@ -348,7 +348,7 @@ def _is_toml(text: str) -> bool:
 
 
 def _path(line: str) -> Where:
-    """The keys that a header or a key names, quotes and dots resolved by the parser itself."""
+    """Return the keys that a header or a key names, quotes and dots resolved by the parser itself."""
     value: Any = tomli.loads(line)
     keys: list[str] = []
     while isinstance(value, dict) and value:

@@ -37,7 +37,7 @@ def excluded_prompts(path: Path) -> list[int]:
 
 
 def left_out_line(prompts: Sequence[int], limit: int = 8) -> str:
-    """Which prompts are left out and why, the first few where there are many."""
+    """Return which prompts are left out and why, the first few where there are many."""
     shown = ", ".join(map(str, prompts[:limit]))
     more = f" and {len(prompts) - limit} more" if len(prompts) > limit else ""
     plural = "s" if len(prompts) > 1 else ""
@@ -45,7 +45,7 @@ def left_out_line(prompts: Sequence[int], limit: int = 8) -> str:
 
 
 def partial(prompts: Sequence[int], n_prompts: int) -> str:
-    """How much of a result there is: `PARTIAL 299/300 prompts`."""
+    """Return how much of a result there is: `PARTIAL 299/300 prompts`."""
     return f"PARTIAL {n_prompts - len(prompts)}/{n_prompts} prompts"
 
 
@@ -98,5 +98,5 @@ class ValidPrompts:
 
 
 def kept(raw: xr.Dataset, attrs: Any) -> xr.Dataset:
-    """The raw arrays of a result, as `read_raw` gives them, without the prompts that its summary leaves out."""
+    """Return the raw arrays of a result, as `read_raw` gives them, without the prompts that its summary leaves out."""
     return raw.drop_isel(prompt=list(attrs.get(NOTE, ())))

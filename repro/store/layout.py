@@ -75,7 +75,7 @@ class Layout:
             seen.add(variable.name)
 
     def _check(self, variable: Variable) -> None:
-        """Refuses a variable that the store could not hold or that has an undeclared dimension."""
+        """Refuse a variable that the store could not hold or that has an undeclared dimension."""
         if not _IDENTIFIER.fullmatch(variable.name) or variable.name in ("summary", *UNLABELLED):
             raise _bad(f"{variable.name!r} cannot name a variable")
         if "prompt" not in variable.dims or len(set(variable.dims)) != len(variable.dims):
@@ -92,7 +92,7 @@ class Layout:
         return self.sizes["prompt"]
 
     def variable(self, name: str) -> Variable:
-        """The variable of that name."""
+        """Return the variable of that name."""
         for variable in self.variables:
             if variable.name == name:
                 return variable
@@ -107,7 +107,7 @@ class Layout:
         return math.ceil(self.n_prompts / unit)
 
     def prompts(self, unit: int, i: int) -> slice:
-        """The prompts of unit i."""
+        """Return the prompts of unit i."""
         if not 0 <= i < self.n_units(unit):
             raise ReproError(f"no unit {i}; there are {self.n_units(unit)}", Exit.FAILED)
         return slice(i * unit, min((i + 1) * unit, self.n_prompts))
@@ -117,7 +117,7 @@ class Layout:
         return tuple(prompts if dim == "prompt" else slice(None) for dim in variable.dims)
 
     def blocks(self, variable: Variable, max_bytes: int) -> Iterator[dict[str, slice]]:
-        """Cuts a variable along its labelled dimensions into blocks of at most `max_bytes`, or of single labels."""
+        """Cut a variable along its labelled dimensions into blocks of at most `max_bytes`, or of single labels."""
         sizes = dict(zip(variable.dims, self.shape(variable), strict=True))
         labelled = [dim for dim in variable.dims if dim in self.coords]
         room = max_bytes // (
@@ -140,14 +140,14 @@ class Layout:
         return f"{DATA}/{variable.name}/{self.chunk(variable, i)}"
 
     def to_json(self) -> dict[str, Any]:
-        """The layout as plain JSON values."""
+        """Return the layout as plain JSON values."""
         variables = [{**vars(variable), "dims": list(variable.dims)} for variable in self.variables]
         coords = {dim: list(labels) for dim, labels in self.coords.items()}
         return {"variables": variables, "coords": coords, "sizes": dict(self.sizes)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Layout:
-        """The inverse of `to_json`."""
+        """Return the inverse of `to_json`."""
         variables = tuple(Variable(**{**v, "dims": tuple(v["dims"])}) for v in value["variables"])
         return cls(variables, value["coords"], value["sizes"])
 
@@ -160,7 +160,7 @@ def _is_real(dtype: str) -> bool:
 
 
 def _check_dim(dim: str, labels: Sequence[str]) -> None:
-    """Refuses a labelled dimension whose name or labels the store could not hold."""
+    """Refuse a labelled dimension whose name or labels the store could not hold."""
     if not _IDENTIFIER.fullmatch(dim) or dim in ("summary", *UNLABELLED):
         raise _bad(f"{dim!r} cannot name a labelled dimension")
     if not labels:
@@ -204,7 +204,7 @@ def result_path(root: Path, subject: str, experiment: str, key: str) -> Path:
 
 
 def check_place(path: Path) -> None:
-    """Refuses a result folder whose last three parts are unsafe names or pass through a link."""
+    """Refuse a result folder whose last three parts are unsafe names or pass through a link."""
     if len(path.parts) < 3 or not all(_NAME.fullmatch(part) for part in path.parts[-3:]):
         raise ReproError(f"{path} is not of the form store/<subject>/<experiment>/<key>")
     inside = path.parents[2].resolve().joinpath(*path.parts[-3:])

@@ -61,7 +61,7 @@ def load_record(path: Path, layout: Layout, manifest: Mapping[str, Any], i: int)
 
 
 def unit_present(path: Path, layout: Layout, manifest: Mapping[str, Any], i: int) -> bool:
-    """Whether unit i has a whole record and files of the recorded sizes (a quick look that hashes nothing)."""
+    """Return whether unit i has a whole record and files of the recorded sizes (a quick look that hashes nothing)."""
     try:
         record = load_record(path, layout, manifest, i)
     except ReproError:
@@ -147,7 +147,7 @@ def checked_commit(path: Path, prefix: tuple[str, ...]) -> dict[str, Any]:
 
 
 def check_files(path: Path, files: Mapping[str, Any]) -> None:
-    """Raises ReproError (exit 5) for the first file that does not have its digest."""
+    """Raise ReproError (exit 5) for the first file that does not have its digest."""
     for name, expected in files.items():
         if digest_or_none(path / name) != expected:
             raise ReproError(f"{path / name} is damaged or missing: see `python -m repro verify`", Exit.CORRUPT)

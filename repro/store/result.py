@@ -39,7 +39,7 @@ times as long to write and ten to read. An array that was begun at another level
 
 
 def open_result(path: Path, layout: Layout, unit: int, provenance: Mapping[str, Any]) -> Result:
-    """Creates the result at `path`, or resumes what is there.
+    """Create the result at `path`, or resumes what is there.
 
     path: `store/<subject>/<experiment>/<key>`; unit: prompts per unit; provenance: JSON values, kept without what
     looks like a secret; its member "environment" (versions, device kind, precision) is the fingerprint in each record.
@@ -88,7 +88,7 @@ def _codecs(level: int) -> list[Any]:
 
 
 def _write_template(folder: Path, layout: Layout, unit: int) -> None:
-    """Writes the group, the labels, and the arrays without chunks: one a unit, full in every dimension but prompts."""
+    """Write the group, the labels, and the arrays without chunks: one a unit, full in every dimension but prompts."""
     import zarr
 
     # Flat keys: a variable's chunks lie in one folder, so one fsync makes a new name durable.
@@ -150,7 +150,7 @@ class _Encoder:
 
 @contextmanager
 def _readable(what: str) -> Iterator[None]:
-    """Turns what zarr and the operating system say about a read into one sentence."""
+    """Turn what zarr and the operating system say about a read into one sentence."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -161,7 +161,7 @@ class Result(Units):
     """One experiment's arrays, open for writing unit by unit and for reading back. Made by `open_result`."""
 
     def write_unit(self, i: int, arrays: Mapping[str, np.ndarray], notes: Mapping[str, Any] | None = None) -> bool:
-        """Writes unit i for good: chunks encoded and decoded again, fsync, read back and compare, then its record.
+        """Write unit i for good: chunks encoded and decoded again, fsync, read back and compare, then its record.
 
         arrays: every variable of the layout, with the prompts of this unit only; notes: JSON values for the record.
         Returns False, having written nothing, if the unit was done before. Raises ReproError (exit 1) for arrays that
@@ -183,7 +183,7 @@ class Result(Units):
             return _Encoder(self.path / records.DATA, [variable.name for variable in self.layout.variables])
 
     def _checked(self, arrays: Mapping[str, np.ndarray], prompts: slice) -> dict[str, np.ndarray]:
-        """The arrays, if they are exactly what the layout declares."""
+        """Return the arrays, if they are exactly what the layout declares."""
         values = {name: np.asarray(array) for name, array in arrays.items()}
         names = {variable.name for variable in self.layout.variables}
         if set(values) != names:
@@ -217,7 +217,7 @@ class Result(Units):
             return np.asarray(array[tuple(isel.get(dim, slice(None)) for dim in declared.dims)])
 
     def iter_blocks(self, variable: str, max_bytes: int = BLOCK_BYTES) -> Iterator[tuple[dict[str, slice], np.ndarray]]:
-        """The whole of a variable in blocks, each with all prompts and positions of some labels.
+        """Yield the whole of a variable in blocks, each with all prompts and positions of some labels.
 
         max_bytes: size of a block; one label of every dimension is the least. Each block is filled unit by unit in the
         place of the one before, so memory is one block and one chunk; every chunk is decoded once a block.
@@ -237,7 +237,7 @@ class Result(Units):
             yield block, out
 
     def finalise(self, summary: xr.Dataset) -> None:
-        """Verifies every unit against its record, writes the `summary` group, and commits; nothing if it is committed.
+        """Verify every unit against its record, writes the `summary` group, and commits; nothing if it is committed.
 
         Racing workers take turns: one commits, the others return when it has. Raises ReproError: exit 1 if units are
         missing, exit 5 if some changed on disk (they are forgotten, so that the next run recomputes them).
@@ -246,7 +246,7 @@ class Result(Units):
 
 
 def _write_dataset(dataset: xr.Dataset, folder: Path) -> None:
-    """Writes a small labelled Dataset, one chunk a variable, the same bytes for the same values."""
+    """Write a small labelled Dataset, one chunk a variable, the same bytes for the same values."""
     plain = dataset.copy(deep=False).drop_encoding()
     plain.attrs = records.plain(plain.attrs)
     for name, variable in dataset.variables.items():
@@ -261,7 +261,7 @@ def _write_dataset(dataset: xr.Dataset, folder: Path) -> None:
 
 
 def _open_dataset(where: Any, group: str | None = None) -> xr.Dataset:
-    """A Dataset as it was written, its strings as objects; arrays stay on disk until they are asked for."""
+    """Return a Dataset as it was written, its strings as objects; arrays stay on disk until they are asked for."""
     import xarray as xr
 
     dataset = xr.open_zarr(
@@ -280,7 +280,7 @@ def _open_dataset(where: Any, group: str | None = None) -> xr.Dataset:
 
 
 def read_summary(path: Path) -> xr.Dataset:
-    """The reduced result at `path`, a result folder or a copy kept in git, loaded.
+    """Return the reduced result at `path`, a result folder or a copy kept in git, loaded.
 
     Its attrs["provenance"] holds where it came from.
     Raises ReproError (exit 5) if it is not committed, or if a byte of it differs from what was committed.
@@ -299,7 +299,7 @@ def read_summary(path: Path) -> xr.Dataset:
 
 
 def read_raw(path: Path) -> xr.Dataset:
-    """The raw arrays of a committed result, read from disk only where they are indexed.
+    """Return the raw arrays of a committed result, read from disk only where they are indexed.
 
     Raises ReproError (exit 5) if it is not committed or not whole; a flipped bit in a chunk is an error on reading.
     """

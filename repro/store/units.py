@@ -35,7 +35,7 @@ class Chunk:
 def create(
     path: Path, layout: Layout, unit: int, provenance: dict[str, Any], write_template: Callable[[Path], None]
 ) -> None:
-    """Writes arrays without chunks, labels, provenance and, last, the manifest; repairs what of it is missing."""
+    """Write arrays without chunks, labels, provenance and, last, the manifest; repair what of it is missing."""
     if files.load(path / records.PROVENANCE) is None:
         files.write_durably(path / records.PROVENANCE, files.sealed(provenance))
     if records.load_manifest(path) is not None:
@@ -83,7 +83,7 @@ class Units:
         self.close()
 
     def close(self) -> None:
-        """Gives back every claim that is still held."""
+        """Give back every claim that is still held."""
         with contextlib.suppress(OSError):
             self._claims.drop_all()
 
@@ -98,11 +98,11 @@ class Units:
         return records.load_commit(self.path) is not None
 
     def unit_slice(self, i: int) -> slice:
-        """The prompts of unit i."""
+        """Return the prompts of unit i."""
         return self.layout.prompts(self.unit, i)
 
     def has(self, i: int) -> bool:
-        """Whether unit i has a whole record, and files of the recorded sizes."""
+        """Return whether unit i has a whole record, and files of the recorded sizes."""
         return records.unit_present(self.path, self.layout, self._manifest, i)
 
     def missing(self) -> list[int]:
@@ -128,12 +128,12 @@ class Units:
             return True
 
     def release(self, i: int) -> None:
-        """Gives unit i back, if this worker has it."""
+        """Give unit i back, if this worker has it."""
         with contextlib.suppress(OSError):
             self._claims.drop(str(i))
 
     def _put(self, i: int, chunks: Mapping[str, Chunk], notes: dict[str, Any]) -> bool:
-        """Claims unit i, writes its chunks, reads them back, records it; False if done."""
+        """Claim unit i, writes its chunks, reads them back, records it; False if done."""
         if not self.claim(i):
             if self.has(i):
                 return False
@@ -169,7 +169,7 @@ class Units:
         files.write_durably(self._units / records.unit_name(i), files.sealed(body))
 
     def _commit(self, write_summary: Callable[[Path], None]) -> None:
-        """Verifies every unit against its bytes, has the summary written to a fresh folder, and writes COMMIT last."""
+        """Verify every unit against its bytes, has the summary written to a fresh folder, and write COMMIT last."""
         with files.disk(self.path):
             if not self._claim_commit():
                 return
@@ -199,7 +199,7 @@ class Units:
         return True
 
     def _check_units(self) -> None:
-        """Refuses to commit what is incomplete or differs from its record; a unit that differs is forgotten."""
+        """Refuse to commit what is incomplete or differs from its record; a unit that differs is forgotten."""
         missing = self.missing()
         if missing:
             raise ReproError(f"{self.path}: {len(missing)} of {self.n_units} units are not recorded", Exit.FAILED)

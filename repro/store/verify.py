@@ -51,7 +51,7 @@ class Finding:
 
 
 def verify(root: Path) -> list[Finding]:
-    """Reads every byte of every result below `root` and returns what is wrong, in order of path; empty if nothing is.
+    """Read every byte of every result below `root` and return what is wrong, in order of path; empty if nothing is.
 
     root: the `store/` folder. Finds altered bits, truncated, deleted, swapped or foreign files and links, in arrays,
     metadata, records and copies. A unit of an unfinished result that has no record is not an error but work left.
@@ -68,7 +68,7 @@ def verify(root: Path) -> list[Finding]:
 
 
 def _level(root: Path, folder: Path, findings: list[Finding], kept: tuple[str, ...] = ()) -> list[Path]:
-    """The folders inside a folder; whatever else lies there is foreign."""
+    """Return the folders inside a folder; whatever else lies there is foreign."""
     inside = []
     for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
         if entry.name in kept:
@@ -140,14 +140,14 @@ class _Check:
     def say(
         self, file: str, what: str, units: Mapping[int, tuple[int, int]] | None = None, foreign: bool = False
     ) -> None:
-        """Reports a file, once."""
+        """Report a file, once."""
         if file not in self.bad:
             self.bad.add(file)
             units = units or {}
             self.findings.append(Finding(self.path, file, what, tuple(units.values()), tuple(units), foreign))
 
     def geometry(self, layout: Layout, manifest: Mapping[str, Any]) -> None:
-        """Learns which chunks may exist, from the manifest."""
+        """Learn which chunks may exist, from the manifest."""
         self.layout, self.unit = layout, manifest["unit"]
         for i in range(layout.n_units(self.unit)):
             self.known.update(layout.chunk_file(v, i) for v in layout.variables)
@@ -162,7 +162,7 @@ class _Check:
             return None
 
     def digest(self, file: str, expected: Any) -> None:
-        """Compares a file with its digest."""
+        """Compare a file with its digest."""
         self.known.add(file)
         if file not in self.bad:
             self._compare(file, expected, {})
@@ -187,7 +187,7 @@ class _Check:
         return {i: (prompts.start, prompts.stop)}
 
     def record(self, file: str, manifest: Mapping[str, Any] | None) -> None:
-        """Checks one unit's record, and the chunks that it covers."""
+        """Check one unit's record, and the chunks that it covers."""
         i = int(file.removeprefix(f"{records.UNITS}/").removesuffix(".json"))
         units = self.prompts(i)
         if self.layout is not None and not units:
@@ -209,7 +209,7 @@ class _Check:
             self._compare(entry["file"], entry["digest"], units)
 
     def foreign(self) -> None:
-        """Reports what does not belong here."""
+        """Report what does not belong here."""
         for file in _files(self.path):
             temporary = any(files.is_temporary(part) for part in Path(file).parts)
             if file in self.known or temporary or _CLAIM.fullmatch(file):

@@ -211,7 +211,7 @@ def test_an_index_never_leads_out_of_the_folder(tmp_path: Path, name: object) ->
     index = path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors", "b": name}}))
     said = refused(lambda: read_folder(path), Exit.UNAVAILABLE)
-    assert said == f"{index}: {name!r} is no file of weights in this folder"
+    assert said == f"{index}: {name!r} is not a file of weights in this directory"
     index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
     assert read_folder(path).weights == (path / "model-1.safetensors",)
 
