@@ -16,10 +16,11 @@ from pydantic_core import ErrorDetails
 import paper_figures
 from repro.errors import ReproError, plain
 from repro.labels import did_you_mean, listing
+from repro.spec.lines import statements
 from repro.spec.messages import Vocabulary, Where, given, unfit
-from repro.spec.types import NAME, NAME_WORDS, RESERVED_SUBJECTS, Common, Loaded, Spec, Variant, spec_type
+from repro.spec.types import NAME, NAME_WORDS, RESERVED_SUBJECTS, Common, Loaded, Spec, spec_type
+from repro.spec.variants import expanded, variant_name
 
-_KEY = re.compile(r"""\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""")
 _PROSE = ("about", "text", "answer", "other")
 """Keys of texts of several lines."""
 _ANY_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -34,10 +35,6 @@ _WIDEST = 1 << 63
 """Whole numbers of TOML have 64 bits."""
 _MOST_PROBLEMS = 100
 _LONGEST_KEY = 80
-_LONGEST_STATEMENT = 500
-"""Lines of one array or text that are looked through for the end of it."""
-_LONGEST_SEARCH = 1 << 23
-"""Characters that are looked through for all these ends."""
 
 
 def read_spec(path: Path, measures: tuple[type[Common], ...]) -> Loaded:
@@ -134,7 +131,7 @@ class _Report:
     @cached_property
     def _lines(self) -> dict[Where, int]:
         """The line of every place that has one, and of everything around it the first line in it."""
-        lines = dict(_statements(self.text))
+        lines = dict(statements(self.text))
         first: dict[Where, int] = {}
         for place, line in lines.items():
             for end in range(len(place)):
@@ -275,83 +272,3 @@ class _Report:
                 return f": no {kind} {given(name)}.{did_you_mean(name, known)} Known: {listing(known, 40)}"
 
             yield where, words
-
-
-def variant_name(variant: str, of: object, base: object) -> str:
-    """Return the name of the experiment that a variant makes of one that it varies."""
-    return f"{base}_{variant}" if isinstance(of, tuple) else variant
-
-
-def expanded(data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, tuple[str, str]]]:
-    """Write the variants of a spec out as experiments, as far as what they vary is there.
-
-    data: the file's tables. Returns them with more experiments, and for each of those its variant and what it varies.
-    """
-    experiments, variants = data.get("experiment"), data.get("variant")
-    if not isinstance(experiments, Mapping) or not isinstance(variants, Mapping):
-        return dict(data), {}
-    whole, origins = dict(experiments), {}
-    for name, variant in variants.items():
-        of = variant.get("of") if isinstance(variant, Mapping) else None
-        for base in of if isinstance(of, tuple) else (of,):
-            own = variant_name(name, of, base)
-            if not isinstance(base, str) or not isinstance(whole.get(base), Mapping) or own in whole:
-                continue
-            own_fields = {key: value for key, value in variant.items() if key not in Variant.model_fields}
-            group = variant.get("group", Variant.model_fields["group"].default)
-            about = [text for text in (whole[base].get("about"), variant.get("about")) if isinstance(text, str)]
-            own_fields["about"] = ", ".join(about) if isinstance(of, tuple) else variant.get("about", "")
-            whole[own] = {**whole[base], **own_fields, "group": group, "variant_of": base}
-            origins[own] = (name, base)
-    return {**data, "experiment": whole}, origins
-
-
-def _statements(text: str) -> Iterator[tuple[Where, int]]:
-    """Yield the place and line of every table header and every key that starts a statement.
-
-    A statement is the least number of lines that are TOML by themselves, so that nothing inside a text or an array is
-    mistaken for one.
-    """
-    table: Where = ()
-    counts: dict[Where, int] = {}
-    lines = text.replace("\r\n", "\n").split("\n")
-    start = searched = 0
-    while start < len(lines):
-        for stop in range(start + 1, min(start + _LONGEST_STATEMENT, len(lines)) + 1):
-            statement = "\n".join(lines[start:stop])
-            searched += len(statement)
-            if searched > _LONGEST_SEARCH:
-                return
-            if _is_toml(statement):
-                break
-        else:
-            return
-        line = lines[start].strip()
-        if line.startswith("["):
-            table = _path(line)
-            if line.startswith("[["):
-                counts[table] = counts.get(table, -1) + 1
-                yield table, start + 1
-                table = (*table, counts[table])
-            yield table, start + 1
-        elif key := _KEY.match(line):
-            yield (*table, *_path(f"{key[1]} = 0")), start + 1
-        start = stop
-
-
-def _is_toml(text: str) -> bool:
-    try:
-        tomli.loads(text)
-    except tomli.TOMLDecodeError:
-        return False
-    return True
-
-
-def _path(line: str) -> Where:
-    """Return the keys that a header or a key names, quotes and dots resolved by the parser itself."""
-    value: Any = tomli.loads(line)
-    keys: list[str] = []
-    while isinstance(value, dict) and value:
-        (key, value), *_ = value.items()
-        keys.append(key)
-    return tuple(keys)
