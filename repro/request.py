@@ -143,7 +143,7 @@ class Workspace:
             probe.unlink()
         except OSError as error:
             raise ReproError(
-                f"--out {self.root}: cannot be written ({error.strerror}); choose another folder"
+                f"--out {self.root}: cannot be written ({error.strerror}); choose another directory"
             ) from None
 
 

@@ -123,7 +123,7 @@ def test_a_root_that_cannot_be_written_is_refused(tmp_path: Path, way: str) -> N
         world(out=out).check_writable()
     assert caught.value.code == Exit.USAGE
     assert caught.value.message.startswith(f"--out {out}: ")
-    assert caught.value.message.endswith("choose another folder")
+    assert caught.value.message.endswith("choose another directory")
 
 
 def test_the_cache_is_where_the_user_wants_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
