@@ -33,7 +33,7 @@ class BenchOptions:
 
 
 def bench(options: BenchOptions, say: Callable[[str], None] = print) -> Exit:
-    """Check every kernel against float64, times those that are right, writes rows and a chart.
+    """Check every kernel against float64, time those that are right, write rows and a chart.
 
     Returns OK, or FAILED if a check failed: then no speed of that kernel exists. Raises ReproError (exit 2) for a
     device, case or budget that cannot be, or a store that cannot be written. Agreement: tests/kernels/test_bench.py.

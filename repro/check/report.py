@@ -51,7 +51,7 @@ def as_json(rows: Sequence[Row], heading: Heading) -> str:
     document = {
         **asdict(heading),
         "verdicts": {verdict: counts[verdict] for verdict in VERDICTS},
-        "rows": [{key: _finite(value) for key, value in asdict(row).items()} for row in rows],
+        "rows": [{key: finite(value) for key, value in asdict(row).items()} for row in rows],
     }
     return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -115,8 +115,8 @@ def _table(rows: Sequence[Row], heading: Heading) -> list[str]:
     lines = [f"| quantity | variant | published | {ours} | interval | tolerance | verdict | why |"]
     lines.append("|---|---|---:|---:|---|---|---|---|")
     lines += [
-        f"| {_cell(row.quantity)} | {row.variant} | {_number(row.published)} | {_number(row.ours)} | "
-        f"{_interval(row)} | {_cell(row.tolerance)} | {row.verdict} | {_cell(row.why)} |"
+        f"| {cell(row.quantity)} | {row.variant} | {_number(row.published)} | {_number(row.ours)} | "
+        f"{_interval(row)} | {cell(row.tolerance)} | {row.verdict} | {cell(row.why)} |"
         for row in rows
     ]
     return lines
@@ -135,7 +135,7 @@ def _grouped_table(rows: Sequence[Row], heading: Heading) -> list[str]:
         why = "; ".join(f"{reason} ({count})" for reason, count in sorted(reasons.items()))
         cells = " | ".join(str(counts[verdict]) for verdict in VERDICTS)
         largest = _largest(own) if heading.subject_is_papers else ""
-        lines.append(f"| {node} | {len(own)} | {cells} | {largest} | {_cell(why)} |")
+        lines.append(f"| {node} | {len(own)} | {cells} | {largest} | {cell(why)} |")
     return lines
 
 
@@ -163,16 +163,18 @@ def _interval(row: Row) -> str:
 def _number(value: float | str | None) -> str:
     if value is None:
         return ""
-    return _cell(value) if isinstance(value, str) else f"{value:.4g}"
+    return cell(value) if isinstance(value, str) else f"{value:.4g}"
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
+    """Return a text that may stand in a cell of a Markdown table."""
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return a value for JSON, which has no NaN: null in its place."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value

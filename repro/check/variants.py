@@ -9,6 +9,7 @@ from pathlib import Path
 
 import xarray as xr
 
+from repro.check.report import cell, finite
 from repro.measures import measure_named
 from repro.spec.types import Common
 
@@ -69,7 +70,8 @@ def write_variants(lines: list[Line], folder: Path, subject: str) -> Path:
     """Write variants.md and variants.json into a folder; return the table's path."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
-        f"| {line.variant} | {line.changes} | {line.quantity} | {_number(line.default)} | {_number(line.value)} |"
+        f"| {line.variant} | {cell(line.changes)} | {cell(line.quantity)} | {_number(line.default)} | "
+        f"{_number(line.value)} |"
         for line in lines
     ]
     head = [
@@ -82,7 +84,8 @@ def write_variants(lines: list[Line], folder: Path, subject: str) -> Path:
     ]
     table = folder / "variants.md"
     table.write_text("\n".join([*head, *rows]) + "\n", encoding="utf-8")
-    (folder / "variants.json").write_text(json.dumps([asdict(line) for line in lines], indent=1) + "\n")
+    document = [{key: finite(value) for key, value in asdict(line).items()} for line in lines]
+    (folder / "variants.json").write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return table
 
 

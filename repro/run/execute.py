@@ -36,7 +36,7 @@ class Outcome:
 
 
 def execute(plan: Plan, items: Sequence[Item], session: Session, cluster: Cluster | None = None) -> list[Outcome]:
-    """Compute and commits some of a plan's items: one pass per length of prompts and precision, shared by all.
+    """Compute and commit some of a plan's items: one pass per length of prompts and precision, shared by all.
 
     cluster: whose workers fill the units; None: this process does. A failing experiment does not stop the others.
     Raises ReproError if the model cannot be had.
@@ -64,7 +64,7 @@ class _Pass:
         self.results: dict[str, Result] = {}
 
     def run(self) -> list[Outcome]:
-        """Open the results, streams what is missing, reduces and commits."""
+        """Open the results, stream what is missing, reduce and commit."""
         started = time.perf_counter()
         for item in self.work.items.values():
             self.failures.guard(item.name, lambda item=item: self._open(item))  # type: ignore[misc]
@@ -96,7 +96,7 @@ class _Pass:
         self.work.prepare(item.name)
 
     def _fill(self) -> None:
-        """Say what is missing, and has it computed."""
+        """Say what is missing, and have it computed."""
         lacking = missing(self.results, self.failures, set())
         units = units_of(lacking)
         if not units:

@@ -237,7 +237,7 @@ class Result(Units):
             yield block, out
 
     def finalise(self, summary: xr.Dataset) -> None:
-        """Verify every unit against its record, writes the `summary` group, and commits; nothing if it is committed.
+        """Verify every unit against its record, write the `summary` group, and commit; do nothing if it is committed.
 
         Racing workers take turns: one commits, the others return when it has. Raises ReproError: exit 1 if units are
         missing, exit 5 if some changed on disk (they are forgotten, so that the next run recomputes them).

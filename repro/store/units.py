@@ -133,7 +133,7 @@ class Units:
             self._claims.drop(str(i))
 
     def _put(self, i: int, chunks: Mapping[str, Chunk], notes: dict[str, Any]) -> bool:
-        """Claim unit i, writes its chunks, reads them back, records it; False if done."""
+        """Claim unit i, write its chunks, read them back, record it; return False if it is done."""
         if not self.claim(i):
             if self.has(i):
                 return False
@@ -169,7 +169,7 @@ class Units:
         files.write_durably(self._units / records.unit_name(i), files.sealed(body))
 
     def _commit(self, write_summary: Callable[[Path], None]) -> None:
-        """Verify every unit against its bytes, has the summary written to a fresh folder, and write COMMIT last."""
+        """Verify every unit against its bytes, have the summary written to a fresh directory, and write COMMIT last."""
         with files.disk(self.path):
             if not self._claim_commit():
                 return

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from repro.check.variants import variant_lines, variant_pairs
+from repro.check.variants import Line, variant_lines, variant_pairs, write_variants
 from repro.measures import MEASURES
 from repro.spec.read import read_spec
 from tests.runs import cli
@@ -89,3 +89,12 @@ def test_a_variant_of_nothing_is_refused(tmp_path: Path) -> None:
     assert refused.code == 2
     assert "[variant.v_patch_recomputed] of: no experiment" in refused.err
     assert "v_patch" in refused.err.split("Did you mean")[1]
+
+
+def test_what_is_not_a_number_and_what_would_break_a_table_are_written_safely(tmp_path: Path) -> None:
+    lines = [Line("odd", "of = a|b", "r against c|d", None, float("nan"))]
+    table = write_variants(lines, tmp_path, "toy")
+    row = table.read_text(encoding="utf-8").splitlines()[-1]
+    assert row == "| odd | of = a\\|b | r against c\\|d | - | nan |"
+    text = (tmp_path / "variants.json").read_text(encoding="utf-8")
+    assert json.loads(text, parse_constant=pytest.fail)[0]["value"] is None
