@@ -1,7 +1,9 @@
-"""The one error of this package: a sentence for a person, and the exit code it ends in."""
+"""The one error of this package: a sentence for a person, the exit code it ends in, and what sentences are made of."""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 
 
@@ -35,6 +37,18 @@ def plain(text: str, longest: int = LONGEST) -> str:
 def words_of(error: BaseException) -> str:
     """Return what a library says of an error, as part of a sentence."""
     return plain(" ".join(str(error).split()), 300)
+
+
+def did_you_mean(given: str, allowed: Iterable[str]) -> str:
+    """Return ' Did you mean X?' where something allowed is close, else the empty string."""
+    close = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def listing(items: Sequence[str], most: int = 12) -> str:
+    """Return the items as a comma-separated list, cut after `most`."""
+    shown = ", ".join(items[:most])
+    return shown if len(items) <= most else f"{shown}, … ({len(items)} in all)"
 
 
 class ReproError(Exception):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Sequence
 
 FLOAT32 = "float32"
 """The precision that goes without saying."""
@@ -23,17 +21,17 @@ def site_after(layer: int) -> str:
 
 
 def heads_of(layer: int, n_heads: int) -> list[str]:
-    """Labels of the heads of one layer."""
+    """Return the labels of the heads of one layer."""
     return [f"L{layer}H{head}" for head in range(n_heads)]
 
 
 def heads(n_layers: int, n_heads: int) -> list[str]:
-    """Labels of all heads, layer by layer."""
+    """Return the labels of all heads, layer by layer."""
     return [label for layer in range(n_layers) for label in heads_of(layer, n_heads)]
 
 
 def nodes(n_layers: int, n_heads: int) -> list[str]:
-    """Labels of all nodes in the order they write: the heads of a layer, then its MLP."""
+    """Return the labels of all nodes in the order they write: the heads of a layer, then its MLP."""
     return [label for layer in range(n_layers) for label in (*heads_of(layer, n_heads), f"MLP{layer}")]
 
 
@@ -43,7 +41,7 @@ def is_head(label: str) -> bool:
 
 
 def head_index(label: str) -> tuple[int, int]:
-    """(layer, head) of a head label; ValueError on anything else."""
+    """Return (layer, head) of a head label; ValueError on anything else."""
     if match := _HEAD.match(label):
         return int(match[1]), int(match[2])
     raise ValueError(f"{label!r} is not a head label such as 'L0H2'")
@@ -57,17 +55,5 @@ def layer_of(label: str) -> int:
 
 
 def in_precision(precision: str) -> str:
-    """' in bf16': what is said of whatever was computed in another precision than float32, else the empty string."""
+    """Return ' in bf16', said of whatever was computed in another precision than float32, else the empty string."""
     return "" if precision == FLOAT32 else f" in {precision}"
-
-
-def did_you_mean(given: str, allowed: Iterable[str]) -> str:
-    """' Did you mean X?' where something allowed is close, else the empty string."""
-    close = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.6)
-    return f" Did you mean {close[0]!r}?" if close else ""
-
-
-def listing(items: Sequence[str], most: int = 12) -> str:
-    """Return the items as a comma-separated list, cut after `most`."""
-    shown = ", ".join(items[:most])
-    return shown if len(items) <= most else f"{shown}, … ({len(items)} in all)"

@@ -1,4 +1,4 @@
-"""What this process is told before it works: environment, memory, and which libraries stay silent."""
+"""Settings of this process: environment variables, memory allocation, and which libraries stay silent."""
 
 from __future__ import annotations
 

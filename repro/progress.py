@@ -1,4 +1,4 @@
-"""How a long pass tells where it is: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of a long pass: a bar on a terminal, a plain line now and then elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes a model that is in memory as a local folder, so that the paper can be run on it."""
+"""Write a model that is in memory as a local folder, so that the paper can be run on it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def export(model: Any, tokens: np.ndarray, folder: Path | str, tokenizer: Path |
     """
     folder = Path(folder)
     if folder.exists():
-        raise ReproError(f"{folder}: exists; give a folder that can be created")
+        raise ReproError(f"{folder}: already exists; give a directory that does not exist yet")
     writer = _writer(model)
     folder.mkdir(parents=True)
     writer(folder)

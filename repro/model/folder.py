@@ -106,7 +106,7 @@ def read_folder(path: Path, prompts: Path | None = None) -> Folder:
     unreadable, exit 2 where there are no prompts. Agreement: tests/model/test_folder.py.
     """
     if not path.is_dir():
-        raise AbsentError(f"{path}: no such model folder")
+        raise AbsentError(f"{path}: model directory not found")
     config = _read_json(path / "config.json", _CONFIG)
     shape = _shape(path / "config.json", config)
     weights = _weights(path)
@@ -156,7 +156,7 @@ def _shape(path: Path, config: Mapping[str, Any]) -> Shape:
             if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
                 raise unfit(f"{name} is {plain(repr(value), 80)}; a positive whole number is expected")
         if len(set(given.values())) > 1:
-            raise unfit(f"{' and '.join(given)} are one size and must not differ")
+            raise unfit(f"{' and '.join(given)} name the same size and must not differ")
         return next(iter(given.values()), None)
 
     sizes: dict[str, int] = {}
@@ -181,7 +181,7 @@ def _shape(path: Path, config: Mapping[str, Any]) -> Shape:
         d_mlp=optional["d_mlp"] or 4 * sizes["d_model"],
     )
     if shape.n_heads % shape.n_kv_heads:
-        raise unfit(f"{n_heads} heads do not share {shape.n_kv_heads} key/value heads")
+        raise unfit(f"{n_heads} heads cannot be shared out evenly among {shape.n_kv_heads} key/value heads")
     if shape.n_layers * n_heads > _MOST_HEADS or shape.n_ctx > _LONGEST_CONTEXT:
         raise unfit(
             f"{shape.n_layers} layers of {n_heads} heads and a context of {shape.n_ctx} tokens; at most {_MOST_HEADS} "
@@ -242,7 +242,7 @@ def _refuse_claims(folder: Folder) -> None:
     held = sum(file.stat().st_size for file in folder.weights)
     what = ""
     if least > held:
-        what = f"config.json describes at least {least} weights, and the files of weights have {held} bytes"
+        what = f"config.json describes at least {least} weights, but the weight files have only {held} bytes"
     elif native and shape.n_layers * shape.n_ctx**2 > _LARGEST_MASKS:
         what = f"a context of {shape.n_ctx} tokens is too long for the library's own model, which masks every pair"
     if what:
@@ -288,7 +288,7 @@ def read_prompts(folder: Folder) -> np.ndarray:
 
 
 def sha256(path: Path) -> str:
-    """Hash of a file's bytes, hexadecimal."""
+    """Return the SHA-256 checksum of a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -303,5 +303,5 @@ def weights_fingerprint(folder: Folder) -> str:
 
 
 def tokens_fingerprint(tokens: np.ndarray) -> str:
-    """Hash of the token ids that an experiment reads."""
+    """Return one hash of the token ids that an experiment reads."""
     return hashlib.sha256(np.ascontiguousarray(tokens, dtype="<i4").tobytes()).hexdigest()

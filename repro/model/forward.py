@@ -83,20 +83,20 @@ def norm_scale(model: Model, x: Tensor) -> Tensor:
 
 
 def normed(model: Model, x: Tensor) -> Tensor:
-    """x [..., D] after the (weightless) norm."""
+    """Return x [..., D] after the (weightless) norm."""
     if model.center:
         return F.layer_norm(x, (x.shape[-1],), eps=model.eps)
     return F.rms_norm(x, (x.shape[-1],), eps=model.eps)
 
 
 def embed(model: Model, tokens: Tensor) -> Tensor:
-    """resid_pre0 [B, P, D] of tokens [B, P]."""
+    """Return resid_pre0 [B, P, D] of tokens [B, P]."""
     x = F.embedding(tokens, model.W_E)
     return x if model.W_pos is None else x + model.W_pos[: tokens.shape[1]]
 
 
 def rotate(rotary: Rotary, x: Tensor) -> Tensor:
-    """x [B, P, heads, K] with its leading dimensions rotated by position."""
+    """Return x [B, P, heads, K] with its leading dimensions rotated by position."""
     half = rotary.cos.shape[1]
     cos, sin = rotary.cos[: x.shape[1], None, :], rotary.sin[: x.shape[1], None, :]
     turned, rest = x[..., : 2 * half], x[..., 2 * half :]
@@ -208,5 +208,5 @@ def forward_from(model: Model, layer: int, resid_mid: Tensor) -> Tensor:
 
 
 def logits(model: Model, resid: Tensor) -> Tensor:
-    """Logits [..., V] of final residuals [..., D]; only for short prompts, never for whole contexts."""
+    """Return the logits [..., V] of final residuals [..., D]; only for short prompts, never for whole contexts."""
     return normed(model, resid) @ model.W_U + model.b_U

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repro.errors import Exit, ReproError
-from repro.labels import listing
+from repro.errors import Exit, ReproError, listing
 from repro.model.casting import DTYPES, cast, rounded
 from repro.model.folder import Folder
 from repro.model.forward import Block, Model, Rotary
@@ -73,7 +72,7 @@ def _checked(folder: Folder, dtype: torch.dtype) -> Model:
 
 
 def _bridge(folder: Folder, dtype: torch.dtype, probe: Tensor) -> tuple[Any, Rotary | None, Tensor]:
-    """The library's bridge around the folder's model, unprocessed; its rotary tables; the model's logits on a probe."""
+    """Return the library's bridge around the model, unprocessed; its rotary tables; the model's logits on a probe."""
     if folder.is_hugging_face:
         return _hugging_face(folder, dtype, probe)
     bridge, rotary = _native(folder, dtype)
@@ -138,7 +137,7 @@ def _native(folder: Folder, dtype: torch.dtype) -> tuple[Any, Rotary | None]:
     positions = c.get("positional_embedding_type", "standard")
     if positions == "rotary" and not c.get("rotary_adjacent_pairs", False):
         raise ReproError(
-            f"{folder.path}: a rotary model in this format must say rotary_adjacent_pairs = true, the only pairing "
+            f"{folder.path}: a rotary model in this format must set rotary_adjacent_pairs = true, the only pairing "
             "that the library's own model computes; use the Hugging Face format for others",
             Exit.UNAVAILABLE,
         )
@@ -182,7 +181,7 @@ def _native(folder: Folder, dtype: torch.dtype) -> tuple[Any, Rotary | None]:
 
 
 def _complete(given: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Zero biases where the checkpoint has none (Llama-kind checkpoints carry none at all)."""
+    """Return the state with zero biases where the checkpoint has none (Llama-kind checkpoints carry none at all)."""
     missing = {key: torch.zeros_like(value) for key, value in expected.items() if key not in given and _is_bias(key)}
     return given | missing
 

@@ -15,7 +15,7 @@ from repro.model.forward import Model, logits, trace
 
 # Largest deviation allowed, relative to the largest value of the same quantity: the library computes in another order,
 # and processes weights, and computes RMS norms and softmax of many models, in float32 whatever the type of the weights.
-# Rightly computed models stay below 1e-5; GELU by its tanh approximation instead of erf is off by 1e-4.
+# Correctly computed models stay below 1e-5; GELU by its tanh approximation instead of erf is off by 1e-4.
 TOLERANCE = {torch.float32: 5e-5, torch.float64: 2e-5}
 
 
@@ -64,6 +64,6 @@ def _compare(folder: Folder, name: str, ours: Tensor, theirs: Tensor, limit: flo
     if not off <= limit:
         raise ReproError(
             f"{folder.path}: {name} differs from the library's own model by {off:.2g} of its largest value "
-            f"(allowed {limit:.0e}); this architecture is not computed rightly here and is refused",
+            f"(allowed {limit:.0e}); this architecture is not computed correctly here and is refused",
             Exit.UNAVAILABLE,
         )

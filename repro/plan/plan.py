@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from repro.errors import Exit, ReproError
-from repro.labels import FLOAT32, did_you_mean, listing
+from repro.errors import Exit, ReproError, did_you_mean, listing
+from repro.labels import FLOAT32
 from repro.measures.base import Context, Measure, Stream
 from repro.measures.roles import Roles
 from repro.plan.key import key_parts, what_changed

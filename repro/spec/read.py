@@ -14,8 +14,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 import paper_figures
-from repro.errors import ReproError, plain
-from repro.labels import did_you_mean, listing
+from repro.errors import ReproError, did_you_mean, listing, plain
 from repro.spec.lines import statements
 from repro.spec.messages import Vocabulary, Where, given, unfit
 from repro.spec.types import NAME, NAME_WORDS, RESERVED_SUBJECTS, Common, Loaded, Spec, spec_type

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from repro.errors import AbsentError, Exit, ReproError, plain
-from repro.labels import did_you_mean, heads, layer_of, listing
+from repro.errors import AbsentError, Exit, ReproError, did_you_mean, listing, plain
+from repro.labels import heads, layer_of
 from repro.model.folder import Folder, read_folder, read_prompts, read_shape, weights_fingerprint
 from repro.spec.types import NAME, RESERVED_SUBJECTS, HubPrompts, Loaded, Subject
 from repro.subjects.access import Access, cache_folder
@@ -107,7 +107,7 @@ def _local(loaded: Loaded, name: str, subject: Subject, access: Access) -> Folde
     if here.is_dir():
         return read_folder(here, prompts)
     if subject.model.count("/") != 1 or subject.model.startswith((".", "/", "~")):
-        raise AbsentError(f"[subject.{name}] model: {plain(str(here), _LONGEST)}: no such model folder")
+        raise AbsentError(f"[subject.{name}] model: {plain(str(here), _LONGEST)}: model directory not found")
     return fetch_subject(loaded, name, subject, access)
 
 

@@ -102,8 +102,8 @@ def test_flop_per_token_counts_every_matrix_product() -> None:
         (TL | {"n_ctx": "64"}, "n_ctx is '64'; a positive whole number is expected"),
         (TL | {"d_vocab": 2**31}, f"d_vocab is {2**31}; a positive whole number is expected"),
         (TL | {"attn_only": True}, "attn_only models are not supported: every layer needs an MLP"),
-        (LLAMA | {"num_key_value_heads": 3}, "4 heads do not share 3 key/value heads"),
-        (LLAMA | {"n_layers": 4}, "n_layers and num_hidden_layers are one size and must not differ"),
+        (LLAMA | {"num_key_value_heads": 3}, "4 heads cannot be shared out evenly among 3 key/value heads"),
+        (LLAMA | {"n_layers": 4}, "n_layers and num_hidden_layers name the same size and must not differ"),
         (
             TL | {"n_layers": 2**30},
             "1073741824 layers of 4 heads and a context of 64 tokens; at most 65536 heads in all",
@@ -128,7 +128,7 @@ def test_an_unfit_configuration_is_unavailable_by_name(tmp_path: Path, config: o
     [
         (
             {"d_vocab": 2**30},
-            "config.json describes at least 34359761920 weights, and the files of weights have 60007 bytes",
+            "config.json describes at least 34359761920 weights, but the weight files have only 60007 bytes",
         ),
         ({"d_mlp": 2**30}, "config.json describes at least"),
         ({"n_layers": 2**14}, "config.json describes at least"),
@@ -168,7 +168,7 @@ def test_a_one_layer_model_is_a_usage_error(tmp_path: Path) -> None:
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
     path = tmp_path / "model"
-    assert refused(lambda: read_folder(path), Exit.UNAVAILABLE) == f"{path}: no such model folder"
+    assert refused(lambda: read_folder(path), Exit.UNAVAILABLE) == f"{path}: model directory not found"
     make(path)
     (path / "config.json").unlink()
     assert str(path / "config.json") in refused(lambda: read_folder(path), Exit.UNAVAILABLE)

@@ -231,7 +231,7 @@ def refusal(path: Path) -> str:
         ({"attention_dir": "bidirectional"}, "not supported: attention_dir = 'bidirectional'"),
         ({"shortformer_pos": True}, "not supported: shortformer_pos = True"),
         (toys.ROTARY | {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "not supported: rope_scaling = "),
-        (toys.ROTARY | {"rotary_adjacent_pairs": False}, "must say rotary_adjacent_pairs = true"),
+        (toys.ROTARY | {"rotary_adjacent_pairs": False}, "must set rotary_adjacent_pairs = true"),
         ({"attn_scores_soft_cap": 5.0}, "not supported: a soft-cap on attention scores"),
         ({"output_logits_soft_cap": 5.0}, "not supported: a soft-cap on logits"),
         ({"act_fn": "solu"}, "not supported: activation 'solu'"),

@@ -170,7 +170,7 @@ def test_unreadable_weights_are_refused(kind: str, kept: slice, copied: Callable
     path = copied(kind)
     (path / "model.safetensors").write_bytes((path / "model.safetensors").read_bytes()[kept])
     said = refusal(path)
-    assert ("have 0 bytes" if kept == slice(0) else "the model cannot be loaded") in said
+    assert ("have only 0 bytes" if kept == slice(0) else "the model cannot be loaded") in said
 
 
 def test_a_pth_file_that_runs_code_is_refused(copied: Callable[[str], Path]) -> None:

@@ -85,7 +85,7 @@ def _not_finite(model: Path) -> list[str]:
             "{model}/prompts.safetensors: no prompts; a safetensors file with `tokens`, int32 [prompts, positions], "
             "BOS first, is needed",
         ),
-        (_gone, Exit.UNAVAILABLE, "[subject.native] model: {model}: no such model folder"),
+        (_gone, Exit.UNAVAILABLE, "[subject.native] model: {model}: model directory not found"),
         (
             _not_finite,
             Exit.UNAVAILABLE,

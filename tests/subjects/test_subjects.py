@@ -72,7 +72,7 @@ def test_falling_back_says_from_what_and_why(tmp_path: Path) -> None:
     chosen = pick(spec)
     assert chosen.name == "second"
     assert chosen.fallback == (
-        f"first cannot be had here ([subject.first] model: {tmp_path / 'gone'}: no such model folder)"
+        f"first cannot be had here ([subject.first] model: {tmp_path / 'gone'}: model directory not found)"
     )
 
 
@@ -80,7 +80,7 @@ def test_a_named_subject_never_falls_back(tmp_path: Path) -> None:
     make(tmp_path / "mini")
     spec = loaded(tmp_path, first={"model": "gone"}, second={"model": "mini"})
     assert refused(lambda: pick(spec, "first"), Exit.UNAVAILABLE) == (
-        f"[subject.first] model: {tmp_path / 'gone'}: no such model folder"
+        f"[subject.first] model: {tmp_path / 'gone'}: model directory not found"
     )
 
 
