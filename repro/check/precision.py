@@ -171,7 +171,11 @@ def spreads(pair: Pair, results: Mapping[str, xr.Dataset]) -> list[Spread]:
     before, after = results[pair.base], results[pair.variant]
     uneven = _uneven(pair, results)
     found = []
-    for name in sorted(map(str, before.data_vars)):
+    for name in sorted({*map(str, before.data_vars), *map(str, after.data_vars)}):
+        if name not in before or name not in after:
+            only = pair.before if name in before else pair.after
+            found.append(Spread(pair.base, name, 0, 0, None, None, f"stored at {only} only"))
+            continue
         one, other = before[name], after[name]
         if "prompt" in one.dims and uneven:
             found.append(Spread(pair.base, name, 0, 0, None, None, "other prompts are left out"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from typing import Any
 
 from repro.check.precision import Effect, Quantity
 from repro.check.report import Heading
+from repro.check.tables import cell, number, table, write_json
 from repro.store.excluded import left_out_line, partial
 
 _MEANS = {
@@ -35,12 +35,11 @@ def write_effects(effects: Sequence[Effect], missing: Sequence[str], folder: Pat
     missing: declared variants of precision that cannot be shown. Agreement: tests/check/test_precision.py.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    table = folder / "precision.md"
-    table.write_text(markdown(effects, missing, heading), encoding="utf-8")
+    page = folder / "precision.md"
+    page.write_text(markdown(effects, missing, heading), encoding="utf-8")
     document = {**asdict(heading), "missing": list(missing), "effects": [_plain(effect) for effect in effects]}
-    text = json.dumps(_finite(document), indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / "precision.json").write_text(text + "\n", encoding="utf-8")
-    return table
+    write_json(folder / "precision.json", document)
+    return page
 
 
 def _plain(effect: Effect) -> dict[str, Any]:
@@ -52,7 +51,7 @@ def _plain(effect: Effect) -> dict[str, Any]:
 
 
 def markdown(effects: Sequence[Effect], missing: Sequence[str], heading: Heading) -> str:
-    """Each precision: published quantities, the headlines of each experiment, and how far every variable moves."""
+    """Return a section for each precision: published quantities, headlines, and how far every variable moves."""
     size = f"{heading.n_prompts} prompts x {heading.n_positions} positions"
     lines = [
         f"# Precision on {heading.subject}",
@@ -88,19 +87,26 @@ def _published(effect: Effect, heading: Heading) -> list[str]:
     lines = ["Where a claim is about several values, the one nearest to failing it is shown.", ""]
     if own:
         lines = [*_verdicts(effect), "", *lines]
-    names = f"{effect.before} | {effect.after}"
-    if own:
-        lines += [
-            f"| figure | quantity | published | {names} | difference | verdicts |",
-            "|---|---|---:|---:|---:|---:|---|",
-        ]
-    else:
-        lines += [f"| figure | quantity | {names} | difference |", "|---|---|---:|---:|---:|"]
-    for line in single:
-        published = f" {_cell(line.published)} |" if own else ""
-        verdicts = f" {_change(line)} |" if own else ""
-        numbers = f" {_number(line.before)} | {_number(line.after)} | {_small(line.difference)} |"
-        lines.append(f"| {line.figure} | {_cell(line.quantity)} |{published}{numbers}{verdicts}")
+    sides = [effect.before, effect.after]
+    heads = [
+        "figure",
+        "quantity",
+        *(["published"] if own else []),
+        *sides,
+        "difference",
+        *(["verdicts"] if own else []),
+    ]
+    rows = [
+        (
+            line.figure,
+            line.quantity,
+            *([line.published] if own else []),
+            *_both(line),
+            *([_change(line)] if own else []),
+        )
+        for line in single
+    ]
+    lines += table(heads, rows, right=("published", *sides, "difference"))
     for group in dict.fromkeys(line.group for line in effect.published if line.group is not None):
         lines += ["", _group(group, [line for line in effect.published if line.group == group], own)]
     return lines
@@ -113,7 +119,7 @@ def _verdicts(effect: Effect) -> list[str]:
     single = [f"{line.quantity}: {_change(line)}" for line in changed if line.group is None]
     grouped = len(changed) - len(single)
     shown = [*single, *([f"{grouped} numbers of the large table"] if grouped else [])]
-    return [f"**{len(changed)} verdicts of {len(effect.published)} change**: {'; '.join(map(_cell, shown))}."]
+    return [f"**{len(changed)} verdicts of {len(effect.published)} change**: {'; '.join(map(cell, shown))}."]
 
 
 def _change(line: Quantity) -> str:
@@ -129,8 +135,8 @@ def _group(name: str, lines: Sequence[Quantity], own: bool) -> str:
         return f"{name}: {len(lines)} numbers, none at both precisions."
     worst = max(moved, key=lambda key: moved[key])
     text = (
-        f"{name}: {len(moved)} numbers; absolute difference: median {_small(median(moved.values()))}, largest "
-        f"{_small(moved[worst])} ({', '.join(worst.split('/')[1:])})"
+        f"{name}: {len(moved)} numbers; absolute difference: median {number(median(moved.values()), 2)}, largest "
+        f"{number(moved[worst], 2)} ({', '.join(worst.split('/')[1:])})"
     )
     if own:
         counts = [sum(getattr(line, side) == "match" for line in lines) for side in ("verdict_before", "verdict_after")]
@@ -139,49 +145,38 @@ def _group(name: str, lines: Sequence[Quantity], own: bool) -> str:
 
 
 def _headlines(effect: Effect) -> list[str]:
-    lines = [f"| experiment | quantity | {effect.before} | {effect.after} | difference |", "|---|---|---:|---:|---:|"]
-    return lines + [
-        f"| {line.experiment} | {_cell(line.quantity)} | {_number(line.before)} | {_number(line.after)} | "
-        f"{_small(line.difference)} |"
-        for line in effect.headlines
-    ]
+    sides = (effect.before, effect.after)
+    rows = [(line.experiment, line.quantity, *_both(line)) for line in effect.headlines]
+    return table(("experiment", "quantity", *sides, "difference"), rows, right=(*sides, "difference"))
+
+
+def _both(line: Quantity) -> tuple[str, str, str]:
+    """Return a quantity at both precisions, to five digits that show where they part, and the difference."""
+    return number(line.before, 5), number(line.after, 5), number(line.difference, 2)
 
 
 def _variables(effect: Effect) -> list[str]:
+    right = ["values", "defined at one only", "median", "largest"]
+    there = [f"{effect.before} there", f"{effect.after} there"]
+    rows = [
+        (
+            line.experiment,
+            line.variable,
+            line.values,
+            line.undefined,
+            number(line.median, 2),
+            number(line.largest, 2),
+            line.where,
+            number(line.before, 5),
+            number(line.after, 5),
+        )
+        for line in effect.variables
+    ]
     lines = [
         "Absolute differences, over all values that are defined at both precisions.",
         "",
-        f"| experiment | variable | values | defined at one only | median | largest | where | {effect.before} there | "
-        f"{effect.after} there |",
-        "|---|---|---:|---:|---:|---:|---|---:|---:|",
-    ]
-    lines += [
-        f"| {line.experiment} | {line.variable} | {line.values} | {line.undefined} | {_small(line.median)} | "
-        f"{_small(line.largest)} | {_cell(line.where)} | {_number(line.before)} | {_number(line.after)} |"
-        for line in effect.variables
+        *table(["experiment", "variable", *right, "where", *there], rows, right=[*right, *there]),
     ]
     if any(line.variable == "answer_dla" and (line.largest or 0) > 0 for line in effect.variables):
         lines += ["", _SWAPS]
     return lines
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.5g}"
-
-
-def _small(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2g}"
-
-
-def _cell(value: object) -> str:
-    text = "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _finite(value: Any) -> Any:
-    """Return the same with None for numbers that JSON cannot hold."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

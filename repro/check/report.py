@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from repro.check.compare import VERDICTS, Row
+from repro.check.tables import table, write_json
 from repro.labels import FLOAT32, in_precision
 from repro.store.excluded import left_out_line, partial
 
@@ -39,25 +39,24 @@ def summary_line(rows: Sequence[Row]) -> str:
 def write_report(rows: Sequence[Row], folder: Path, heading: Heading) -> tuple[Path, Path]:
     """Write check.md and check.json into a folder and return their paths. Agreement: tests/check/test_check.py."""
     folder.mkdir(parents=True, exist_ok=True)
-    table, data = folder / "check.md", folder / "check.json"
-    table.write_text(markdown(rows, heading), encoding="utf-8")
-    data.write_text(as_json(rows, heading), encoding="utf-8")
-    return table, data
+    page, data = folder / "check.md", folder / "check.json"
+    page.write_text(markdown(rows, heading), encoding="utf-8")
+    write_json(data, document(rows, heading))
+    return page, data
 
 
-def as_json(rows: Sequence[Row], heading: Heading) -> str:
-    """Return every row with every field; a number that is not finite becomes null, as JSON has none."""
+def document(rows: Sequence[Row], heading: Heading) -> dict[str, Any]:
+    """Return every row with every field, under the heading and the count of each verdict."""
     counts = Counter(row.verdict for row in rows)
-    document = {
+    return {
         **asdict(heading),
         "verdicts": {verdict: counts[verdict] for verdict in VERDICTS},
-        "rows": [{key: finite(value) for key, value in asdict(row).items()} for row in rows],
+        "rows": [asdict(row) for row in rows],
     }
-    return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def markdown(rows: Sequence[Row], heading: Heading) -> str:
-    """A table per figure; a large table of numbers is shown one line per node, its rows are all in check.json."""
+    """Return a table per figure; a large table of numbers has one line per node, its rows are all in check.json."""
     lines = ["# Published numbers and ours", "", *_preamble(rows, heading)]
     figures = sorted({row.figure for row in rows}, key=_figure_order)
     for figure in figures:
@@ -112,31 +111,29 @@ def _preamble(rows: Sequence[Row], heading: Heading) -> list[str]:
 
 def _table(rows: Sequence[Row], heading: Heading) -> list[str]:
     ours = "ours" if heading.subject_is_papers else f"value on {heading.subject}"
-    lines = [f"| quantity | variant | published | {ours} | interval | tolerance | verdict | why |"]
-    lines.append("|---|---|---:|---:|---|---|---|---|")
-    lines += [
-        f"| {cell(row.quantity)} | {row.variant} | {_number(row.published)} | {_number(row.ours)} | "
-        f"{_interval(row)} | {cell(row.tolerance)} | {row.verdict} | {cell(row.why)} |"
-        for row in rows
-    ]
-    return lines
+    return table(
+        ["quantity", "variant", "published", ours, "interval", "tolerance", "verdict", "why"],
+        [
+            (r.quantity, r.variant, r.published, r.ours, _interval(r), r.tolerance, r.verdict, r.why or "-")
+            for r in rows
+        ],
+        right=("published", ours),
+    )
 
 
 def _grouped_table(rows: Sequence[Row], heading: Heading) -> list[str]:
     compared = "largest difference" if heading.subject_is_papers else f"({heading.subject}: not compared)"
-    lines = [f"| {rows[0].group}: node | numbers | {' | '.join(VERDICTS)} | {compared} | why |"]
-    lines.append("|---|---:|" + "---:|" * len(VERDICTS) + "---|---|")
+    lines = []
     # An id is group/node/site/quantile.
-    nodes = list(dict.fromkeys(row.id.split("/")[1] for row in rows))
-    for node in nodes:
+    for node in dict.fromkeys(row.id.split("/")[1] for row in rows):
         own = [row for row in rows if row.id.split("/")[1] == node]
         counts = Counter(row.verdict for row in own)
         reasons = Counter(row.why for row in own if row.verdict not in ("match", "within interval"))
         why = "; ".join(f"{reason} ({count})" for reason, count in sorted(reasons.items()))
-        cells = " | ".join(str(counts[verdict]) for verdict in VERDICTS)
-        largest = _largest(own) if heading.subject_is_papers else ""
-        lines.append(f"| {node} | {len(own)} | {cells} | {largest} | {cell(why)} |")
-    return lines
+        largest = _largest(own) if heading.subject_is_papers else "-"
+        lines.append((node, len(own), *(counts[verdict] for verdict in VERDICTS), largest, why or "-"))
+    heads = [f"{rows[0].group}: node", "numbers", *VERDICTS, compared, "why"]
+    return table(heads, lines, right=("numbers", *VERDICTS))
 
 
 def _largest(rows: Sequence[Row]) -> str:
@@ -146,7 +143,7 @@ def _largest(rows: Sequence[Row]) -> str:
         if row.ours is not None and isinstance(row.published, float) and math.isfinite(row.ours)
     }
     if not distance:
-        return ""
+        return "-"
     name = max(distance, key=lambda key: distance[key])
     return f"{distance[name]:.2g} ({', '.join(name.split('/')[2:])})"
 
@@ -157,24 +154,4 @@ def _figure_order(figure: str) -> tuple[int, str]:
 
 
 def _interval(row: Row) -> str:
-    return "" if row.interval is None else f"{row.interval[0]:.4g} … {row.interval[1]:.4g}"
-
-
-def _number(value: float | str | None) -> str:
-    if value is None:
-        return ""
-    return cell(value) if isinstance(value, str) else f"{value:.4g}"
-
-
-def cell(text: str) -> str:
-    """Return a text that may stand in a cell of a Markdown table."""
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def finite(value: Any) -> Any:
-    """Return a value for JSON, which has no NaN: null in its place."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, tuple):
-        return [finite(item) for item in value]
-    return value
+    return "-" if row.interval is None else f"{row.interval[0]:.4g} … {row.interval[1]:.4g}"

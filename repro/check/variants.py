@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import xarray as xr
 
-from repro.check.report import cell, finite
+from repro.check.tables import table, write_json
 from repro.measures import measure_named
 from repro.spec.types import Common
 
@@ -69,25 +68,15 @@ def headlines(dataset: xr.Dataset) -> dict[str, float]:
 def write_variants(lines: list[Line], folder: Path, subject: str) -> Path:
     """Write variants.md and variants.json into a folder; return the table's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [
-        f"| {line.variant} | {cell(line.changes)} | {cell(line.quantity)} | {_number(line.default)} | "
-        f"{_number(line.value)} |"
-        for line in lines
-    ]
     head = [
         f"# Variants on {subject}",
         "",
         "Where the two texts and the authors' code differ, side by side. Every number here is from this subject.",
         "",
-        "| variant | changes | quantity | default | variant |",
-        "|---|---|---|---|---|",
     ]
-    table = folder / "variants.md"
-    table.write_text("\n".join([*head, *rows]) + "\n", encoding="utf-8")
-    document = [{key: finite(value) for key, value in asdict(line).items()} for line in lines]
-    (folder / "variants.json").write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    return table
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
+    rows = [(line.variant, line.changes, line.quantity, line.default, line.value) for line in lines]
+    heads = ("variant", "changes", "quantity", "default", "with the variant")
+    page = folder / "variants.md"
+    page.write_text("\n".join([*head, *table(heads, rows, right=heads[3:])]) + "\n", encoding="utf-8")
+    write_json(folder / "variants.json", [asdict(line) for line in lines])
+    return page

@@ -221,6 +221,17 @@ def test_where_nothing_differs_every_difference_is_zero() -> None:
 
 
 @pytest.mark.usefixtures("plain_headlines")
+@pytest.mark.parametrize(("lacking", "only"), [("base", "bf16"), ("variant", "float32")])
+def test_a_variable_that_one_precision_lacks_is_named(lacking: str, only: str) -> None:
+    results = both_of()
+    variant, base = next((variant, base) for variant, base in PRECISION.items() if "pr" in results[base])
+    name = base if lacking == "base" else variant
+    results[name] = results[name].drop_vars("pr")
+    (line,) = [s for s in effect_of(results).variables if s.experiment == base and s.variable == "pr"]
+    assert (line.values, line.where) == (0, f"stored at {only} only")
+
+
+@pytest.mark.usefixtures("plain_headlines")
 @pytest.mark.parametrize("name", ["erasers_onto_writer", "patched_heads/L2H5", "reference/L0H2/resid_mid2/upper"])
 def test_a_number_that_moves_is_found_and_its_verdict_changes(name: str) -> None:
     number = NUMBERS[name]
