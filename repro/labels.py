@@ -35,6 +35,18 @@ def nodes(n_layers: int, n_heads: int) -> list[str]:
     return [label for layer in range(n_layers) for label in (*heads_of(layer, n_heads), f"MLP{layer}")]
 
 
+def writers(n_layers: int, n_heads: int, positional: bool) -> list[str]:
+    """Return everything that writes a share of its own: the embeddings, then the nodes. Biases hold no role."""
+    return ["embed", *(["pos_embed"] if positional else []), *nodes(n_layers, n_heads)]
+
+
+def step_of(label: str) -> int:
+    """Return when a node writes: embeddings 0, the heads of layer l 2l + 1, its MLP 2l + 2; its site has that index."""
+    if label in ("embed", "pos_embed"):
+        return 0
+    return 2 * layer_of(label) + (1 if is_head(label) else 2)
+
+
 def is_head(label: str) -> bool:
     """Return whether the label has the form of a head, `L0H2`."""
     return _HEAD.match(label) is not None

@@ -101,7 +101,7 @@ class Scene:
     def prepared(self, experiment: Measure, kernels: str = "torch") -> dict[str, Any]:
         """What the experiment computes before the pass, as a run does it."""
         with torch.inference_mode():
-            return experiment.prepare(self.context, self.engine(kernels))
+            return experiment.prepare(self.context, self.engine(kernels), self.tokens)
 
     def compute(
         self,

@@ -9,6 +9,7 @@ from repro.measures.dla_scatter import DLAScatter
 from repro.measures.find_erasers import FindErasers
 from repro.measures.find_writer import FindWriter
 from repro.measures.mine_examples import MineExamples
+from repro.measures.path_shares import PathShares
 from repro.measures.projection import Projection
 from repro.measures.resampled_dla import ResampledDLA
 from repro.measures.v_patch import VPatch

@@ -128,8 +128,8 @@ class Measure(Common):
         """Return its FLOP beyond the pass that it shares and the projections that it asks for."""
         return 0.0
 
-    def prepare(self, context: Context, engine: Engine) -> dict[str, Any]:
-        """Compute what it needs to know of the model before any prompt is seen."""
+    def prepare(self, context: Context, engine: Engine, tokens: np.ndarray) -> dict[str, Any]:
+        """Compute what it needs to know of the model before the pass. tokens: all prompts, [prompt, position]."""
         return {}
 
     def compute(self, context: Context, prepared: Prepared, batch: Batch) -> dict[str, Tensor]:

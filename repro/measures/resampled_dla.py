@@ -43,7 +43,7 @@ class ResampledDLA(Banded):
         coords = {"example": [example.label for example in context.examples], "head": context.heads}
         return Layout((variable,), coords, {"prompt": context.n_prompts})
 
-    def prepare(self, context: Context, engine: Engine) -> dict[str, Any]:
+    def prepare(self, context: Context, engine: Engine, tokens: np.ndarray) -> dict[str, Any]:
         """Run one short pass per adversarial prompt.
 
         Returns per example: `reader` [L, H, K], the functional z -> DLA of each head; `keys` and `values`
@@ -60,10 +60,10 @@ class ResampledDLA(Banded):
         }
         W_O = torch.stack([block.W_O for block in model.blocks])
         for example in context.examples:
-            tokens = torch.tensor([example.tokens], device=model.W_E.device)
-            passed = trace(model, tokens)
+            ids = torch.tensor([example.tokens], device=model.W_E.device)
+            passed = trace(model, ids)
             scores = logits(model, passed.final[0, -1])
-            pair = torch.tensor([example.answer, example.other], device=tokens.device)
+            pair = torch.tensor([example.answer, example.other], device=ids.device)
             u = engine.unembedding_rows(pair)
             direction = engine.direction(u[0] - u[1], passed.scale_final[0, -1])
             reader = torch.einsum("lhkd,d->lhk", W_O, direction)

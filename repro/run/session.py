@@ -127,7 +127,9 @@ class Work:
     def prepare(self, name: str) -> None:
         """Compute what an experiment needs to know of the model before any prompt is seen."""
         item = self.items[name]
-        self.prepared[name] = item.experiment.prepare(item.context, self.session.engine(self.stream.precision))
+        self.prepared[name] = item.experiment.prepare(
+            item.context, self.session.engine(self.stream.precision), self.plan.subject.tokens
+        )
 
     def unit(self, unit: int, names: Sequence[str]) -> dict[str, UnitArrays]:
         """Return all arrays of one unit for the named experiments, computed micro-batch by micro-batch.

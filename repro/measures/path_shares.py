@@ -1,0 +1,184 @@
+"""How much of what each node writes every later head and MLP takes back, with decoys beside it: what a scan reads.
+
+Per prompt and stratum of positions, each a ratio of sums over positions, so that small norms do not rule:
+
+    path share  p = sum <path_{w->c}, h_w> / sum |h_w|²      clean share  k = sum <c, h_w> / sum |h_w|²
+    presence        sum <site, h_w> / sum |h_w|²
+
+`path_{w->c}` is what c writes because it reads w (repro/model/paths.py). The strata are position 0, which attends to
+itself alone, and the rest. A decoy is a node's output turned by a fixed random rotation: what trained components do to
+any direction shows there. `held` are the same inner products with the mean of other prompts at the same position in the
+place of c's own site: what of the presence is the same in every prompt.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import xarray as xr
+from pydantic import Field
+
+from repro.labels import writers
+from repro.measures.base import Context, Decode, Measure, Prepared
+from repro.measures.statistics import QUANTILE_LABELS
+from repro.store.excluded import ValidPrompts
+from repro.store.layout import Layout, Variable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from repro.measures.batch import Batch, Engine
+    from repro.model.forward import Trace
+    from repro.model.paths import Written
+
+STRATA = ("first", "rest")
+REFERENCES = 8
+"""Prompts whose mean stands for what is the same in every prompt; a prompt's own part is taken out of it."""
+
+
+class PathShares(Measure):
+    """Path shares, clean shares and presence of every node, beside decoys: what `scan` judges."""
+
+    measure: Literal["path_shares"]
+    stride: int = Field(default=16, ge=1)
+    """Destination positions that are looked at: 0, then every stride-th from 1 on. Sources are all positions."""
+    decoys: int = Field(default=64, ge=8)
+    """Decoy writers for each component."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the decoys' rotations."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """No role: it is what roles are found from."""
+        return frozenset()
+
+    def layout(self, context: Context) -> Layout:
+        """Declare the shares of all pairs, decoys included, and the presence of every node at every site."""
+        nodes = writers(context.shape.n_layers, context.shape.n_heads, positional=True)
+        coords = {
+            "stratum": list(STRATA),
+            "writer": [*nodes, *(f"decoy{i}" for i in range(self.decoys))],
+            "component": context.nodes,
+            "node": nodes,
+            "site": context.sites,
+        }
+        pair, seen = ("stratum", "writer", "component", "prompt"), ("stratum", "node", "site", "prompt")
+        own = ("stratum", "node", "prompt")
+        variables = (
+            Variable("path", pair, "float32", "1", "path share"),
+            Variable("clean", pair, "float32", "1", "clean share"),
+            Variable("presence", seen, "float32", "1", "presence"),
+            Variable("held", seen, "float32", "1", "presence of what other prompts hold at the same position"),
+            Variable("held_self", own, "float32", "1", "share of a node's output that is the same in other prompts"),
+            Variable("norm2", own, "float32", "activation squared", "sum of the squared norm over sampled positions"),
+            Variable("norm4", own, "float32", "activation^4", "sum of its square"),
+        )
+        return Layout(variables, coords, {"prompt": context.n_prompts})
+
+    def extra_flop(self, context: Context) -> float:
+        """Return the FLOP of the paths: values at all positions, patterns and hidden units at the sampled ones."""
+        s, T = context.shape, context.n_positions / self.stride + 1
+        total = 0.0
+        for layer in range(s.n_layers):
+            vectors, heads = layer + 2 + self.decoys, layer * s.n_heads
+            total += 2 * context.n_positions * s.n_kv_heads * s.d_head * (vectors * s.d_model + heads * s.d_head)
+            total += 2 * T * (vectors + heads) * s.n_heads * s.d_head * (context.n_positions + s.d_model)
+            total += 4 * T * (vectors + heads + s.n_heads) * s.d_model * s.d_mlp
+        return context.n_prompts * total
+
+    def prepare(self, context: Context, engine: Engine, tokens: np.ndarray) -> dict[str, Any]:
+        """Make the decoys, and the sum over the first prompts of what every node and site is at sampled positions."""
+        import torch
+
+        from repro.model.forward import trace
+        from repro.model.paths import make_decoys, sampled, written
+
+        model = engine.model
+        positions = sampled(context.n_positions, self.stride)
+        total, used = None, []
+        for prompt in range(min(REFERENCES, context.n_prompts)):
+            row = torch.from_numpy(tokens[prompt : prompt + 1].astype(np.int64)).to(model.W_E.device)
+            run = trace(model, row[:, : context.n_positions])
+            if torch.isfinite(run.final.sum()):
+                part = _stacked(run, written(model, run, row, 0, positions), 0, positions)
+                total = part if total is None else total + part
+                used.append(prompt)
+        return {"positions": positions, "decoys": make_decoys(model, self.decoys, self.seed), "sum": total, "of": used}
+
+    def compute(self, context: Context, prepared: Prepared, batch: Batch) -> dict[str, Tensor]:
+        """Return the arrays of the layout for one batch, prompt by prompt."""
+        import torch
+
+        from repro.model.paths import path_dots, strata, written
+
+        model, positions = batch.engine.model, prepared["positions"]
+        unfit = set(batch.unfit)
+        found: dict[str, list[Tensor]] = {name: [] for name in (v.name for v in self.layout(context).variables)}
+        for row in range(len(batch.tokens)):
+            nodes = written(model, batch.trace, batch.tokens, row, positions)
+            dots = path_dots(model, batch.trace, nodes, row, positions, prepared["decoys"])
+            own = nodes.at.square().sum(-1)
+            norm2 = strata(own)
+            sites = torch.stack([batch.sites[i, row, positions] for i in range(len(batch.sites))])
+            seen = strata(torch.einsum("ntd,std->nst", nodes.at, sites)) / norm2[..., None]
+            alone = None if row in unfit else self._others(prepared, batch.first_prompt + row, nodes, sites)
+            held = torch.full_like(seen, torch.nan)
+            held_self = torch.full_like(norm2, torch.nan)
+            if alone is not None:
+                there, site_there = alone[: len(nodes.labels)], alone[len(nodes.labels) :]
+                held = strata(torch.einsum("ntd,std->nst", nodes.at, site_there)) / norm2[..., None]
+                held_self = strata((nodes.at * there).sum(-1)) / norm2
+            values = {
+                "path": _placed(dots.path / dots.norm2, nodes, 1),
+                "clean": _placed(dots.clean / dots.norm2, nodes, 1),
+                "presence": _placed(seen, nodes, 1),
+                "held": _placed(held, nodes, 1),
+                "held_self": _placed(held_self, nodes, 1),
+                "norm2": _placed(norm2, nodes, 1),
+                "norm4": _placed(strata(own.square()), nodes, 1),
+            }
+            for name, value in values.items():
+                found[name].append(value[:, :, -len(context.nodes) :] if name in ("path", "clean") else value)
+        return {name: torch.stack(parts, -1) for name, parts in found.items()}
+
+    def _others(self, prepared: Prepared, prompt: int, nodes: Written, sites: Tensor) -> Tensor | None:
+        """Return the mean over the reference prompts but this one; None where no other is there."""
+        import torch
+
+        total, count = prepared["sum"], len(prepared["of"])
+        if prompt in prepared["of"]:
+            total, count = total - torch.cat((nodes.at, sites)), count - 1
+        return None if count < 1 else total / count
+
+    def reduce(self, context: Context, raw: ValidPrompts, prepared: Prepared, decode: Decode) -> xr.Dataset:
+        """Median and quartiles over prompts of the shares and of the presence."""
+        variables: dict[str, tuple[Any, Any]] = {}
+        for name in ("path", "clean", "presence"):
+            declared = raw.layout.variable(name)
+            blocks = np.empty((3, *raw.layout.shape(declared)[:-1]), np.float32)
+            for block, values in raw.iter_blocks(name):
+                index = tuple(block[dim] for dim in declared.dims[:-1])
+                blocks[(slice(None), *index)] = np.quantile(values, (0.25, 0.5, 0.75), axis=-1)
+            variables[name] = (("quantile", *declared.dims[:-1]), blocks)
+        coords: dict[str, Any] = {dim: list(labels) for dim, labels in raw.layout.coords.items()}
+        dataset = xr.Dataset(variables, coords | {"quantile": list(QUANTILE_LABELS)})
+        dataset.attrs["positions_sampled"] = len(range(1, context.n_positions, self.stride))
+        return dataset
+
+
+def _stacked(run: Trace, nodes: Written, row: int, positions: Tensor) -> Tensor:
+    """Return all nodes, then all sites, at the sampled positions: [N + S, T, D]."""
+    import torch
+
+    return torch.cat((nodes.at, run.sites[: 2 * len(run.mlp_out) + 1, row, positions]))
+
+
+def _placed(values: Tensor, nodes: Written, axis: int) -> Tensor:
+    """Return values with a row of NaN for the positional embedding where the model has none."""
+    import torch
+
+    if "pos_embed" in nodes.labels:
+        return values
+    empty = torch.full_like(values.narrow(axis, 0, 1), torch.nan)
+    return torch.cat((values.narrow(axis, 0, 1), empty, values.narrow(axis, 1, values.shape[axis] - 1)), axis)

@@ -1,0 +1,285 @@
+"""Paths: every later head's and MLP's output, split by which node's writing it reads.
+
+With the clean run's attention patterns A, norm scales and MLP gates held, a component is linear in the stream, so what
+it writes is a sum over everything that was written before it. For a writer w, output h_w, and a later component c:
+
+    head c of layer n:   path_{w->c}[t] = sum_i A^c[t, i] LN_n(h_w)[i] W_V^c W_O^c
+    MLP:                 path_{w->c}[t] = (g[t] * (LN_n(h_w)[t] W_in)) W_out,   g = act(u) / u,  u = LN_n(x) W_in + b_in
+    gated MLP:           g = act(LN_n(x) W_gate + b_gate)
+
+with LN_n(v) = (v - mean(v)) / scale_n, scale_n of the clean stream that c reads; RMSNorm removes no mean. The sum over
+all summands of the stream, and c's own bias term, is c's clean output. What is kept of a path is its inner product with
+the writer, <path_{w->c}[t], h_w[t]>. No vector of width D is formed for it: for an MLP it is
+sum_m g_m (LN_n(h_w) W_in)_m (h_w W_out^T)_m, for a head a product of two vectors of width d_head.
+Agreement: tests/model/test_paths.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from repro.labels import step_of, writers
+from repro.model.forward import Model, Trace, norm_scale, normed
+from repro.model.linear import ACTIVATIONS
+
+DECOY_LAYERS = 4
+"""Decoys are made anew at layers 0, 1, 4, 16, …, so that a component's are always made from nodes written before it."""
+TOGETHER = 32
+"""Writers whose hidden activations in an MLP are formed together."""
+_NEAR_ZERO = 1e-4
+
+
+def centred(model: Model, x: Tensor) -> Tensor:
+    """Return what the norm reads of x [..., D]: without its mean for LayerNorm, as it is for RMSNorm."""
+    return x - x.mean(-1, keepdim=True) if model.center else x
+
+
+def sampled(n_positions: int, stride: int) -> Tensor:
+    """Return the positions that are looked at: position 0, a stratum of its own, then 1, 1 + stride, 1 + 2 stride, …"""
+    return torch.cat((torch.zeros(1, dtype=torch.long), torch.arange(1, n_positions, stride)))
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the nodes of one prompt wrote. N writers in the order of `repro.labels.writers`, T sampled positions."""
+
+    labels: tuple[str, ...]
+    steps: Tensor
+    """When each writes: [N]; a component of step s reads what was written at steps before s."""
+    vectors: Tensor
+    """Everything but the heads, at all positions: [V, P, D]."""
+    z: Tensor
+    """The heads' z at all positions: [P, L H, K]."""
+    at: Tensor
+    """Every writer's output at the sampled positions: [N, T, D]."""
+    heads: Tensor
+    """Which of the N are heads, in the order of z: [L H]."""
+    others: Tensor
+    """Which of the N are the vectors: [V]."""
+
+    def full(self, model: Model, index: int) -> Tensor:
+        """Return one writer's output at all positions: [P, D]."""
+        found = (self.heads == index).nonzero()
+        if not len(found):
+            return self.vectors[int((self.others == index).nonzero())]
+        layer, head = divmod(int(found), model.shape.n_heads)
+        return self.z[:, int(found)] @ centred(model, model.blocks[layer].W_O[head])
+
+
+def written(model: Model, trace: Trace, tokens: Tensor, row: int, positions: Tensor) -> Written:
+    """Return what the nodes of one row of a clean pass wrote. tokens: [B, P]; positions: the sampled ones [T]."""
+    labels = writers(model.shape.n_layers, model.shape.n_heads, model.W_pos is not None)
+    P = tokens.shape[1]
+    embedded = [torch.nn.functional.embedding(tokens[row], model.W_E)]
+    embedded += [] if model.W_pos is None else [model.W_pos[:P]]
+    vectors = centred(model, torch.stack([*embedded, *(out[row] for out in trace.mlp_out)]))
+    device = vectors.device
+    is_head = torch.tensor([label.startswith("L") for label in labels], device=device)
+    heads, others = is_head.nonzero().flatten(), (~is_head).nonzero().flatten()
+    W_O = torch.cat([centred(model, block.W_O) for block in model.blocks])
+    at = vectors.new_empty((len(labels), len(positions), vectors.shape[-1]))
+    at[heads] = torch.einsum("thk,hkd->htd", trace.z[row, positions], W_O)
+    at[others] = vectors[:, positions]
+    steps = torch.tensor([step_of(label) for label in labels], device=device)
+    return Written(tuple(labels), steps, vectors, trace.z[row], at, heads, others)
+
+
+@dataclass(frozen=True)
+class DecoySet:
+    """R decoys: first those made of heads, z (W_O Q), then those made of vectors, x Q. Q is a random rotation."""
+
+    heads: Tensor
+    """Whose z: [R_h]."""
+    head_maps: Tensor
+    """W_O Q: [R_h, K, D]."""
+    vectors: Tensor
+    """Which vector: [R_v]."""
+    vector_maps: Tensor
+    """Q: [R_v, D, D]."""
+
+    def at(self, nodes: Written, positions: Tensor | slice = slice(None)) -> Tensor:
+        """Return the decoys at some positions: [R, T, D]."""
+        z, x = nodes.z[positions][:, self.heads].transpose(0, 1), nodes.vectors[self.vectors][:, positions]
+        return torch.cat((z @ self.head_maps, x @ self.vector_maps))
+
+
+@dataclass(frozen=True)
+class Decoys:
+    """Decoy writers: real nodes' outputs, turned by fixed random rotations that know no weight.
+
+    They have a real node's norms and its course over positions, and no relation to what any component reads.
+    """
+
+    count: int
+    sets: dict[int, DecoySet]
+    """By the first layer that a set is for."""
+
+    def start(self, layer: int) -> int:
+        """Return the first layer of the set that a layer uses."""
+        return max(first for first in self.sets if first <= layer)
+
+
+def make_decoys(model: Model, count: int, seed: int) -> Decoys:
+    """Return `count` decoys for every component, the same for equal seeds and shapes."""
+    L, H, D = model.shape.n_layers, model.shape.n_heads, model.shape.d_model
+    embeddings = 1 if model.W_pos is None else 2
+    generator = torch.Generator().manual_seed(seed)
+    starts = [0, *(DECOY_LAYERS**i for i in range(L) if DECOY_LAYERS**i < L)]
+    chosen = {
+        first: torch.randint(0, embeddings + first * (H + 1), (count,), generator=generator).tolist()
+        for first in starts
+    }
+    made: dict[int, tuple[list[int], list[Tensor], list[int], list[Tensor]]] = {f: ([], [], [], []) for f in starts}
+    for i in range(count):
+        q, r = torch.linalg.qr(torch.randn(D, D, generator=generator, dtype=torch.float64))
+        turn = centred(model, (q * torch.sign(torch.diagonal(r))).to(model.W_E))
+        for first in starts:
+            # Nodes in the order of `writers`: embeddings, then each layer's heads and its MLP.
+            layer, place = divmod(chosen[first][i] - embeddings, H + 1)
+            heads, head_maps, vectors, vector_maps = made[first]
+            if layer >= 0 and place < H:
+                heads.append(layer * H + place)
+                head_maps.append(model.blocks[layer].W_O[place] @ turn)
+            else:
+                vectors.append(chosen[first][i] if layer < 0 else embeddings + layer)
+                vector_maps.append(turn)
+    K, device = model.shape.d_head, model.W_E.device
+    return Decoys(
+        count,
+        {
+            first: DecoySet(
+                torch.tensor(heads, dtype=torch.long, device=device),
+                torch.stack(head_maps) if heads else model.W_E.new_empty((0, K, D)),
+                torch.tensor(vectors, dtype=torch.long, device=device),
+                torch.stack(vector_maps) if vectors else model.W_E.new_empty((0, D, D)),
+            )
+            for first, (heads, head_maps, vectors, vector_maps) in made.items()
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Dots:
+    """Inner products of one prompt, summed over the sampled positions of each stratum: position 0, and the rest.
+
+    N writers and R decoys, with N components; NaN where a component does not read a writer.
+    """
+
+    path: Tensor
+    """<path_{w->c}, h_w>: [2, N + R, N]."""
+    clean: Tensor
+    """<c, h_w>: [2, N + R, N]."""
+    norm2: Tensor
+    """|h_w|²: [2, N + R, N]; of a decoy it depends on which set the component uses."""
+
+
+def strata(x: Tensor) -> Tensor:
+    """Return the values at position 0 and the sums over the other sampled positions: [2, ...] of x [..., T]."""
+    return torch.stack((x[..., 0], x[..., 1:].sum(-1)))
+
+
+def path_dots(model: Model, trace: Trace, nodes: Written, row: int, positions: Tensor, decoys: Decoys) -> Dots:
+    """Return the inner products of all paths and clean outputs with their writers, for one prompt.
+
+    row: which prompt of the clean pass; positions: the sampled ones [T], of which the first is position 0.
+    Agreement with the paths formed as vectors: tests/model/test_paths.py.
+    """
+    N, R, H = len(nodes.labels), decoys.count, model.shape.n_heads
+    path, clean, norm2 = (nodes.at.new_full((2, N + R, N), torch.nan) for _ in range(3))
+    for layer in range(model.shape.n_layers):
+        decoy = decoys.sets[decoys.start(layer)]
+        turned = decoy.at(nodes, positions)
+        first = nodes.labels.index(f"L{layer}H0")
+        for who, columns in (
+            (_reads_heads(nodes, layer), torch.arange(first, first + H)),
+            (_reads_mlp(nodes, layer), torch.arange(first + H, first + H + 1)),
+        ):
+            rows = torch.cat((who, torch.arange(N, N + R, device=who.device)))[:, None]
+            at = torch.cat((nodes.at[who], turned))
+            if len(columns) == 1:
+                dots = _mlp_dots(model, layer, trace.sites[2 * layer + 1, row, positions], at)
+            else:
+                dots = _head_dots(model, trace, nodes, row, positions, layer, decoy, at)
+            path[:, rows, columns] = strata(dots)
+            clean[:, rows, columns] = strata(torch.einsum("wtd,ctd->wct", at, nodes.at[columns]))
+            norm2[:, rows, columns] = strata(at.square().sum(-1))[:, :, None]
+    return Dots(path, clean, norm2)
+
+
+def _reads_heads(nodes: Written, layer: int) -> Tensor:
+    """Return which writers the heads of a layer read."""
+    return (nodes.steps <= 2 * layer).nonzero().flatten()
+
+
+def _reads_mlp(nodes: Written, layer: int) -> Tensor:
+    """Return which writers the MLP of a layer reads: the layer's heads, too."""
+    return (nodes.steps <= 2 * layer + 1).nonzero().flatten()
+
+
+def pattern(model: Model, trace: Trace, layer: int, row: int, positions: Tensor) -> Tensor:
+    """Return the clean attention pattern of a layer's heads from the sampled destinations: [H, T, P]."""
+    seen, shape = trace.attention[layer], model.shape
+    keys = seen.k[row].repeat_interleave(shape.n_heads // shape.n_kv_heads, 1)
+    scores = torch.einsum("thk,ihk->hti", seen.q[row, positions], keys) * model.softmax_scale
+    later = torch.arange(keys.shape[0], device=keys.device)[None] > positions[:, None].to(keys.device)
+    return scores.masked_fill_(later, -torch.inf).softmax(-1)
+
+
+def gates(model: Model, layer: int, resid: Tensor) -> Tensor:
+    """Return the held gate g of each hidden unit of an MLP that reads `resid` [T, D]: [T, M]."""
+    block, x = model.blocks[layer], normed(model, resid)
+    activation = ACTIVATIONS[model.act]
+    if block.W_gate is not None and block.b_gate is not None:
+        return activation(x @ block.W_gate + block.b_gate)
+    u = x @ block.W_in + block.b_in
+    u = torch.where(u.abs() < _NEAR_ZERO, _NEAR_ZERO, u)  # act(u) / u has a limit at 0, and 0 / 0 has none
+    return activation(u) / u
+
+
+def _head_dots(
+    model: Model, trace: Trace, nodes: Written, row: int, positions: Tensor, layer: int, decoy: DecoySet, at: Tensor
+) -> Tensor:
+    """Return <vcomp_{w->c}, h_w> for the heads c of a layer: [w, H, T]. at: the writers, then the decoys [w, T, D].
+
+    Values of heads that write are z (W_O W_V), the two matrices multiplied first: D / d_head times less work.
+    """
+    shape, block = model.shape, model.blocks[layer]
+    n_heads, n_vectors = layer * shape.n_heads, len(nodes.vectors) - shape.n_layers + layer
+    z = torch.cat((nodes.z[:, :n_heads], nodes.z[:, decoy.heads]), 1).transpose(0, 1).contiguous()  # [w_h, P, K]
+    maps = torch.cat((*(centred(model, earlier.W_O) for earlier in model.blocks[:layer]), decoy.head_maps))
+    vectors, turned = nodes.vectors[:n_vectors], nodes.vectors[decoy.vectors]
+    A = pattern(model, trace, layer, row, positions) / norm_scale(model, trace.sites[2 * layer, row])
+    read = torch.einsum("wtd,hkd->hwtk", at[_order(nodes, layer, decoy, len(at))], block.W_O)
+    per = shape.n_heads // shape.n_kv_heads
+    dots = []
+    for group, W_V in enumerate(block.W_V):
+        values = torch.cat((z @ (maps @ W_V), vectors @ W_V, turned @ (decoy.vector_maps @ W_V)))  # [w, P, K]
+        for head in range(group * per, (group + 1) * per):
+            dots.append((A[head] @ values).mul_(read[head]).sum(-1))  # A V: [w, T, K]
+    out = at.new_empty((len(at), shape.n_heads, len(positions)))
+    out[_order(nodes, layer, decoy, len(at))] = torch.stack(dots, 1)
+    return out
+
+
+def _order(nodes: Written, layer: int, decoy: DecoySet, count: int) -> Tensor:
+    """Return the rows: heads that are read, decoys made of heads, vectors that are read, decoys made of vectors."""
+    who = _reads_heads(nodes, layer)
+    is_head = torch.isin(who, nodes.heads)
+    n_decoy_heads = len(decoy.heads)
+    decoys = torch.arange(len(who), count, device=who.device)
+    heads, vectors = is_head.nonzero().flatten(), (~is_head).nonzero().flatten()
+    return torch.cat((heads, decoys[:n_decoy_heads], vectors, decoys[n_decoy_heads:]))
+
+
+def _mlp_dots(model: Model, layer: int, mid: Tensor, at: Tensor) -> Tensor:
+    """Return <path_{w->MLP}, h_w> [w, 1, T] of writers and decoys `at` [w, T, D]; mid: what the MLP reads [T, D]."""
+    block = model.blocks[layer]
+    g = gates(model, layer, mid) / norm_scale(model, mid)[:, None]
+    parts = []
+    for some in at.split(TOGETHER):
+        hidden = (some @ block.W_in).mul_(some @ block.W_out.T)  # [w, T, M]
+        parts.append(torch.einsum("wtm,tm->wt", hidden, g))
+    return torch.cat(parts)[:, None]
