@@ -78,7 +78,7 @@ class Computer:
         return self._session
 
     def _discard(self, plan: Plan, session: Session) -> Plan:
-        """`--fresh`: remove each result once, so that it is computed again.
+        """Remove each result once, for `--fresh`, so that it is computed again.
 
         First the model is loaded: one that cannot be had must not cost the results that are there.
         """

@@ -96,7 +96,7 @@ def _write_stamps(path: Path, stamps: Mapping[str, Any]) -> None:
 
 
 def _digest(figure: Figure, at: Source, papers: str) -> str:
-    """Changes with the data, the declaration, the drawing code and the drawing library."""
+    """Return a checksum of the data, the declaration, the drawing code and the version of the drawing library."""
     parts = [figure.model_dump_json(), at.stamp, papers, at.path.name, (at.path / "COMMIT").read_text()]
     parts.append(version("altair"))
     parts += [file.read_text() for file in sorted(Path(paper_figures.__file__).parent.glob("*.py"))]

@@ -20,7 +20,7 @@ SHORT = 16
 def key_parts(
     experiment: Measure, context: Context, subject: ResolvedSubject, settings: Mapping[str, str | int]
 ) -> dict[str, Any]:
-    """Everything that can change a number of this result.
+    """Return everything that can change a number of this result.
 
     settings: precision (the experiment's own or the run's), kernels, device and prompts_per_unit. Returns JSON values.
     Agreement: tests/plan/test_plan.py.

@@ -42,7 +42,7 @@ def refuse(workers: int | None, scheduler: str | None) -> None:
 
 @contextmanager
 def at_hand(workers: int | None, scheduler: str | None, device: str, say: Say) -> Iterator[Cluster | None]:
-    """The cluster that was asked for, while the block runs; None if none was.
+    """Provide the cluster that was asked for, while the block runs; None if none was.
 
     workers: processes to start here; scheduler: the address of an existing one; device: `cpu`, or `cuda` with a device
     for each worker. Processes started here end with the block, at once and however it ends. Raises ReproError (exit 2)
@@ -66,7 +66,7 @@ def at_hand(workers: int | None, scheduler: str | None, device: str, say: Say) -
 
 @contextmanager
 def _joined(address: str) -> Iterator[Client]:
-    """A client of an existing scheduler."""
+    """Return a client of an existing scheduler."""
     from distributed import Client
     from distributed.security import Security
 
@@ -96,7 +96,7 @@ def _closing(client: Client) -> Iterator[Client]:
 
 @contextmanager
 def _started(workers: int, device: str) -> Iterator[tuple[Client, int]]:
-    """A client of new processes here, and the threads of each: its share of what one process would use."""
+    """Start worker processes here; return their client and the threads of each, its share of one process's."""
     import torch
     from distributed import Client
 
@@ -154,7 +154,7 @@ def _devices(workers: int) -> list[str]:
 
 @contextmanager
 def _shielded() -> Iterator[None]:
-    """Threads and processes that start inside never see Ctrl-C: this process answers it, and ends them."""
+    """Keep Ctrl-C from threads and processes that start inside: this process answers it, and ends them."""
     from multiprocessing import resource_tracker
 
     resource_tracker.ensure_running()  # started inside, it would lift the mask

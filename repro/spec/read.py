@@ -81,7 +81,7 @@ def _text(path: Path) -> str:
 
 
 def _tuples(value: Any) -> Any:
-    """Arrays as tuples, which frozen types hold."""
+    """Turn arrays into tuples, which frozen types hold."""
     if isinstance(value, list):
         return tuple(_tuples(item) for item in value)
     if isinstance(value, dict):
@@ -129,7 +129,7 @@ class _Report:
 
     @cached_property
     def _lines(self) -> dict[Where, int]:
-        """The line of every place that has one, and of everything around it the first line in it."""
+        """Return the line of every place that has one, and of everything around it the first line in it."""
         lines = dict(statements(self.text))
         first: dict[Where, int] = {}
         for place, line in lines.items():
@@ -138,7 +138,7 @@ class _Report:
         return first | lines
 
     def _written(self, where: Where) -> Where:
-        """Where a place of an experiment stands in the file, which may be in a variant or in what that one varies."""
+        """Return where a place of an experiment stands in the file, perhaps in a variant or in what that one varies."""
         if len(where) < 2 or where[0] != "experiment" or where[1] not in self.origins:
             return where
         variant, base = self.origins[str(where[1])]
@@ -159,7 +159,7 @@ class _Report:
         return f"[{'.'.join(parts[:size])}]" + (f" {key}" if key else "")
 
     def _strange(self, value: Any, where: Where = ()) -> Iterator[Problem]:
-        """Values that no field may have, and that the checks to come could stumble over."""
+        """Return values that no field may have, and that the checks to come could stumble over."""
         if isinstance(value, Mapping | tuple):
             for part, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
                 yield from self._strange(inner, (*where, part))
@@ -222,7 +222,7 @@ class _Report:
         )
 
     def _dangling(self) -> Iterator[Problem]:
-        """Names that point at nothing, and names that would be mistaken for another."""
+        """Return names that point at nothing, and names that would be mistaken for another."""
         subjects, experiments, figures = (self._names(table) for table in ("subject", "experiment", "figure"))
         groups = {
             group for entry in experiments.values() if isinstance(group := entry.get("group", DEFAULT_GROUP), str)

@@ -222,5 +222,5 @@ class Loaded(Strict):
 
     @property
     def folder(self) -> Path:
-        """The spec's folder: relative paths in it start here."""
+        """Return the spec's directory: relative paths in it start here."""
         return self.path.parent

@@ -81,7 +81,7 @@ def _difference(there: Layout, here: Layout) -> str:
 
 
 def _codecs(level: int) -> list[Any]:
-    """zstd, then a checksum of what it made: a flipped bit in a chunk is an error on reading, never a number."""
+    """Return zstd, then a checksum of what it made: a flipped bit is an error on reading, never a number."""
     from zarr.codecs import Crc32cCodec, ZstdCodec
 
     return [ZstdCodec(level=level), Crc32cCodec()]
@@ -138,7 +138,7 @@ class _Encoder:
             self._arrays = {name: zarr.open_array(store, path=name, mode="r+", zarr_format=3) for name in names}
 
     def chunk(self, name: str, key: str, index: tuple[slice, ...], values: np.ndarray) -> bytes:
-        """Bytes of the chunk `key`, which holds `values` at `index`, once they have decoded to the same bits again."""
+        """Return the bytes of chunk `key`, which holds `values` at `index`, once they decode to the same bits again."""
         self._arrays[name][index] = values
         decoded = self._arrays[name][index]
         content: bytes = self._memory.pop(f"{name}/{key}").to_bytes()
@@ -198,7 +198,7 @@ class Result(Units):
         return values
 
     def read(self, variable: str, **isel: int | slice) -> np.ndarray:
-        """Part of a raw variable, by position along named dimensions, as a numpy array.
+        """Return part of a raw variable, by position along named dimensions, as a numpy array.
 
         Raises ReproError (exit 1) for prompts whose unit is not recorded: what was never computed reads as NaN in zarr.
         """
