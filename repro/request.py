@@ -41,7 +41,7 @@ class Request:
 
 
 class Workspace:
-    """The request resolved: spec, folders, subject, settings. Each is worked out when first needed."""
+    """The request resolved: spec, directories, subject, settings. Each is worked out when first needed."""
 
     def __init__(self, request: Request, say: Callable[[str], None]) -> None:
         self.request = request

@@ -77,7 +77,7 @@ def plan_flop(plan: Plan) -> float:
 def predict(plan: Plan, folder: Path, items: Sequence[Item] | None = None) -> Cost:
     """Return what computing some of a plan's experiments will take; nothing named: all that can be computed now.
 
-    folder: where `remember` keeps this machine's rate. Agreement: tests/plan/test_costs.py.
+    folder: the directory where `remember` keeps this machine's rate. Agreement: tests/plan/test_costs.py.
     """
     return sum(predict_each(plan, folder, plan.todo if items is None else items).values(), Cost())
 
@@ -93,7 +93,7 @@ def predict_each(plan: Plan, folder: Path, items: Sequence[Item]) -> dict[str, C
     return costs
 
 
-def compared(predicted: Cost, seconds: float, written: int) -> str:
+def cost_comparison(predicted: Cost, seconds: float, written: int) -> str:
     """Return predicted against actual cost in one line, for after a run.
 
     seconds: what its passes and reductions took; written: bytes that it added to the store, compressed.
@@ -118,8 +118,8 @@ def _seconds(seconds: float) -> str:
 
 def on_disk(items: Iterable[Item]) -> int:
     """Return the bytes that some experiments' results take in the store now."""
-    folders = [item.path for item in items if not item.waits]
-    return sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
+    directories = [item.path for item in items if not item.waits]
+    return sum(file.stat().st_size for path in directories for file in path.rglob("*") if file.is_file())
 
 
 def cost_line(item: Item) -> str:

@@ -49,7 +49,7 @@ def key_parts(
 def what_changed(folder: Path, key: Mapping[str, Any]) -> State:
     """Return `absent`, or `stale` and what differs from the latest result of another key.
 
-    folder: of all results of one experiment. Agreement: tests/plan/test_plan.py.
+    folder: the directory of all results of one experiment. Agreement: tests/plan/test_plan.py.
     """
     others = sorted(folder.glob("*/provenance.json"), key=lambda path: path.stat().st_mtime)
     if not others:

@@ -62,9 +62,10 @@ class Item:
         return Stream(self.experiment.length(self.context), self.precision)
 
     def refuse_damage(self) -> None:
-        """Raise ReproError (exit 5) if what is there is damaged; `run` mends it."""
+        """Raise ReproError (exit 5) if what is there is damaged; `run` repairs it."""
         if self.state.kind == "corrupt":
-            raise ReproError(f"{self.path} is damaged: {self.state.why}; `python -m repro run` mends it", Exit.CORRUPT)
+            damage = f"{self.path} is damaged: {self.state.why}"
+            raise ReproError(f"{damage}; `python -m repro run` repairs it", Exit.CORRUPT)
 
     def looked_up(self) -> Item:
         """Return the item with what the store holds of it now."""

@@ -155,7 +155,7 @@ def _opened(path: Path) -> Result:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a worker computes a pass: the model's folder, settings and experiments. Called on the worker."""
+    """How a worker computes a pass: the model's directory, settings and experiments. Called on the worker."""
 
     subject: ResolvedSubject
     settings: Settings
@@ -223,7 +223,7 @@ _engines: dict[tuple[str, ...], Engine] = {}
 
 
 def _absolute(folder: Folder) -> Folder:
-    """Return the same folder, found from any working directory."""
+    """Return the same model directory, found from any working directory."""
     return replace(
         folder,
         path=folder.path.absolute(),

@@ -26,7 +26,7 @@ NOTE = "quarantined"
 def excluded_prompts(path: Path) -> list[int]:
     """Return the ids of the prompts that the records of a result name as left out, in order.
 
-    path: the result folder. Reads the records alone, and hardly those without such a note.
+    path: the result directory. Reads the records alone, and hardly those without such a note.
     """
     found = set()
     folder = path / records.UNITS

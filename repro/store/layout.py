@@ -1,4 +1,4 @@
-"""What a result looks like before it is computed: variables, labelled dimensions, units of work, and its folder."""
+"""What a result looks like before it is computed: variables, labelled dimensions, units of work, and its directory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Variable:
     """One array of a result, declared before it is computed."""
 
     name: str
-    """An identifier; it becomes a folder of the store."""
+    """An identifier; it becomes a directory of the store."""
     dims: tuple[str, ...]
     """Names of its dimensions, one of them `prompt`."""
     dtype: str = "float32"
@@ -180,7 +180,7 @@ def key12(parts: Mapping[str, Any]) -> str:
     """Return a result's key: the first 12 hex digits of the sha256 of what determines its numbers, as canonical JSON.
 
     parts: JSON values (resolved spec slice, number of prompts, hashes of tokens and weights, precision, environment …).
-    Returns the folder name. Agreement: tests/store/test_store.py (any changed part gives another key).
+    Returns the directory name. Agreement: tests/store/test_store.py (any changed part gives another key).
     """
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -197,14 +197,16 @@ def result_path(root: Path, subject: str, experiment: str, key: str) -> Path:
     path = Path(root)
     for name in (subject, experiment, key):
         if not _NAME.fullmatch(name):
-            raise ReproError(f"{name!r} cannot name a folder of the store; letters, digits and . _ + - can")
+            raise ReproError(
+                f"{name!r} is not a valid name of a directory in the store; allowed are letters, digits and . _ + -"
+            )
         path = path / name
     check_place(path)
     return path
 
 
 def check_place(path: Path) -> None:
-    """Refuse a result folder whose last three parts are unsafe names or pass through a link."""
+    """Refuse a result directory whose last three parts are unsafe names or pass through a link."""
     if len(path.parts) < 3 or not all(_NAME.fullmatch(part) for part in path.parts[-3:]):
         raise ReproError(f"{path} is not of the form store/<subject>/<experiment>/<key>")
     inside = path.parents[2].resolve().joinpath(*path.parts[-3:])

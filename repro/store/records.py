@@ -1,4 +1,4 @@
-"""What a result folder says about itself: manifest, records of units, commit.
+"""What a result directory says about itself: manifest, records of units, commit.
 
 Needs neither zarr nor xarray nor torch, so that planning stays quick.
 """
@@ -108,7 +108,7 @@ class State:
 
 
 def status(path: Path) -> State:
-    """Return what a result folder holds: `absent`, `partial`, `committed` or `corrupt`.
+    """Return what a result directory holds: `absent`, `partial`, `committed` or `corrupt`.
 
     path: `store/<subject>/<experiment>/<key>`. Quick: reads JSON and file sizes, no array (`verify` reads every byte).
     Agreement: tests/store/test_store.py.
@@ -147,7 +147,7 @@ def checked_commit(path: Path, prefix: tuple[str, ...]) -> dict[str, Any]:
 
 
 def check_files(path: Path, files: Mapping[str, Any]) -> None:
-    """Raise ReproError (exit 5) for the first file that does not have its digest."""
+    """Raise ReproError (exit 5) for the first file that does not have its checksum."""
     for name, expected in files.items():
         if digest_or_none(path / name) != expected:
             raise ReproError(f"{path / name} is damaged or missing: see `python -m repro verify`", Exit.CORRUPT)

@@ -25,7 +25,7 @@ class Chunk:
     """Encoded bytes of one variable of one unit."""
 
     file: str
-    """Path inside the result folder."""
+    """Path inside the result directory."""
     content: bytes
     """What the file holds."""
     nan: int
@@ -52,7 +52,7 @@ def create(
             target.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(built)
     files.sync_tree(path)
-    # A new folder's name lies in the one above it: key, experiment and subject.
+    # A new directory's name lies in the one above it: key, experiment and subject.
     for folder in list(path.parents)[:3]:
         files.sync_folder(folder)
     environment = provenance.get("environment", {})
@@ -63,7 +63,7 @@ def create(
 class Units:
     """The units of one result: which are recorded, who works on which, and the commit of them all.
 
-    path: the result folder; manifest: the body of its manifest.json. Agreement: tests/run/test_faults.py.
+    path: the result directory; manifest: the body of its manifest.json. Agreement: tests/run/test_faults.py.
     """
 
     def __init__(self, path: Path, layout: Layout, manifest: Mapping[str, Any]) -> None:

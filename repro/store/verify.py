@@ -1,6 +1,6 @@
 """Is every byte of the store what was committed? Names what is not, and the prompts that it concerns.
 
-Reads bytes and digests only: COMMIT covers records, metadata and summaries; a record covers the chunks of its unit.
+Reads bytes and checksums only: COMMIT covers records, metadata and summaries; a record covers the chunks of its unit.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Finding:
     """One file that is not what it should be."""
 
     result: Path
-    """The result folder it lies in, or the folder where it was met."""
+    """The result directory it lies in, or the directory where it was met."""
     file: str
-    """Its path in that folder."""
+    """Its path in that directory."""
     what: str
     """What is wrong, in words."""
     prompts: tuple[tuple[int, int], ...] = ()
@@ -53,7 +53,7 @@ class Finding:
 def verify(root: Path) -> list[Finding]:
     """Read every byte of every result below `root` and return what is wrong, in order of path; empty if nothing is.
 
-    root: the `store/` folder. Finds altered bits, truncated, deleted, swapped or foreign files and links, in arrays,
+    root: the `store/` directory. Finds altered bits, truncated, deleted, swapped or foreign files and links, in arrays,
     metadata, records and copies. A unit of an unfinished result that has no record is not an error but work left.
     Agreement: tests/store/test_verify.py, tests/run/test_faults.py (every one of 500 flipped bits).
     """
@@ -68,7 +68,7 @@ def verify(root: Path) -> list[Finding]:
 
 
 def _level(root: Path, folder: Path, findings: list[Finding], kept: tuple[str, ...] = ()) -> list[Path]:
-    """Return the folders inside a folder; whatever else lies there is foreign."""
+    """Return the directories inside a directory; whatever else lies there is foreign."""
     inside = []
     for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
         if entry.name in kept:
@@ -126,7 +126,7 @@ def _verify_copy(path: Path) -> list[Finding]:
 
 
 class _Check:
-    """Findings of one folder, each file reported once, and the files that belong there."""
+    """Findings of one directory, each file reported once, and the files that belong there."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -162,7 +162,7 @@ class _Check:
             return None
 
     def digest(self, file: str, expected: Any) -> None:
-        """Compare a file with its digest."""
+        """Compare a file with its checksum."""
         self.known.add(file)
         if file not in self.bad:
             self._compare(file, expected, {})
