@@ -298,5 +298,5 @@ def verify(workspace: Workspace) -> list[Exit]:
 
 
 def as_json(value: object) -> str:
-    """Machine-readable output of a command."""
+    """Return the machine-readable output of a command."""
     return json.dumps(value, indent=1, sort_keys=True)

@@ -88,7 +88,7 @@ def test_a_scheduler_that_does_not_answer_is_one_sentence(address: str, why: str
     pytest.importorskip("distributed")
     code = (
         "from repro.run import workers; workers.CONNECT_S = 0.3\n"
-        f"try: workers.at_hand(None, {address!r}, 'cpu', print).__enter__()\n"
+        f"try: workers.open_cluster(None, {address!r}, 'cpu', print).__enter__()\n"
         "except workers.ReproError as error: print(int(error.code), error)"
     )
     command = [sys.executable, "-W", "error", "-c", code]
