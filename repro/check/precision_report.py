@@ -52,7 +52,7 @@ def _plain(effect: Effect) -> dict[str, Any]:
 
 
 def markdown(effects: Sequence[Effect], missing: Sequence[str], heading: Heading) -> str:
-    """Each precision: published quantities, the headlines of each experiment, and how far every variable moves."""
+    """Return each precision: published quantities, headlines of each experiment, how far every variable moves."""
     size = f"{heading.n_prompts} prompts x {heading.n_positions} positions"
     lines = [
         f"# Precision on {heading.subject}",

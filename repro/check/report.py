@@ -57,7 +57,7 @@ def as_json(rows: Sequence[Row], heading: Heading) -> str:
 
 
 def markdown(rows: Sequence[Row], heading: Heading) -> str:
-    """A table per figure; a large table of numbers is shown one line per node, its rows are all in check.json."""
+    """Return a table per figure; a large one has one line per node, as all its rows are in check.json."""
     lines = ["# Published numbers and ours", "", *_preamble(rows, heading)]
     figures = sorted({row.figure for row in rows}, key=_figure_order)
     for figure in figures:
