@@ -15,12 +15,7 @@ from repro.computer import Computer, remove_result
 from repro.errors import Exit, ReproError
 from repro.figures import draw as drawing
 from repro.labels import in_precision
-from repro.plan.cost import (
-    cost_line,
-    item_bytes,
-    item_flop,
-    total_cost,
-)
+from repro.plan.cost import cost_line, item_bytes, item_flop, total_cost
 from repro.plan.plan import Item, Plan
 from repro.plan.roles import role_experiments
 from repro.request import Workspace
