@@ -189,7 +189,7 @@ def onto_vectors_kernel(
 
 
 def projection(z: Tensor, W_O: Tensor, of: Tensor, *, precision: str = "ieee") -> tuple[Tensor, Tensor]:
-    """Inner products of every component with every head's output, and the heads' squared norms, in one launch.
+    """Compute inner products of components with every head's output, and the heads' squared norms, in one launch.
 
     num[s, h, b, t] = <of[s, b, t], z[b, t, h] W_O[h]>,  norm2[h, b, t] = |z[b, t, h] W_O[h]|^2
     (PR(a, b) of arXiv 2310.07325 is num / norm2)
@@ -212,7 +212,7 @@ def projection(z: Tensor, W_O: Tensor, of: Tensor, *, precision: str = "ieee") -
 
 
 def projection_onto_vectors(v: Tensor, of: Tensor, *, precision: str = "ieee") -> tuple[Tensor, Tensor]:
-    """Inner products of every component with vectors at every position, and the vectors' squared norms, in one launch.
+    """Compute inner products of components with vectors at every position, and squared norms, in one launch.
 
     num[s, m, b, t] = <of[s, b, t], v[m, b, t]>,  norm2[m, b, t] = |v[m, b, t]|^2
     (PR(a, b) of arXiv 2310.07325 is num / norm2)
@@ -236,7 +236,7 @@ def projection_onto_vectors(v: Tensor, of: Tensor, *, precision: str = "ieee") -
 def project(
     z: Tensor, W_O: Tensor, of: Tensor, num: Tensor, norm2: Tensor | None, precision: str, vendor: str
 ) -> Launch:
-    """The launch that writes num [writer, head, component, prompt, pos] and, unless None, norm2 [head, prompt, pos].
+    """Launch what writes num [writer, head, component, prompt, pos] and, unless None, norm2 [head, prompt, pos].
 
     z: [writer * prompt, pos, head, d_head]; the rest as in `projection`. `num` may lie in memory in any order of its
     first three dimensions.
@@ -282,7 +282,7 @@ def project_onto_vectors(v: Tensor, of: Tensor, num: Tensor, norm2: Tensor, vend
 def compile_specs(
     dtype: torch.dtype, shape: Mapping[str, int], vendor: str = "cuda", precision: str = "ieee"
 ) -> dict[str, CompileSpec]:
-    """Kernel name -> what the compiler needs for the launches of this module at a shape {B, P, H, K, D, S}."""
+    """Return kernel name -> what the compiler needs for this module's launches at a shape {B, P, H, K, D, S}."""
     B, P, H, K, D, S = (shape[name] for name in "BPHKDS")
 
     def tensor(*size: int, of: torch.dtype = dtype) -> Tensor:

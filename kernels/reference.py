@@ -7,7 +7,7 @@ from repro.kernels import shapes
 
 
 def projection(z: Tensor, W_O: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
-    """Inner products of every component with every head's output, and the heads' squared norms.
+    """Compute inner products of every component with every head's output, and the heads' squared norms.
 
     num[s, h, b, t] = <of[s, b, t], z[b, t, h] W_O[h]>,  norm2[h, b, t] = |z[b, t, h] W_O[h]|^2
     (the projection ratio of arXiv 2310.07325, equation for PR(a, b), is num / norm2)
@@ -26,7 +26,7 @@ def projection(z: Tensor, W_O: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def projection_onto_vectors(v: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
-    """Inner products of every component with vectors at every position, and the vectors' squared norms.
+    """Compute inner products of every component with vectors at every position, and the vectors' squared norms.
 
     num[s, m, b, t] = <of[s, b, t], v[m, b, t]>,  norm2[m, b, t] = |v[m, b, t]|^2
     (PR(a, b) of arXiv 2310.07325 is num / norm2)
@@ -55,7 +55,7 @@ def v_composition(
     total: bool = True,
     softmax_scale: float | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """What each head writes because a writer wrote: the writer's normed output through the head's own OV circuit.
+    """Compute what each head writes because a writer wrote: its normed output through the head's own OV circuit.
 
     vcomp[w, h, b, t] = sum_{i <= t} A[b, h, t, i] LN(writer)[w, b, i] W_V[h's group] W_O[h]
     with A = softmax of the causal scores q k^T softmax_scale, LN(x) = (x - mean(x) if center else x) / scale;

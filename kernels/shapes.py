@@ -9,7 +9,7 @@ Dims = dict[str, int]
 
 
 def bind(call: str, **arguments: tuple[Tensor | None, str]) -> Dims:
-    """Binds dimension names such as "B P H K" to sizes over all arguments of `call`; None is an absent argument.
+    """Bind dimension names such as "B P H K" to sizes over all arguments of `call`; None is an absent argument.
 
     Returns name -> size. Raises ShapeError naming both shapes where one name would get two sizes, where an argument
     has another number of dimensions than its names, or where a dimension is empty.
@@ -44,12 +44,12 @@ def _one_device(call: str, **tensors: Tensor) -> None:
 
 
 def projection(z: Tensor, W_O: Tensor, of: Tensor) -> Dims:
-    """Dimensions B, P, H, K, D, S of a projection of heads."""
+    """Return dimensions B, P, H, K, D, S of a projection of heads."""
     return bind("projection", z=(z, "B P H K"), W_O=(W_O, "H K D"), of=(of, "S B P D"))
 
 
 def projection_onto_vectors(v: Tensor, of: Tensor) -> Dims:
-    """Dimensions B, P, D, S of a projection onto vectors."""
+    """Return dimensions B, P, D, S of a projection onto vectors."""
     return bind("projection_onto_vectors", v=(v, "M B P D"), of=(of, "S B P D"))
 
 
@@ -64,7 +64,7 @@ def v_composition(
     *,
     total: bool,
 ) -> Dims:
-    """Dimensions B, P, H, K, G, W, D (and N) of a V-composition; H must be a multiple of G, and something be asked."""
+    """Return dimensions B, P, H, K, G, W, D (and N) of a V-composition; G divides H, and something is asked."""
     dims = bind(
         "v_composition",
         q=(q, "B P H K"),
@@ -86,7 +86,7 @@ def v_composition(
 
 
 def top2_logits(resid: Tensor, W_U: Tensor, b_U: Tensor | None, chosen: Tensor | None) -> Dims:
-    """Dimensions T, D, V (and C) of a top-2 unembedding; V must hold two tokens and `chosen` ids below V."""
+    """Return dimensions T, D, V (and C) of a top-2 unembedding; V holds two tokens and `chosen` ids below V."""
     dims = bind("top2_logits", resid=(resid, "T D"), W_U=(W_U, "D V"), b_U=(b_U, "V"), chosen=(chosen, "T C"))
     if dims["V"] < 2:
         raise ShapeError(f"top2_logits: W_U[D, V] is {list(W_U.shape)}, but two logits need V of at least 2")

@@ -19,7 +19,7 @@ TILE_QUERIES = 128
 
 @torch.no_grad()
 def projection(z: Tensor, W_O: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
-    """Inner products of every component with every head's output, and the heads' squared norms, tile by tile.
+    """Compute inner products of every component with every head's output, and squared norms, tile by tile.
 
     num[s, h, b, t] = <of[s, b, t], z[b, t, h] W_O[h]>,  norm2[h, b, t] = |z[b, t, h] W_O[h]|^2
     (PR(a, b) of arXiv 2310.07325 is num / norm2)
@@ -48,7 +48,7 @@ def projection(z: Tensor, W_O: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def projection_onto_vectors(v: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
-    """Inner products of every component with vectors at every position, and the vectors' squared norms, tile by tile.
+    """Compute inner products of components with vectors at every position, and squared norms, tile by tile.
 
     num[s, m, b, t] = <of[s, b, t], v[m, b, t]>,  norm2[m, b, t] = |v[m, b, t]|^2
     (PR(a, b) of arXiv 2310.07325 is num / norm2)
@@ -175,7 +175,7 @@ def top2_logits(
 
 
 def _tiles(size: int, step: int) -> Iterator[slice]:
-    """Slices of at most `step` that cover `size`."""
+    """Return slices of at most `step` that cover `size`."""
     return (slice(start, min(start + step, size)) for start in range(0, size, step))
 
 
@@ -191,18 +191,18 @@ def _product(a: Tensor, b: Tensor, tile: Tensor) -> Tensor:
 
 
 def _dots(heads: Tensor, directions: Tensor) -> Tensor:
-    """[head, pos, d_model] and [direction, pos, d_model] -> [head, direction, pos], one small product a position."""
+    """Multiply [head, pos, d_model] and [direction, pos, d_model] -> [head, direction, pos], position by position."""
     return torch.bmm(directions.transpose(0, 1), heads.permute(1, 2, 0)).permute(2, 1, 0)
 
 
 def _dots_unformed(z: Tensor, weight: Tensor, directions: Tensor) -> Tensor:
-    """<z W_O, direction> as <z, direction W_O^T>: [head, writer, pos, d_head] -> [writer, head, direction, pos]."""
+    """Compute <z W_O, direction> as <z, direction W_O^T>: [head, writer, pos, K] -> [writer, head, direction, pos]."""
     read = torch.matmul(directions, weight.transpose(1, 2)[:, None])
     return torch.einsum("hwtk,hntk->whnt", z, read)
 
 
 def _values(writer: Tensor, scale: Tensor, W_V: Tensor, center: bool, tile: Tensor) -> Tensor:
-    """Values [writer, group, pos, d_head] of every writer's normed output [writer, pos, d_model]."""
+    """Return values [writer, group, pos, d_head] of every writer's normed output [writer, pos, d_model]."""
     (W, P, D), (G, _, K) = writer.shape, W_V.shape
     weight = W_V.to(tile.dtype)
     values = tile.new_empty((W, G, P, K))
@@ -217,7 +217,7 @@ def _values(writer: Tensor, scale: Tensor, W_V: Tensor, center: bool, tile: Tens
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor, future: Tensor, alpha: float, tile: Tensor) -> Tensor:
-    """Causal attention of the last queries [pos, head, d_head] on all keys: [head, writer, pos, d_head]."""
+    """Attend causally: the last queries [pos, head, d_head] on all keys -> [head, writer, pos, d_head]."""
     (T, H, K), (G, _, P), W = q.shape, keys.shape, len(values)
     rows = q.view(T, G, H // G, K).permute(1, 2, 0, 3).reshape(G, H // G * T, K)
     scores = tile[: G * rows.shape[1] * P].view(G, -1, P)
@@ -231,7 +231,7 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, future: Tensor, alpha: floa
 
 
 def _merge_top2(best: Tensor, best_ids: Tensor, logits: Tensor, start: int) -> None:
-    """Updates the running two best of every row by a tile of logits whose first token is `start`."""
+    """Update the running two best of every row by a tile of logits whose first token is `start`."""
     # One pass finds the rows with news, few after the first tiles; of equal logits the earlier, lower id stays.
     (rows,) = (logits.amax(1) > best[:, 1]).nonzero(as_tuple=True)
     if not len(rows):

@@ -146,7 +146,7 @@ def chosen_kernel(
 def top2_logits(
     resid: Tensor, W_U: Tensor, b_U: Tensor | None, chosen: Tensor | None, *, precision: str = "ieee"
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The two largest logits of every row with their token ids, and the logits of chosen tokens; no logits are stored.
+    """Compute the two largest logits of every row, their token ids, and chosen tokens' logits; none are stored.
 
     logits[t] = resid[t] W_U + b_U;  ids[t, 0], ids[t, 1] = first and second prediction, of equal logits the lower id
 
@@ -172,7 +172,7 @@ def top2_logits(
 
 
 def aligned(W_U: Tensor) -> Tensor:
-    """W_U [d_model, vocab] in memory whose rows start at multiples of 16 elements: a copy, unless it lies so."""
+    """Return W_U [d_model, vocab] with rows that start at multiples of 16 elements: a copy, unless it lies so."""
     if 1 in W_U.stride() and max(W_U.stride()) % 16 == 0:
         return W_U
     D, V = W_U.shape
@@ -248,7 +248,7 @@ def choose_logits(resid: Tensor, W_U: Tensor, b_U: Tensor | None, chosen: Tensor
 def compile_specs(
     dtype: torch.dtype, shape: Mapping[str, int], vendor: str = "cuda", precision: str = "ieee"
 ) -> dict[str, CompileSpec]:
-    """Kernel name -> what the compiler needs for the launches of this module at a shape {T, D, V, C}, W_U aligned."""
+    """Return kernel name -> what the compiler needs for this module's launches at {T, D, V, C}, W_U aligned."""
     T, D, V, C = (shape[name] for name in "TDVC")
     resid = torch.empty((T, D), dtype=dtype, device="meta")
     W_U = aligned(torch.empty((D, V), dtype=dtype, device="meta"))

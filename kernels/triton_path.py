@@ -18,7 +18,7 @@ top2_logits = _top2_logits.top2_logits
 def compile_specs(
     dtype: torch.dtype, shape: Mapping[str, int], vendor: str = "cuda", precision: str = "ieee"
 ) -> dict[str, CompileSpec]:
-    """Kernel name -> what the compiler needs for every kernel in its default configuration, exactly as launched.
+    """Return kernel name -> what the compiler needs for every kernel in its default configuration, as launched.
 
     dtype: float32, float16 or bfloat16; shape: sizes of B, P, H, G, K, D, S, W, T, V and C; vendor: "cuda" or "hip";
     precision: "ieee", or for float32 on "cuda" "tf32x3". Needs no GPU, but Triton's interpreter switched off.

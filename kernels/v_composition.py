@@ -64,7 +64,7 @@ def v_composition(
     softmax_scale: float | None = None,
     precision: str = "ieee",
 ) -> tuple[Tensor | None, Tensor | None]:
-    """What each head writes because a writer wrote, flash-style over blocks of queries: no pattern is ever stored.
+    """Compute what each head writes because a writer wrote, flash-style over blocks of queries; no pattern is stored.
 
     vcomp[w, h, b, t] = sum_{i <= t} A[b, h, t, i] LN(writer)[w, b, i] W_V[h's group] W_O[h]
     with A = softmax of the causal scores q k^T softmax_scale, LN(x) = (x - mean(x) if center else x) / scale;
@@ -105,7 +105,7 @@ def v_composition(
 def form_values(
     writer: Tensor, scale: Tensor, W_V: Tensor, values: Tensor, center: bool, precision: str, vendor: str
 ) -> Launch:
-    """The launch that writes values [writer, prompt, pos, group, d_head] of the normed writers, in their dtype."""
+    """Launch what writes values [writer, prompt, pos, group, d_head] of the normed writers, in their dtype."""
     writer, W_V = rows(writer), rows(W_V)
     (W, B, P, D), (G, _, K) = writer.shape, W_V.shape
     arguments: dict[str, Argument] = {"writer_ptr": writer, "scale_ptr": scale, "wv_ptr": W_V, "v_ptr": values}
@@ -121,7 +121,7 @@ def form_values(
 
 
 def attend(q: Tensor, k: Tensor, values: Tensor, z: Tensor, alpha: float, precision: str, vendor: str) -> Launch:
-    """The launch that writes z [writer, prompt, pos, head, d_head], causal attention on every writer's values."""
+    """Launch what writes z [writer, prompt, pos, head, d_head], causal attention on every writer's values."""
     q, k = rows(q), rows(k)
     (B, P, H, K), (W, _, _, G, _) = q.shape, values.shape
     arguments: dict[str, Argument] = {"q_ptr": q, "k_ptr": k, "v_ptr": values, "z_ptr": z}
@@ -156,7 +156,7 @@ def sum_heads(z: Tensor, W_O: Tensor, total: Tensor, precision: str, vendor: str
 
 
 def _narrower(blocks: tuning.Blocks, BK: int) -> dict[str, int]:
-    """Blocks for heads of BK dimensions: the tables suit 64, and what a wider head adds is taken from the rest."""
+    """Return blocks for heads of BK dimensions: tables suit 64, and what a wider head adds is taken from the rest."""
     times = max(BK // 64, 1)
     shrunk = {name: max(16, size // times) if name in ("BT", "BI") else size for name, size in blocks.items()}
     return shrunk | ({"BW": 1} if "BW" in blocks and times > 1 else {})
@@ -165,7 +165,7 @@ def _narrower(blocks: tuning.Blocks, BK: int) -> dict[str, int]:
 def compile_specs(
     dtype: torch.dtype, shape: Mapping[str, int], vendor: str = "cuda", precision: str = "ieee"
 ) -> dict[str, CompileSpec]:
-    """Kernel name -> what the compiler needs for the launches of this module at a shape {B, P, H, G, K, D, W}.
+    """Return kernel name -> what the compiler needs for this module's launches at {B, P, H, G, K, D, W}.
 
     The projection onto directions is the projection kernel, without norms; see its module for it.
     """

@@ -19,7 +19,7 @@ _FIGURES = (
 
 
 def names() -> tuple[str, ...]:
-    """Names of the figure views, in the order of the paper."""
+    """Return the names of the figure views, in the order of the paper."""
     return _FIGURES
 
 

@@ -16,7 +16,7 @@ TRITON = PATCHED
 
 
 def chart(ds: xr.Dataset) -> alt.ConcatChart:
-    """Median time with its 20 and 80 % quantiles and the roofline, and peak memory: one pair of plots per case.
+    """Draw median time with its 20 and 80 % quantiles and the roofline, and peak memory: a pair of plots per case.
 
     ds:  dimension `row`, one per provider and case: strings case, provider; lower, median, upper, floor in
     milliseconds, faster (times the einsum reference), peak in bytes. attrs: title, subtitle, notes.
@@ -52,7 +52,7 @@ def _row(one: xr.Dataset) -> Row:
 
 
 def _short(value: float) -> str:
-    """Three digits, never an exponent."""
+    """Return a number in three digits, never with an exponent."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -78,7 +78,7 @@ def _case(case: str, rows: list[Row], margin: float) -> alt.HConcatChart:
 def _bars(
     rows: list[Row], providers: list[str], fields: tuple[str, str, str], title: str, margin: float | None
 ) -> tuple[alt.Chart, alt.Chart]:
-    """Bars, and words right of where each ends; the scale leaves room for the longest.
+    """Draw bars, and words right of where each ends; the scale leaves room for the longest.
 
     fields: the bar's length, where its words begin, the words. margin: pixels of the labels, None to leave them out.
     """

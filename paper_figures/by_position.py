@@ -43,7 +43,7 @@ def _sites(ds: xr.Dataset, asked: list[str] | None) -> list[str]:
 
 
 def _chosen(count: int) -> np.ndarray:
-    """Positions to draw, evenly apart on a logarithmic scale: thinned by choosing, never by binning."""
+    """Choose positions to draw, evenly apart on a logarithmic scale: thinned by choosing, never by binning."""
     return np.unique(np.round(np.geomspace(1, count, min(count, DRAWN))).astype(int)) - 1
 
 
@@ -109,7 +109,7 @@ def _shares(ds: xr.Dataset) -> alt.LayerChart:
 
 
 def chart(ds: xr.Dataset) -> alt.ConcatChart:
-    """Projection ratio of a few sites onto the writer by position, and the share of its variance that each source has.
+    """Draw the projection ratio of a few sites onto the writer by position, and the shares of its variance.
 
     ds:  summary of `pr_by_position`: pr[quantile, site, position] over prompts, variance_share[source, site].
     Raises ValueError for an unknown option or site. Tests: tests/figures/test_paper_figures.py.

@@ -102,7 +102,7 @@ def _rows(here: xr.Dataset, roles: list[str]) -> list[Row]:
 
 
 def _bars(rows: list[Row], places: Places, domain: tuple[float, float], title: str, *, count: bool) -> list[alt.Chart]:
-    """Bars with their quartiles; where there are many the quartiles are thin and lie behind."""
+    """Draw bars with their quartiles; where there are many the quartiles are thin and lie behind."""
     middle, low = (y_axis(name, domain, title, lift=STRIP) for name in ("median", "lower"))
     base = alt.Chart(data(rows)).encode(x=places.x(), tooltip=quartile_tip("component", count=count))
     single = base.transform_filter(alt.datum.printed == "")
@@ -120,7 +120,7 @@ def _bars(rows: list[Row], places: Places, domain: tuple[float, float], title: s
 
 
 def chart(ds: xr.Dataset) -> alt.ConcatChart:
-    """Projection ratio of each component onto the writer, in model order, and of the erasers' sum: bars and quartiles.
+    """Draw the projection ratio onto the writer of each component, in model order, and of the erasers' sum.
 
     ds:  summary of `nodes_onto_writer`: pr[quantile, component], nan_count[component].
     Tests: tests/figures/test_paper_figures.py.

@@ -22,7 +22,7 @@ class _InsideScript(json.JSONEncoder):
 
 
 def html(chart: Any) -> str:
-    """The chart as an HTML page that needs no network: libraries inline, text from prompts unable to act as markup.
+    """Return the chart as a page that needs no network: libraries inline, prompts' text unable to act as markup.
 
     chart: any Altair chart. Returns the page's text, the same for the same chart.
     Tests: tests/figures/test_paper_figures.py.

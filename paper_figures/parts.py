@@ -21,12 +21,12 @@ TOP, STRIP = 18, 20
 
 
 def data(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Rows as inline data: no row limit, no type guessed, and nothing global to set."""
+    """Return rows as inline data: no row limit, no type guessed, and nothing global to set."""
     return {"values": list(rows)}
 
 
 def table(name: str, **columns: np.ndarray) -> alt.InlineData:
-    """Many rows of numbers as named text: Altair neither counts, checks nor copies them one by one."""
+    """Return many rows of numbers as named text: Altair neither counts, checks nor copies them one by one."""
     lines = [",".join(columns), *(",".join(f"{v:.6g}" for v in row) for row in zip(*columns.values(), strict=True))]
     read = alt.CsvDataFormat(type="csv", parse=dict.fromkeys(columns, "number"))
     return alt.InlineData(name=name, values="\n".join(lines), format=read)
@@ -81,7 +81,7 @@ def choice(given: Mapping[str, Any], key: str, allowed: Sequence[str]) -> str:
 
 
 def span(values: Iterable[float | None], *also: float, margin: float = 0.06) -> tuple[float, float]:
-    """A range that holds every finite value and every reference, with a margin: nothing drawn is ever cut off."""
+    """Return a range of every finite value and every reference, with a margin: nothing drawn is ever cut off."""
     kept = [float(v) for v in (*values, *also) if v is not None and math.isfinite(v)] or [0.0, 1.0]
     lo, hi = min(kept), max(kept)
     room = margin * (hi - lo or abs(hi) or 1.0)
@@ -94,7 +94,7 @@ def drawn(rows: Iterable[Row]) -> list[float | None]:
 
 
 def spread(values: Sequence[float], gap: float, lo: float, hi: float) -> list[float]:
-    """Positions for labels: as near to `values` as they can be, `gap` apart, between lo and hi if they fit."""
+    """Return positions for labels: as near to `values` as they can be, `gap` apart, between lo and hi if they fit."""
     order = sorted(range(len(values)), key=lambda i: values[i])
     placed = [values[i] for i in order]
     for _ in range(200):
@@ -150,7 +150,7 @@ class Sites:
 
     @property
     def last(self) -> float:
-        """Where the last site lies, in pixels."""
+        """Return where the last site lies, in pixels."""
         return self.width - self.outer
 
     def shade(self, layers: Mapping[int, tuple[str, str]], height: float = HEIGHT) -> list[alt.Chart]:
@@ -189,7 +189,7 @@ class Sites:
 
 
 def references(values: Sequence[float]) -> list[alt.Chart]:
-    """Horizontal reference lines; zero is drawn full, others dashed."""
+    """Draw horizontal reference lines; zero is drawn full, others dashed."""
     return [
         alt.Chart(data([{"reference": value}]))
         .mark_rule(color=SOFT, opacity=0.8, strokeDash=[1, 0] if value == 0 else [4, 4])
@@ -199,12 +199,12 @@ def references(values: Sequence[float]) -> list[alt.Chart]:
 
 
 def layered(layers: Sequence[Any], width: float, height: float) -> alt.LayerChart:
-    """Layers in one plot of this size, the first at the back."""
+    """Layer charts in one plot of this size, the first at the back."""
     return alt.LayerChart(layer=list(layers), width=width, height=height)
 
 
 def end_labels(rows: Sequence[Row], sites: Sites, height: float, domain: tuple[float, float]) -> list[alt.Chart]:
-    """Direct labels right of the lines' last points, moved apart where they would collide, with thin leaders.
+    """Label lines right of their last points, moved apart where they would collide, with thin leaders.
 
     rows: dicts of `label`, `value` (finite), `colour`, `bold`.
     """
@@ -256,12 +256,12 @@ def whiskers(base: alt.Chart, y: alt.Y) -> list[alt.Chart]:
 
 
 def role_colour(heads: Sequence[str], colour: str = ERASER) -> Any:
-    """Axis labels in a role's colour for these heads, and quiet for the others."""
+    """Return the axis labels' colour: a role's for these heads, and quiet for the others."""
     return alt.condition(alt.FieldOneOfPredicate(field="value", oneOf=list(heads)), alt.value(colour), alt.value(SOFT))
 
 
 def quartile_tip(*labels: str, count: bool = False) -> list[alt.Tooltip]:
-    """What a pointer shows: the labels, the median, both quartiles and, if stored, how many values were undefined."""
+    """Return the tooltip: labels, median, both quartiles and, if stored, how many values were undefined."""
     tips = [alt.Tooltip(f"{label}:N") for label in labels]
     tips += [alt.Tooltip(f"{name}:Q", format=".4f") for name in ("median", "lower", "upper")]
     return [*tips, alt.Tooltip("undefined:Q", format=",")] if count else tips

@@ -26,7 +26,7 @@ OPTIONS = {"heads": '"all" heads of the patched layer, or the "erasers" alone'}
 
 
 def chart(ds: xr.Dataset) -> alt.ConcatChart:
-    """Projection ratio of the patched layer's heads onto the writer: a clean and a patched bar each, with quartiles.
+    """Draw the projection ratio onto the writer of the patched layer's heads: clean and patched bars, with quartiles.
 
     ds:  summary of `v_patch`: head_pr[quantile, run, head], head_nan_count[run, head].
     Raises ValueError for an unknown option. Tests: tests/figures/test_paper_figures.py.

@@ -25,7 +25,7 @@ OPTIONS: dict[str, str] = {}
 
 
 def chart(ds: xr.Dataset) -> alt.ConcatChart:
-    """Projection ratio of every site onto the writer in both runs: median lines with quartile bands.
+    """Draw the projection ratio of every site onto the writer in both runs: median lines with quartile bands.
 
     ds:  summary of `v_patch`: site_pr[quantile, run, site], site_nan_count[run, site].
     Raises ValueError for an unknown option. Tests: tests/figures/test_paper_figures.py.

@@ -49,7 +49,7 @@ def _rows(ds: xr.Dataset, heads: dict[str, str]) -> list[Row]:
 
 
 def _panel(ds: xr.Dataset, heads: dict[str, str], each: float, words: str, *, first: bool) -> alt.LayerChart:
-    """Pairs of bars for the examples, their values at the ends, and the head under each pair where it changes."""
+    """Draw pairs of bars for the examples, values at their ends, and the head under each pair where it changes."""
     rows, width = _rows(ds, heads), each * len(heads)
     lo, hi = span(drawn(rows), 0, margin=0.1)
     # Bars that all rise stand on the ground, so that the captions follow at once; the same for bars that all fall.
@@ -83,7 +83,7 @@ def _panel(ds: xr.Dataset, heads: dict[str, str], each: float, words: str, *, fi
 
 
 def _captions(ds: xr.Dataset, each: float) -> alt.LayerChart:
-    """Under each pair of bars: the end of the prompt, the two answers, and their logit difference."""
+    """Write under each pair of bars: the end of the prompt, the two answers, and their logit difference."""
     blocks: list[tuple[list[str], str, str]] = []
     for example in ds["example"].values:
         here = ds.sel(example=example)
@@ -123,7 +123,7 @@ def _notes(ds: xr.Dataset) -> list[str]:
 
 
 def chart(ds: xr.Dataset) -> alt.ConcatChart:
-    """Direct logit attribution per example, a clean bar beside the resampled median with its quartiles.
+    """Draw direct logit attribution per example, a clean bar beside the resampled median with its quartiles.
 
     ds:  summary of `resampled_dla`: clean[example, head], resampled[quantile, example, head], logit_diff[example] and
          the examples' words as coordinates.

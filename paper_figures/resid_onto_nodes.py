@@ -60,7 +60,7 @@ class Grid:
         return alt.Y("node:O", **self._down, **more)
 
     def overlay(self, writer: str) -> list[alt.Chart]:
-        """Gaps between layers, a stroke where each node first is in the stream, and a frame around the writer."""
+        """Draw gaps between layers, a stroke where each node first is in the stream, and a frame around the writer."""
         gaps = alt.Chart(data({"node": n} for n in self.firsts[1:])).mark_rule(
             color=PAPER, opacity=1, strokeWidth=3 if self.printed else 1
         )
@@ -90,7 +90,7 @@ def _rows(ds: xr.Dataset) -> list[Row]:
 
 
 def chart(ds: xr.Dataset) -> alt.ConcatChart:
-    """Median projection ratio of every site (across) onto every node (down), a stroke where the node writes.
+    """Draw the median projection ratio of every site (across) onto every node (down), a stroke where the node writes.
 
     ds:  summary of `sites_onto_nodes`: pr[quantile, node, site], nan_count[node, site].
     Tests: tests/figures/test_paper_figures.py.

@@ -29,7 +29,7 @@ class Panel:
         self.ds, self.x, self.y, self.width, self.height = ds, x, y, width, height
 
     def axes(self, against: str) -> tuple[alt.X, alt.Y]:
-        """Writer across, erasers up, titled with what is summed over the erasers."""
+        """Return the axes: writer across, erasers up, titled with what is summed over the erasers."""
         across = alt.X(
             "x:Q",
             scale=alt.Scale(domain=list(self.x), nice=False, zero=False),
@@ -102,7 +102,7 @@ def _notes(ds: xr.Dataset, left_out: int, kind: str) -> list[str]:
 
 
 def chart(ds: xr.Dataset) -> alt.ConcatChart:
-    """Density of (DLA of the writer, DLA of the erasers' sum), top-2 pair: whole output left, V-composition right.
+    """Draw the density of (DLA of writer, DLA of erasers' sum), top-2 pair: whole output left, V-composition right.
 
     ds:  summary of `dla_scatter`: density[against, y_bin, x_bin], pearson_r, slope, intercept, n_points[against].
     Tests: tests/figures/test_paper_figures.py.

@@ -36,7 +36,7 @@ def _ends(rows: list[Row], last: str, writer: str) -> list[Row]:
 
 
 def chart(ds: xr.Dataset) -> alt.ConcatChart:
-    """Median projection ratio of every site onto every head of the writer's layer, one line per head.
+    """Draw the median projection ratio of every site onto every head of the writer's layer, one line per head.
 
     ds:  summary of `sites_onto_nodes`: pr[quantile, node, site], nan_count[node, site].
     Raises ValueError for an unknown option. Tests: tests/figures/test_paper_figures.py.

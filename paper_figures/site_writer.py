@@ -37,7 +37,7 @@ def _shades(writer: str, roles: list[str]) -> dict[int, tuple[str, str]]:
 
 
 def _print_medians(rows: list[Row], domain: tuple[float, float]) -> None:
-    """The medians as words, above a point or (negative ones) below, on the side where no steep line runs."""
+    """Print the medians above a point or (negative ones) below, on the side where no steep line runs."""
     steep = 0.2 * (domain[1] - domain[0])
     medians = [row["median"] for row in rows]
     for row, before, here, after in zip(rows, [None, *medians], medians, [*medians[1:], None], strict=False):
@@ -50,7 +50,7 @@ def _print_medians(rows: list[Row], domain: tuple[float, float]) -> None:
 
 
 def chart(ds: xr.Dataset) -> alt.ConcatChart:
-    """Projection ratio of every site onto the writer: median line, quartile band, and the layers that matter shaded.
+    """Draw the projection ratio of every site onto the writer: median, quartile band, and shaded layers that matter.
 
     ds:  summary of `sites_onto_nodes`: pr[quantile, node, site], nan_count[node, site].
     Raises ValueError for an unknown option. Tests: tests/figures/test_paper_figures.py.

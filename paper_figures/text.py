@@ -12,7 +12,7 @@ _WIDE = frozenset("mwMW@%")
 
 
 def text_width(text: str, size: float, *, bold: bool = False) -> float:
-    """Width in pixels of a line in an Arial-like face of `size` pixels, to within a few per cent."""
+    """Return the width in pixels of a line in an Arial-like face of `size` pixels, to within a few per cent."""
     em = 0.0
     for c in text:
         if ord(c) > 0x2E80:
@@ -27,7 +27,7 @@ def text_width(text: str, size: float, *, bold: bool = False) -> float:
 
 
 def wrap(text: str, width: float, size: float, *, bold: bool = False) -> list[str]:
-    """`text` in lines of at most `width` pixels; a word that is longer than a line is broken, nothing is lost."""
+    """Wrap `text` in lines of at most `width` pixels; a word longer than a line is broken, nothing is lost."""
     lines, line = [], ""
     for word in text.split():
         while text_width(word, size, bold=bold) > width and len(word) > 1:
@@ -61,7 +61,7 @@ def ending(text: str, width: float, size: float, lines: int) -> list[str]:
 
 
 def visible(text: str) -> str:
-    """`text` with control characters, line ends and tabs as escapes, so that a prompt shows what it holds."""
+    """Return `text` with control characters, line ends and tabs as escapes, so that a prompt shows what it holds."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -81,7 +81,7 @@ def caveat(ds: xr.Dataset) -> str | None:
 
 
 def erasers(ds: xr.Dataset) -> list[str]:
-    """Labels of the eraser heads; empty where a model has none."""
+    """Return the labels of the eraser heads; empty where a model has none."""
     given = ds.attrs.get("erasers", [])
     return [given] if isinstance(given, str) else [str(label) for label in given]
 
@@ -98,7 +98,7 @@ def quartile_words(ds: xr.Dataset) -> str:
 
 
 def undefined(ds: xr.Dataset, stored: str, counts: str | None = None, *, shown: str = "a gap") -> list[str]:
-    """Notes on what a figure leaves out: single ratios that are undefined, and medians of nothing; empty if none.
+    """Return notes on what a figure leaves out: undefined ratios, and medians of nothing; empty if none.
 
     stored: the quantiles' variable; counts: its counts of undefined values; shown: how a missing median looks.
     """
@@ -126,7 +126,7 @@ def _block(lines: Sequence[str], width: float, colour: str, size: float, weight:
 
 
 def frame(body: Any, ds: xr.Dataset, width: float, notes: Sequence[str] = ()) -> alt.ConcatChart:
-    """A finished figure: title and subtitle from the dataset, a caveat where roles are doubtful, the body, its notes.
+    """Frame a finished figure: title, subtitle, a caveat where roles are doubtful, the body, its notes.
 
     body:  a layered or concatenated chart, `width` pixels wide; notes: sentences for the foot, wrapped to the width.
     """

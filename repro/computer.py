@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repro.errors import ReproError
-from repro.plan.cost import Cost, compared, on_disk, predict_each, remember
+from repro.plan.cost import Cost, cost_comparison, on_disk, predict_each, remember
 from repro.plan.plan import Item, Plan
 from repro.request import Workspace, parse_bytes
 from repro.run.watchdog import Watchdog, parse_watchdog
-from repro.run.workers import at_hand, refuse
+from repro.run.workers import check_options, open_cluster
 from repro.store.records import COMMIT
 from repro.subjects.access import cache_folder
 from repro.subjects.resolve import ResolvedSubject
@@ -27,7 +27,7 @@ class Computer:
 
     def __init__(self, workspace: Workspace, subject: ResolvedSubject) -> None:
         request = workspace.request
-        refuse(request.workers, request.scheduler)
+        check_options(request.workers, request.scheduler)
         self.workspace = workspace
         self.subject = subject
         self.memory = parse_bytes(request.memory)
@@ -72,13 +72,13 @@ class Computer:
             workspace, request = self.workspace, self.workspace.request
             workspace.check_writable()
             self._cluster = self._resources.enter_context(
-                at_hand(request.workers, request.scheduler, workspace.settings.device, workspace.say)
+                open_cluster(request.workers, request.scheduler, workspace.settings.device, workspace.say)
             )
             self._session = Session(self.subject, workspace.settings, self.memory, workspace.say, self.watchdog)
         return self._session
 
     def _discard(self, plan: Plan, session: Session) -> Plan:
-        """`--fresh`: remove each result once, so that it is computed again.
+        """Remove each result once, for `--fresh`, so that it is computed again.
 
         First the model is loaded: one that cannot be had must not cost the results that are there.
         """
@@ -101,7 +101,7 @@ class Computer:
         if self._cluster is not None or self.watchdog.waited or not self._costs:
             return  # plans are costed with the speed of one process, at all of the work
         took = {precision: session.took(precision) for precision in self._costs}
-        say(compared(sum(self._costs.values(), Cost()), sum(took.values()), self._written))
+        say(cost_comparison(sum(self._costs.values(), Cost()), sum(took.values()), self._written))
         for precision, seconds in took.items():
             remember(
                 cache_folder(), self._costs[precision].flop, seconds, self.workspace.settings, self.subject, precision

@@ -90,13 +90,13 @@ def sha256(content: bytes) -> str:
 
 
 def digest(path: Path) -> list[Any]:
-    """[size in bytes, sha256] of a file, read in pieces."""
+    """Return [size in bytes, sha256] of a file, read in pieces."""
     with path.open("rb") as handle:
         return [path.stat().st_size, hashlib.file_digest(handle, "sha256").hexdigest()]
 
 
 def digest_or_none(path: Path) -> list[Any] | None:
-    """`digest`, or None for what is not a readable plain file."""
+    """Return `digest`, or None for what is not a readable plain file."""
     try:
         return digest(path) if path.is_file() and not path.is_symlink() else None
     except OSError:
@@ -104,7 +104,7 @@ def digest_or_none(path: Path) -> list[Any] | None:
 
 
 def sealed(body: Mapping[str, Any]) -> bytes:
-    """JSON whose last member is the sha256 of the whole text, its own digits counted as zeros.
+    """Return JSON whose last member is the sha256 of the whole text, its own digits counted as zeros.
 
     The same body always gives the same bytes; `unseal` is the inverse.
     """
@@ -113,7 +113,7 @@ def sealed(body: Mapping[str, Any]) -> bytes:
 
 
 def unseal(content: bytes) -> dict[str, Any]:
-    """Body of sealed JSON. Raises ValueError if a single bit differs from what `sealed` wrote."""
+    """Return the body of sealed JSON. Raises ValueError if a single bit differs from what `sealed` wrote."""
     if sha256(content[:-68] + b"0" * 64 + content[-4:]).encode() != content[-68:-4]:
         raise ValueError("its checksum does not fit its content")
     body: dict[str, Any] = json.loads(content)
@@ -122,7 +122,7 @@ def unseal(content: bytes) -> dict[str, Any]:
 
 
 def load(path: Path) -> dict[str, Any] | None:
-    """Body of the sealed file at `path`; None if there is no such file.
+    """Return the body of the sealed file at `path`; None if there is no such file.
 
     Raises ReproError (exit 5) if it is torn, altered or unreadable.
     """

@@ -15,12 +15,7 @@ from repro.computer import Computer, remove_result
 from repro.errors import Exit, ReproError
 from repro.figures import draw as drawing
 from repro.labels import in_precision
-from repro.plan.cost import (
-    cost_line,
-    item_bytes,
-    item_flop,
-    total_cost,
-)
+from repro.plan.cost import cost_line, item_bytes, item_flop, total_cost
 from repro.plan.plan import Item, Plan
 from repro.plan.roles import role_experiments
 from repro.request import Workspace
@@ -48,7 +43,7 @@ class Paper:
 
     @property
     def plan(self) -> Plan:
-        """The plan, with what the store held when it was last looked up."""
+        """Return the plan, with what the store held when it was last looked up."""
         assert self.planned is not None, "planned after it is resolved"
         return self.planned
 
@@ -92,7 +87,7 @@ def run(paper: Paper) -> Paper:
 
 
 def source_of(plan: Plan, experiment: str, committed: Path) -> drawing.Source | str:
-    """The data of an experiment: its own result, else the copy kept in git, stamped so; else why there is nothing.
+    """Return an experiment's data: its own result, else the copy kept in git, stamped so; else why there is none.
 
     Raises ReproError (exit 5) for an own result that is damaged: another one must not take its place.
     """
@@ -183,7 +178,7 @@ def _recipe(subject: ResolvedSubject) -> object:
 
 
 def _widened(workspace: Workspace, plan: Plan) -> Plan:
-    """The plan with all experiments of the spec, where they all fit the subject: at once they are planned sooner."""
+    """Return the plan with all experiments of the spec, if all fit the subject: planned together they are quicker."""
     try:
         return workspace.plan(plan.subject, [*(item.name for item in plan.items), *workspace.loaded.spec.experiment])
     except ReproError:
@@ -233,7 +228,7 @@ def announce(workspace: Workspace, subject: ResolvedSubject) -> None:
 
 
 def show_plan(workspace: Workspace, plan: Plan, about: bool = False) -> None:
-    """What is fresh, stale, partial or waiting, and why; and what the rest will cost. about: what each one is, too."""
+    """Say what is fresh, stale, partial or waiting, why, and what the rest will cost. about: what each one is, too."""
     width = max((len(item.name) for item in plan.items), default=0)
     for item in plan.items:
         why = f"  ({item.state.why})" if item.state.why else ""
@@ -261,7 +256,7 @@ def plan_rows(plan: Plan) -> list[dict[str, Any]]:
 
 
 def clean(paper: Paper, remove: bool) -> list[Path]:
-    """Results of the subject that the spec does not use: shown, and with `remove` deleted.
+    """Show the subject's results that the spec does not use, and with `remove` delete them.
 
     Unfinished work of the present keys is used. An experiment that waits for roles keeps all it has: which of it will
     be used is not known yet.
@@ -298,5 +293,5 @@ def verify(workspace: Workspace) -> list[Exit]:
 
 
 def as_json(value: object) -> str:
-    """Machine-readable output of a command."""
+    """Return the machine-readable output of a command."""
     return json.dumps(value, indent=1, sort_keys=True)

@@ -20,7 +20,7 @@ DEFAULTS = {
     "MKL_CBWR": "AUTO,STRICT",
 }
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-MOST = (2**30, 2**25)
+MALLOC_LIMITS = (2**30, 2**25)
 """Larger than any activation; and what older versions of glibc take at most."""
 
 
@@ -33,7 +33,7 @@ def set_defaults() -> None:
         os.environ.setdefault(name, value)
 
 
-def in_force() -> dict[str, str]:
+def effective_settings() -> dict[str, str]:
     """Return the variables and their values, for the record of where a result comes from."""
     return {name: os.environ.get(name, "") for name in DEFAULTS}
 
@@ -41,14 +41,14 @@ def in_force() -> dict[str, str]:
 def keep_freed_memory() -> None:
     """Tell glibc to serve activations from a heap that it does not give back between batches.
 
-    By default every tensor above 32 MiB is mapped anew, and the kernel zeroes its pages at first touch: a sixth of the
+    By default every tensor above 32 MiB is mapped again, and the kernel zeroes its pages at first touch: a sixth of the
     time of a pass over four prompts. Peak memory stays what it was. Does nothing where there is no glibc.
     """
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None and any(mallopt(M_MMAP_THRESHOLD, size) for size in MOST):
-        mallopt(M_TRIM_THRESHOLD, MOST[0])
+    if mallopt is not None and any(mallopt(M_MMAP_THRESHOLD, size) for size in MALLOC_LIMITS):
+        mallopt(M_TRIM_THRESHOLD, MALLOC_LIMITS[0])
 
 
 @contextlib.contextmanager
@@ -66,8 +66,8 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def deaf() -> Iterator[None]:
-    """Swallow what native code writes on the process's error stream, such as a panic that is caught and told anew."""
+def suppress_stderr() -> Iterator[None]:
+    """Swallow what native code writes on the process's error stream, such as a panic that is reported elsewhere."""
     sys.stderr.flush()
     try:
         kept = os.dup(2)

@@ -41,7 +41,7 @@ class Request:
 
 
 class Workspace:
-    """The request resolved: spec, folders, subject, settings. Each is worked out when first needed."""
+    """The request resolved: spec, directories, subject, settings. Each is worked out when first needed."""
 
     def __init__(self, request: Request, say: Callable[[str], None]) -> None:
         self.request = request
@@ -49,22 +49,22 @@ class Workspace:
 
     @cached_property
     def loaded(self) -> Loaded:
-        """The checked spec."""
+        """Read and check the spec."""
         return read_spec(self.request.spec, MEASURES)
 
     @property
     def root(self) -> Path:
-        """What receives `store/` and `paper_figures/out/`."""
+        """Return the directory that receives `store/` and `paper_figures/out/`."""
         return self.request.out if self.request.out is not None else self.loaded.folder
 
     @property
     def store(self) -> Path:
-        """The store's root."""
+        """Return the store's root."""
         return self.root / "store"
 
     @property
     def committed(self) -> Path:
-        """Reduced results kept in git, beside the spec."""
+        """Return the directory of reduced results kept in git, beside the spec."""
         return self.loaded.folder / "store" / "committed"
 
     def figures_folder(self, subject: str) -> Path:
@@ -73,7 +73,7 @@ class Workspace:
 
     @cached_property
     def selection(self) -> tuple[list[str], list[str]]:
-        """Experiments and figures asked for."""
+        """Return the experiments and figures asked for."""
         names = [part.strip() for part in self.request.only.split(",")]
         return select(self.loaded, [name for name in names if name])
 
@@ -83,7 +83,7 @@ class Workspace:
 
     @cached_property
     def settings(self) -> Settings:
-        """How to compute, every `auto` decided."""
+        """Return how to compute, every `auto` decided."""
         run = self.loaded.spec.run
         device = self._device()
         return Settings(

@@ -17,7 +17,7 @@ from repro.errors import Exit, ReproError
 from repro.run.failures import Failures
 from repro.run.loop import Compute, UnitArrays
 from repro.run.watchdog import Watchdog
-from repro.run.workers import at_hand
+from repro.run.workers import open_cluster
 from repro.store.result import open_result
 from tests import faulty
 
@@ -58,7 +58,7 @@ def run(root: Path, toy: Toy, workers: int | None, scheduler: str | None, watchd
     """Opens or resumes, has the workers fill, reduces, commits; returns what has failed."""
     names = ["scan", "odd"] if toy.odd else ["scan"]
     failures = Failures(print)
-    with at_hand(workers, scheduler, "cpu", print) as cluster:
+    with open_cluster(workers, scheduler, "cpu", print) as cluster:
         assert cluster is not None
         declared = faulty.layout(toy.n_prompts)
         paths = {name: root / "s" / name / "k" for name in names}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from repro.process import DEFAULTS, in_force
+from repro.process import DEFAULTS, effective_settings
 from tests.runs import ROOT
 
 B, P, H, K = 2, 37, 4, 8
@@ -45,10 +45,10 @@ def test_every_way_in_sets_the_defaults_before_torch_is_loaded() -> None:
 
 
 def test_what_the_user_has_set_stays_and_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert in_force() == {name: os.environ[name] for name in DEFAULTS}
+    assert effective_settings() == {name: os.environ[name] for name in DEFAULTS}
     code = "import repro.__main__, os; print(os.environ['MKL_CBWR'])"
     own = os.environ | {"MKL_CBWR": "COMPATIBLE"}
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=own, capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "COMPATIBLE"
     monkeypatch.delenv("MKL_CBWR")
-    assert in_force()["MKL_CBWR"] == ""
+    assert effective_settings()["MKL_CBWR"] == ""

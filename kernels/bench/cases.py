@@ -160,7 +160,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """`kernel/shape`, as `--only` takes it."""
+        """Return `kernel/shape`, as `--only` takes it."""
         return f"{self.kernel.name}/{self.shape.name}"
 
     def inputs(self, dtype: torch.dtype, device: str) -> dict[str, Any]:
@@ -173,7 +173,7 @@ class Case:
         return self.kernel.inputs(self.shape, draw)
 
     def work(self, inputs: dict[str, Any], results: Sequence[Tensor | None]) -> Work:
-        """FLOP from the shape; bytes of every input read once and every result written once."""
+        """Return FLOP from the shape, and bytes of every input read once and every result written once."""
         tensors = [x for x in (*inputs.values(), *results) if isinstance(x, Tensor)]
         return Work(self.kernel.flop(self.shape), float(sum(x.numel() * x.element_size() for x in tensors)))
 

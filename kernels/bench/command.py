@@ -87,7 +87,7 @@ def run(options: Options, say: Callable[[str], None] = print, clock: Clock = tim
 
 
 def resolve(device: str) -> str:
-    """`auto`, `cpu` or `cuda` -> where to run. Raises UnsupportedError where there is no such device."""
+    """Return where to run, given `auto`, `cpu` or `cuda`. Raises UnsupportedError if there is no such device."""
     if device not in ("auto", "cpu", "cuda"):
         raise UnsupportedError(f"bench: --device {device!r}; allowed: auto, cpu, cuda")
     if device == "cuda" and not torch.cuda.is_available():
@@ -96,7 +96,7 @@ def resolve(device: str) -> str:
 
 
 def _measure_rates(bench: Bench) -> None:
-    """The copy and matrix-product rates that bound every kernel; on a CPU they are measured again beside each case."""
+    """Measure copy and matrix-product rates that bound every kernel; on a CPU again beside each case."""
     dtypes = ("fp32",) if bench.device == "cpu" else tuple(DTYPES)
     meters = {name: meter for dtype in dtypes for name, meter in bench.meters(dtype).items()}
     calls = {name: meter.run for name, meter in meters.items()}
@@ -113,7 +113,7 @@ def _measure_rates(bench: Bench) -> None:
 
 
 def _step(report: Report, name: str, run: Callable[[], None]) -> None:
-    """A step whose failure is recorded and leaves the others their turn."""
+    """Run a step whose failure is recorded and leaves the others their turn."""
     try:
         run()
     except Exception as error:  # the results so far are worth more than a traceback

@@ -20,7 +20,7 @@ _WIDTHS = (24, 6, 7, 16, 38, 6, 7, 15, 7, 5, 10, 9, 22)
 
 
 def in_children(everything: bool, budget: Budget, processes: int | None = None) -> Iterator[Record]:
-    """Records of all entries, compiled in processes in which Triton is not interpreted; ends when the budget does.
+    """Yield the records of all entries, compiled in processes without Triton's interpreter, until the budget ends.
 
     everything: every configuration instead of the default ones. Yields one record per launch and configuration, then,
     if something is missing, one with `status` and the reason. Agreement: tests/kernels/test_compile_table.py.

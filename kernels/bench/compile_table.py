@@ -101,7 +101,7 @@ class Compiled:
 
 
 def _work(launch: str, dtype: str) -> cases.Work | None:
-    """The least FLOP and bytes of a launch at the measured shape; None for a launch that is not declared here."""
+    """Return the least FLOP and bytes of a launch at the measured shape; None for one not declared here."""
     s = next(shape for shape in cases.SHAPES if shape.name == SHAPE)
     size, rows = DTYPES[dtype].itemsize, s.prompts * s.positions
     pattern = s.positions * (s.positions + 1) / 2 * s.prompts * s.heads
@@ -218,7 +218,7 @@ def matrix_instructions(code: str) -> int:
 
 
 def _nvidia(cubin: bytes) -> tuple[str, int, int]:
-    """SASS, registers per thread and bytes of local memory per thread, by the tools that come with Triton."""
+    """Return SASS, registers and bytes of local memory per thread, by the tools that come with Triton."""
     from triton import knobs
 
     with tempfile.TemporaryDirectory() as folder:
@@ -238,7 +238,7 @@ def _output(*command: str) -> str:
 
 
 def _amd(assembly: str) -> tuple[str, int, int]:
-    """Assembly, vector registers per lane (the total, accumulation registers included) and vector registers spilled.
+    """Return assembly, vector registers per lane (with accumulation registers) and vector registers spilled.
 
     Scalar registers are spilled into lanes of vector registers, not into memory, and are not counted.
     """
@@ -247,7 +247,7 @@ def _amd(assembly: str) -> tuple[str, int, int]:
 
 
 def main(arguments: list[str]) -> int:
-    """`i/n [--all]`: compiles every n-th entry from the i-th on, one JSON object a line on standard output."""
+    """Compile every n-th entry from the i-th on, given `i/n [--all]`; print one JSON object a line."""
     first, step = map(int, arguments[0].split("/"))
     everything = "--all" in arguments[1:]
     for entry in entries()[first::step]:

@@ -33,7 +33,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether the error is within bounds; an error that is no number is not."""
+        """Return whether the error is within bounds; an error that is no number is not."""
         return self.error <= self.allowed
 
 

@@ -79,7 +79,7 @@ def _plain(name: str, kernel: str, device: str) -> Any:
 
 
 def _triton(precision: str, kernel: str, device: str) -> Function:
-    """The Triton kernels in their default configuration; a precision that a GPU lacks is refused by themselves."""
+    """Return the Triton kernels in their default configuration; they refuse a precision that a GPU lacks."""
     if device == "cpu":
         raise UnsupportedError("triton needs a GPU: its interpreter checks kernels and cannot time them")
     return getattr(kernels_of("triton", device, precision), kernel)
@@ -99,7 +99,7 @@ def _tuned(kernel: str, device: str) -> Function:
 
 
 def _compiled(kernel: str, device: str) -> Function:
-    """torch.compile of the reference; compiling happens at the first call."""
+    """Return torch.compile of the reference; compiling happens at the first call."""
     plain = _plain("reference", kernel, device)
     # After a few shapes of one function torch.compile quietly stops compiling: every case gets a function of its own.
     own = FunctionType(plain.__code__.replace(), plain.__globals__, kernel, plain.__defaults__, plain.__closure__)

@@ -95,7 +95,7 @@ def copy_meter(device: str) -> Meter:
 
 
 def matmul_meter(device: str, precision: str) -> Meter:
-    """A large square matrix product in the dtype and rounding of a precision; TF32x3 counts a third of TF32's."""
+    """Return a large square product in a precision's dtype and rounding; TF32x3 counts a third of TF32's."""
     dtype, tf32, products = PRECISIONS[precision]
     size = MATMUL_SIZE[device.split(":")[0]]
     generator = torch.Generator(device=device).manual_seed(size)

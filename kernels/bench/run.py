@@ -54,7 +54,7 @@ class Group:
 
     @property
     def providers(self) -> list[Provider]:
-        """Everyone who has this kernel in this dtype."""
+        """Return every provider that has this kernel in this dtype."""
         return of_kernel(self.case.kernel.name, self.dtype, self.device)
 
 
@@ -107,7 +107,7 @@ def groups(bench: Bench, cases: list[Case]) -> list[Group]:
 
 
 def _estimate(bench: Bench, case: Case) -> float:
-    """Seconds for checking and timing a case on a CPU, from the matrix-product rate and what is usual beside it."""
+    """Return the seconds to check and time a case on a CPU, from the matrix-product rate and what is usual."""
     rate = 2.0 * roofline.MATMUL_SIZE["cpu"] ** 3 / bench.rates["matmul ieee"].median
     runs = of_kernel(case.kernel.name, "fp32", "cpu")
     return case.kernel.flop(case.shape) / rate * CALLS * SLACK * len(runs)
@@ -138,7 +138,7 @@ def _check_group(bench: Bench, group: Group, entries: list[Provider]) -> str:
 
 
 def _check(bench: Bench, group: Group, entry: Provider, inputs: dict[str, Any], truth: Truth) -> None:
-    """One provider against float64: its function if it passed, else a note, is left in the group."""
+    """Check one provider against float64: leave its function in the group if it passed, else a note."""
     kernel, before = group.case.kernel.name, bench.budget.spent
     if entry.compiles and before + bench.compile_seconds > CHECK_SHARE * bench.budget.seconds:
         group.notes[entry.name] = (SKIPPED, "compiling it does not fit the budget")
@@ -189,7 +189,7 @@ def time_all(bench: Bench, todo: list[Group]) -> None:
 
 
 def _withheld(bench: Bench, group: Group, status: str, reason: str) -> Iterator[Row]:
-    """Rows without speeds: each provider's own reason if it has one."""
+    """Return rows without speeds: each provider's own reason if it has one."""
     for entry in group.providers:
         own, why = group.notes.get(entry.name, (status, reason))
         yield _row(bench, group, entry, own, why)

@@ -17,7 +17,7 @@ Call = Callable[[], Any]
 
 
 def parse_budget(text: str) -> float:
-    """Seconds from `90s`, `8m`, `1h` or a bare number of seconds. Raises ValueError naming what was given."""
+    """Return seconds from `90s`, `8m`, `1h` or a bare number. Raises ValueError naming what was given."""
     units = {"s": 1.0, "m": 60.0, "h": 3600.0}
     number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1.0)
     try:
@@ -42,12 +42,12 @@ class Budget:
 
     @property
     def spent(self) -> float:
-        """Seconds since the start."""
+        """Return the seconds since the start."""
         return self.clock() - self.start
 
     @property
     def left(self) -> float:
-        """Seconds until the end; negative afterwards."""
+        """Return the seconds until the end; negative afterwards."""
         return self.seconds - self.spent
 
     def fits(self, estimate: float) -> bool:
@@ -74,17 +74,17 @@ class Samples:
 
     @property
     def median(self) -> float:
-        """The middle sample."""
+        """Return the middle sample."""
         return statistics.median(self.seconds)
 
     @property
     def p20(self) -> float:
-        """A fifth of the samples is faster."""
+        """Return the sample that a fifth of the samples is faster than."""
         return percentile(self.seconds, 0.2)
 
     @property
     def p80(self) -> float:
-        """A fifth of the samples is slower."""
+        """Return the sample that a fifth of the samples is slower than."""
         return percentile(self.seconds, 0.8)
 
     def against(self, other: Samples) -> Samples:
@@ -139,7 +139,7 @@ def on_device(calls: Mapping[str, Call], timer: str, rounds: int = 3) -> dict[st
 
 
 def _triton_timer(call: Call, timer: str) -> list[float]:
-    """Milliseconds of the calls of one round."""
+    """Return the milliseconds of the calls of one round."""
     from triton import testing
 
     if timer == DO_BENCH:

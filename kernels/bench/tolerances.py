@@ -19,7 +19,7 @@ def tolerance(precision: str) -> float:
 
 
 def error_ratio(got: Tensor, true: Tensor) -> float:
-    """|got - true| / |true| over all elements, in float64; infinite where it is no number.
+    """Return |got - true| / |true| over all elements, in float64; infinite where it is no number.
 
     got: any float dtype; true: the same shape, float64. Agreement: tests/bench/test_bench_parts.py.
     """

@@ -48,7 +48,7 @@ def profile_slowest(bench: Bench, todo: Iterable[Group], ours: tuple[str, ...]) 
 
 
 def profiled(call: Callable[[], Any], device: str) -> str:
-    """torch.profiler's table of operations, by time on the device."""
+    """Return torch.profiler's table of operations, by time on the device."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -105,7 +105,7 @@ def end_to_end(bench: Bench, todo: Iterable[Group], shape: str, dtype: str = "fp
 
 
 def _arguments(groups: dict[str, Group], device: str) -> list[tuple[str, dict[str, Any]]]:
-    """(kernel, arguments) of every call, layer after layer: the sites are the same, the heads are not."""
+    """Return (kernel, arguments) of every call, layer after layer: the sites are the same, the heads are not."""
     made = {kernel: groups[kernel].case.inputs(DTYPES[groups[kernel].dtype], device) for kernel in PARTS}
     first = made["projection"]
     # The same numbers in other places, so that no layer finds its data in a cache.

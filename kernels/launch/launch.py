@@ -45,7 +45,7 @@ class Launch:
             self.fn[self.grid](*self.arguments.values(), **self.constexprs, enable_fp_fusion=ENABLE_FP_FUSION)
 
     def compile_spec(self) -> CompileSpec:
-        """The same launch for the compiler: types, constants and divisibility as a launch would specialise them."""
+        """Return a launch for the compiler, with the types, constants and divisibility that it would specialise."""
         names = list(self.fn.arg_names)
         constexprs = dict(self.constexprs)
         num_warps, num_stages = constexprs.pop("num_warps"), constexprs.pop("num_stages")

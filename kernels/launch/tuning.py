@@ -16,7 +16,7 @@ _fastest: dict[tuple[Any, ...], Blocks] = {}
 
 @contextmanager
 def tuning() -> Iterator[None]:
-    """Within this context a launch first times its candidates, once per kernel, shape and device.
+    """Time each launch's candidates first within this context, once per kernel, shape and device.
 
     Off by default, because another choice of blocks is another order of summation, hence other last bits.
     """

@@ -16,7 +16,7 @@ class Bare:
     """The bare forward pass, a few prompts at a time, with what it is compared with timed in between."""
 
     def __init__(self, model: Model, tokens: Tensor, together: int) -> None:
-        """model: processed weights; tokens [B, P]; together: prompts at a time. Runs the first once, untimed."""
+        """Take processed weights `model`, tokens [B, P], and prompts `together` at a time; run the first once."""
         self.model = model
         self.tokens = tokens
         self.together = together
@@ -61,7 +61,7 @@ class Bare:
             self.products.setdefault(size, []).append(time.perf_counter() - begun)
 
     def rates(self) -> dict[str, float]:
-        """FLOP per second: of the forward; of its four products together, so weighted by FLOP; of the largest one."""
+        """Return FLOP per second: of the forward; of its four products together, weighted by FLOP; of the largest."""
         flop = {size: 2.0 * prod(size) for size in self.products}
         seconds = {size: median(times) for size, times in self.products.items()}
         largest = max(flop, key=lambda size: flop[size])

@@ -37,7 +37,7 @@ Labels = Mapping[str, Sequence[str]]
 
 
 def library_model(folder: Folder) -> Any:
-    """The library's own model of a folder, its weights processed as `repro.model.load` has them processed, float32."""
+    """Return the library's own model of a directory in float32, its weights processed as `repro.model.load` does."""
     from repro.model.load import _bridge, _probe
 
     with torch.no_grad(), quiet(), warnings.catch_warnings():
@@ -48,12 +48,12 @@ def library_model(folder: Folder) -> Any:
 
 
 def _cached(bridge: Any, tokens: Tensor) -> Any:
-    """Every activation of all prompts, logits included: what `run_with_cache` keeps when it is not told otherwise."""
+    """Return every activation of all prompts, logits included: what `run_with_cache` keeps by default."""
     return bridge.run_with_cache(tokens)[1]
 
 
 def _quantiles(experiment: Measure, name: str, values: Tensor, labels: Labels) -> xr.DataArray:
-    """Quantiles over prompts (and positions) of values [*labels, prompt(, position)], from a long table of them."""
+    """Return quantiles over prompts (and positions) of values [*labels, prompt(, position)], from a long table."""
     assert isinstance(experiment, Banded)
     dims = [*labels, "prompt", "position"][: values.ndim]
     coords = {
@@ -66,7 +66,7 @@ def _quantiles(experiment: Measure, name: str, values: Tensor, labels: Labels) -
 
 
 def _onto(vectors: Tensor, of: Tensor) -> Tensor:
-    """PR(of, vectors): [component, B, P]."""
+    """Return PR(of, vectors): [component, B, P]."""
     num, norm2 = projection_onto_vectors(vectors[None], of)
     return (num / norm2)[:, 0]
 
@@ -93,7 +93,7 @@ def _nodes_onto_writer(bridge: Any, item: Item, tokens: Tensor) -> xr.Dataset:
 
 
 def _composed(bridge: Any, cache: Any, layer: int, writer: Tensor, onto: Tensor) -> tuple[Tensor, Tensor]:
-    """<vcomp_h, onto> of the heads of one layer [H, B, P], and sum_h vcomp_h [B, P, D]."""
+    """Return <vcomp_h, onto> of the heads of one layer [H, B, P], and sum_h vcomp_h [B, P, D]."""
     attn, at = bridge.blocks[layer].attn, f"blocks.{layer}"
     q, k, scale = (cache[f"{at}.{name}"] for name in ("attn.hook_q", "attn.hook_k", "ln1.hook_scale"))
     dots, total = v_composition(q, k, writer[None], scale[..., 0], attn.W_V, attn.W_O, onto[None], center=True)
@@ -103,7 +103,7 @@ def _composed(bridge: Any, cache: Any, layer: int, writer: Tensor, onto: Tensor)
 
 
 def _v_patch(bridge: Any, item: Item, tokens: Tensor) -> xr.Dataset:
-    """A second cached run has what the writer brought into the patched layer taken out of that layer's output."""
+    """Run again, cached, with what the writer brought into the patched layer taken out of that layer's output."""
     assert isinstance(item.experiment, VPatch)
     cache, context = _cached(bridge, tokens), item.context
     layer, results = item.experiment.patched_layer(context), cache.stack_head_results()
@@ -125,13 +125,13 @@ def _v_patch(bridge: Any, item: Item, tokens: Tensor) -> xr.Dataset:
 
 
 def _direction(bridge: Any, cache: Any, first: Tensor, second: Tensor) -> Tensor:
-    """d with <v, d> = DLA(v) on the logit difference of two tokens at each position: [B, P, D]."""
+    """Return d with <v, d> = DLA(v) on the logit difference of two tokens at each position: [B, P, D]."""
     u = bridge.W_U.T[first] - bridge.W_U.T[second]
     return (u - u.mean(-1, keepdim=True)) / cache["ln_final.hook_scale"]
 
 
 def _resampled_dla(bridge: Any, item: Item, tokens: Tensor) -> xr.Dataset:
-    """For each example one run of its own, and one of the unrelated texts cut to its length."""
+    """Run each example by itself, and the unrelated texts cut to its length."""
     clean, resampled, difference = [], [], []
     for example in item.context.examples:
         prompt, pair = torch.tensor([example.tokens]), torch.tensor([example.answer, example.other])
@@ -190,7 +190,7 @@ EXPERIMENTS: dict[str, Callable[[Any, Item, Tensor], xr.Dataset]] = {
 
 
 def measure(bridge: Any, item: Item, tokens: Tensor) -> xr.Dataset:
-    """One experiment of the default spec, from a cached run to its reduced numbers, named and labelled as the store's.
+    """Measure one experiment of the default spec, from a cached run to reduced numbers, named as the store's.
 
     bridge: `library_model`; tokens [B, P] int64, of which the experiment takes its own number of prompts.
     Agreement: tests/bench/test_baseline.py.

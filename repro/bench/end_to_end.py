@@ -45,7 +45,7 @@ examples = [
 
 
 def parse_sizes(text: str) -> list[int]:
-    """Numbers of prompts such as `10,30,100`. Raises ReproError (exit 2)."""
+    """Return numbers of prompts such as `10,30,100`. Raises ReproError (exit 2)."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise ReproError(f"--sizes {text}: give numbers of prompts separated by commas, such as 10,30,100,300")
@@ -96,7 +96,7 @@ def make_subject(root: Path, spec: Path, prompts: int, seed: int = 0) -> Path:
 
 
 def child(spec: Path, prompts: int) -> dict[str, Any]:
-    """One process's measurement: half of the bare forward, the paper's passes over the same prompts, the other half."""
+    """Measure in one process: half of the bare forward, the paper's passes over the same prompts, the other half."""
     started = time.perf_counter()
     import torch
 
@@ -144,7 +144,7 @@ def child(spec: Path, prompts: int) -> dict[str, Any]:
 
 
 def _spent(seconds: Mapping[str, float], stage: str) -> float:
-    """Seconds of a stage, at whatever precisions."""
+    """Return the seconds of a stage, at whatever precisions."""
     return sum(spent for name, spent in seconds.items() if name.split(" in ")[0] == stage)
 
 
@@ -192,7 +192,7 @@ def end_to_end(spec: Path, store: Path, sizes: Sequence[int], repeats: int, say:
 
 
 def _beside_baseline(spec: Path, repeats: int, say: Say) -> list[dict[str, Any]]:
-    """The paper and the baseline in turn over the same prompts, at each size that the one before says will fit."""
+    """Run the paper and the baseline in turn over the same prompts, at each size that the one before says will fit."""
     rows: list[dict[str, Any]] = []
     for size in BASELINE_SIZES:
         if rows and (why := unfit(rows[-1], size)):

@@ -45,7 +45,7 @@ def baseline_line(row: Row) -> str:
 
 
 def unfit(row: Row, prompts: int) -> str:
-    """Why the baseline is not run over so many prompts, in proportion to what it took for fewer; empty if it is."""
+    """Return why the baseline is not run over so many prompts, by what fewer took; empty if it is."""
     times = prompts / row["prompts"]
     size, seconds = times * row["peak_bytes"], times * row["baseline_s"]
     if size <= MOST_BYTES and seconds <= MOST_SECONDS:
@@ -57,7 +57,7 @@ def unfit(row: Row, prompts: int) -> str:
 
 
 def medians(rows: Sequence[Row]) -> list[str]:
-    """Medians over repeats, with the smallest and largest ratio, where there were several."""
+    """Return medians over repeats, with the smallest and largest ratio, where there were several."""
     said = []
     for record, name in (("paper", "paper to bare forward"), ("baseline", "baseline to paper")):
         for size in sorted({row["prompts"] for row in rows if row["record"] == record}):
@@ -73,7 +73,7 @@ def medians(rows: Sequence[Row]) -> list[str]:
 
 
 def growth(rows: Sequence[Row]) -> list[str]:
-    """How time and memory grow with the number of prompts: slope, intercept, and the largest peak over the smallest."""
+    """Return how time and memory grow with prompts: slope, intercept, and the largest peak over the smallest."""
     return [text for record in ("paper", "baseline") for text in _growth(rows, record)]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def peak() -> int:
-    """The most bytes that were ever resident in this program; unlike `getrusage`, not in the one that started it."""
+    """Return the most bytes ever resident in this program; unlike `getrusage`, not in the one that started it."""
     found = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert found is not None
     return int(found[1]) * 1024
@@ -22,7 +22,7 @@ def above(weights: Iterable[Path]) -> int:
 
 
 def age() -> float:
-    """Seconds since this process was started, the interpreter's own start included."""
+    """Return the seconds since this process was started, the interpreter's own start included."""
     # The command's name is in brackets and may hold blanks; the start, in clock ticks since boot, is the 22nd field.
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")

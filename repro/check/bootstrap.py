@@ -88,7 +88,7 @@ class _Order:
 
 
 def resampled_quantiles(values: NDArray[np.floating], levels: Sequence[float], draws: Floats) -> Floats:
-    """Quantiles over prompts x positions in every resample of the prompts, exactly.
+    """Return exact quantiles over prompts x positions in every resample of the prompts.
 
     The quantile at level p of N pooled values is x_(k) + (h - k)(x_(k+1) - x_(k)), h = p(N - 1), k = floor(h): linear
     interpolation, as in every summary here; NaN values do not count.
@@ -109,7 +109,7 @@ def resampled_quantiles(values: NDArray[np.floating], levels: Sequence[float], d
 
 
 def resampled_fits(x: NDArray[np.floating], y: NDArray[np.floating], draws: Floats) -> dict[str, Floats]:
-    """Pearson's r, least-squares slope and intercept of y on x in every resample of the prompts.
+    """Return Pearson's r, least-squares slope and intercept of y on x in every resample of the prompts.
 
     All three follow from per-prompt sums of 1, x, y, x^2, y^2, xy (about the common means, against cancellation):
     r = S_xy / sqrt(S_xx S_yy), slope = S_xy / S_xx, intercept = mean(y) - slope mean(x).
@@ -140,7 +140,7 @@ class Bootstrap:
     def quantiles(
         self, experiment: str, variable: str, panels: Sequence[tuple[Mapping[str, str], float]]
     ) -> list[Interval | str]:
-        """Bootstrap intervals of pooled quantiles of one raw variable.
+        """Return bootstrap intervals of pooled quantiles of one raw variable.
 
         panels: pairs of (labels that select one panel, quantile level). Returns one interval per panel in the unit of
         the variable, or the reason why there is none. Agreement: tests/check/test_intervals.py.
@@ -164,7 +164,7 @@ class Bootstrap:
     def fit(
         self, experiment: str, statistic: str, against: str, positions: tuple[int, int] | None = None
     ) -> Interval | str:
-        """Bootstrap interval of `pearson_r`, `slope` or `intercept` of a scatter, or the reason why there is none.
+        """Return the bootstrap interval of `pearson_r`, `slope` or `intercept` of a scatter, or why there is none.
 
         positions: the first and last that enter, as raw values are stored for all of them; None: all.
         """
@@ -205,7 +205,7 @@ def ordered(array: xr.DataArray, labels: Mapping[str, str]) -> list[tuple[str, s
 def _blocks(
     array: xr.DataArray, indices: Sequence[tuple[int, ...]]
 ) -> Iterator[tuple[tuple[int, ...], NDArray[np.floating]]]:
-    """Each panel's values, read in blocks of the leading dimension (a stored chunk holds all labels of few prompts)."""
+    """Yield each panel's values, read in blocks of the leading dimension (a chunk holds all labels of few prompts)."""
     first = array.dims[0]
     each = max(1, array.nbytes // array.sizes[first])
     per_block = max(1, BLOCK_BYTES // each)

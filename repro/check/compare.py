@@ -83,7 +83,7 @@ def check(
 
 
 def exit_code(rows: Iterable[Row]) -> Exit:
-    """Exit.DIFFERS if any number differs, which only the paper's own subject can; else Exit.OK."""
+    """Return Exit.DIFFERS if any number differs, which only the paper's own subject can; else Exit.OK."""
     return Exit.DIFFERS if any(row.verdict == "differs" for row in rows) else Exit.OK
 
 
@@ -181,7 +181,7 @@ class _Reader:
 
 
 def _plain(value: Any) -> Any:
-    """Attributes come back from a store as lists, tuples or arrays."""
+    """Return an attribute as plain values: a store gives back lists, tuples or arrays."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     return list(value) if isinstance(value, tuple) else value
@@ -237,7 +237,7 @@ def _judge_by_tolerance(reader: _Reader, number: Number, same_prompts: bool) -> 
 
 
 def _wants_interval(number: Number, row: Row) -> bool:
-    """Single numbers always show theirs; of the large table only what is no match, or a report would take minutes."""
+    """Return whether to show an interval: for single numbers always, in the large table only for what is no match."""
     possible = "quantile" in number.select or number.variable in _FITS
     settled = number.group is not None and row.verdict == "match"
     return possible and not settled and row.ours is not None and math.isfinite(row.ours)

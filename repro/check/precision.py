@@ -42,7 +42,7 @@ class Quantity:
 
     @property
     def difference(self) -> float | None:
-        """What the precision adds; None where either is missing."""
+        """Return what the precision adds; None where either is missing."""
         return None if self.before is None or self.after is None else self.after - self.before
 
 

@@ -86,7 +86,7 @@ class Claim:
 
     @property
     def rule(self) -> str:
-        """The rule as text."""
+        """Return the rule as text."""
         name = {"absolute": "|value|", "relative_change": "|change| / |clean|"}.get(self.statistic, self.statistic)
         lower = "" if self.above is None else f"{self.above:g} < "
         upper = "" if self.below is None else f" < {self.below:g}"

@@ -49,10 +49,10 @@ def lack(experiment: str, state: str) -> str:
 def draw(
     loaded: Loaded, names: Sequence[str], source: Callable[[str], Source | str], out: Path, fresh: bool = False
 ) -> list[Drawn]:
-    """Draw the named figures into a folder; a figure whose data and code are unchanged is left alone.
+    """Draw the named figures into a directory; a figure whose data and code are unchanged is left alone.
 
-    source: experiment name -> where its result lies, or why there is none. out: the folder. Raises ReproError: exit 2,
-    once all others are drawn, for options that a chart does not have; exit 5 for a result that is not whole.
+    source: experiment name -> where its result lies, or why there is none. out: the directory. Raises ReproError:
+    exit 2, once all others are drawn, for options that a chart does not have; exit 5 for a result that is not whole.
     Agreement: tests/figures/test_figures.py.
     """
     before = _read_stamps(out / STAMPS)
@@ -96,7 +96,7 @@ def _write_stamps(path: Path, stamps: Mapping[str, Any]) -> None:
 
 
 def _digest(figure: Figure, at: Source, papers: str) -> str:
-    """Changes with the data, the declaration, the drawing code and the drawing library."""
+    """Return a checksum of the data, the declaration, the drawing code and the version of the drawing library."""
     parts = [figure.model_dump_json(), at.stamp, papers, at.path.name, (at.path / "COMMIT").read_text()]
     parts.append(version("altair"))
     parts += [file.read_text() for file in sorted(Path(paper_figures.__file__).parent.glob("*.py"))]

@@ -48,28 +48,28 @@ class Context:
 
     @property
     def writer(self) -> str:
-        """The writer, once it is known."""
+        """Return the writer, once it is known."""
         assert self.roles.writer, "planned before its roles were known"
         return self.roles.writer
 
     @property
     def examples(self) -> tuple[ExampleTokens, ...]:
-        """The adversarial prompts; none while they are not known."""
+        """Return the adversarial prompts; none while they are not known."""
         return self.roles.examples or ()
 
     @property
     def sites(self) -> list[str]:
-        """Labels of the model's sites."""
+        """Return the labels of the model's sites."""
         return sites(self.shape.n_layers)
 
     @property
     def nodes(self) -> list[str]:
-        """Labels of the model's nodes."""
+        """Return the labels of the model's nodes."""
         return nodes(self.shape.n_layers, self.shape.n_heads)
 
     @property
     def heads(self) -> list[str]:
-        """Labels of the model's heads."""
+        """Return the labels of the model's heads."""
         return heads(self.shape.n_layers, self.shape.n_heads)
 
     def within(self, experiment: Common) -> Context:
@@ -102,7 +102,7 @@ class Measure(Common):
 
     @property
     def needs(self) -> frozenset[str]:
-        """The roles it waits for, of `writer`, `erasers`, `examples`.
+        """Return the roles it waits for, of `writer`, `erasers`, `examples`.
 
         Sites on all nodes depend on no role, but every summary says who writes and who erases: figures need not ask.
         """
@@ -110,7 +110,7 @@ class Measure(Common):
 
     @property
     def asks(self) -> Directions:
-        """What it asks of a batch."""
+        """Return what it asks of a batch."""
         return Directions()
 
     def length(self, context: Context) -> int:
@@ -177,7 +177,7 @@ class Windowed(Measure):
 
     @property
     def window(self) -> slice:
-        """The positions that enter, as an index."""
+        """Return the positions that enter, as an index."""
         if self.positions is None:
             return slice(None)
         first, last = self.positions

@@ -26,7 +26,7 @@ class Engine:
     kernels: Kernels
 
     def unembedding_rows(self, tokens: Tensor) -> Tensor:
-        """Columns of W_U for token ids, as rows: [..., D]."""
+        """Return the columns of W_U for token ids, as rows: [..., D]."""
         return self.model.W_U.T[tokens]
 
     def direction(self, u: Tensor, scale_final: Tensor) -> Tensor:
@@ -52,12 +52,12 @@ class Batch:
 
     @cached_property
     def trace(self) -> Trace:
-        """The clean pass, with the wanted directions in the slots behind the sites."""
+        """Run the clean pass, with the wanted directions in the slots behind the sites."""
         return trace(self.engine.model, self.tokens, slots=len(self.requested.directions))
 
     @cached_property
     def unfit(self) -> list[int]:
-        """Rows of prompts on which the model's own activations are not finite; silenced to zeros in the trace.
+        """Return the rows of prompts whose own activations are not finite, and set them to zero in the trace.
 
         What is NaN or infinite anywhere in the stream stays so until the last site. Zeros, because a kernel that met
         NaN might answer with anything, such as a token id that does not exist.
@@ -73,25 +73,25 @@ class Batch:
 
     @property
     def sites(self) -> Tensor:
-        """The 2L+1 sites: [S, B, P, D]."""
+        """Return the 2L+1 sites: [S, B, P, D]."""
         return self.trace.sites[: 2 * self.engine.model.shape.n_layers + 1]
 
     @cached_property
     def writer(self) -> Tensor:
-        """h_w, what the writer wrote: [B, P, D]."""
+        """Return h_w, what the writer wrote: [B, P, D]."""
         assert self.roles.writer
         layer, head = head_index(self.roles.writer)
         return self.trace.attention[layer].z[:, :, head] @ self.engine.model.blocks[layer].W_O[head]
 
     @cached_property
     def writer_norm2(self) -> Tensor:
-        """|h_w|²: [B, P]; NaN where the writer wrote nothing, so that ratios are undefined there."""
+        """Return |h_w|²: [B, P]; NaN where the writer wrote nothing, as ratios are undefined there."""
         norm2 = self.writer.square().sum(-1)
         return torch.where(norm2 > 0, norm2, torch.nan)
 
     @cached_property
     def top2(self) -> tuple[Tensor, Tensor]:
-        """Logits and ids of the two first predictions at every position: [B, P, 2] each."""
+        """Return logits and ids of the two top predictions at every position: [B, P, 2] each."""
         flat = normed(self.engine.model, self.trace.final).flatten(0, 1)
         values, ids, _ = self.engine.kernels.top2_logits(flat, self.engine.model.W_U, self.engine.model.b_U, None)
         return values.view(*self.tokens.shape, 2), ids.view(*self.tokens.shape, 2)
@@ -111,7 +111,7 @@ class Batch:
 
     @cached_property
     def directions(self) -> Tensor:
-        """The wanted directions, in their slots behind the sites: [N, B, P, D]."""
+        """Return the wanted directions, in their slots behind the sites: [N, B, P, D]."""
         behind = self.trace.sites[2 * self.engine.model.shape.n_layers + 1 :]
         for slot, name in enumerate(self.requested.directions):
             behind[slot] = self._vector(name)
@@ -128,7 +128,7 @@ class Batch:
 
     @cached_property
     def _inner(self) -> list[tuple[Tensor, Tensor]]:
-        """Per layer, sites and directions on every head: (num [S + N, H, B, P], norm2 [H, B, P]).
+        """Project sites and directions on every head, layer by layer: (num [S + N, H, B, P], norm2 [H, B, P]).
 
         Layers go together while their heads are few, so that the sites are read once for all of them.
         """
@@ -144,22 +144,22 @@ class Batch:
 
     @cached_property
     def _inner_mlp(self) -> tuple[Tensor, Tensor]:
-        """The same for the MLPs of all layers: num [S + N, L, B, P], norm2 [L, B, P]."""
+        """Project sites and directions on the MLPs of all layers: num [S + N, L, B, P], norm2 [L, B, P]."""
         return self.engine.kernels.projection_onto_vectors(torch.stack(self.trace.mlp_out), self._components())
 
     def sites_on_heads(self, layer: int) -> tuple[Tensor, Tensor]:
-        """<site, h> and |h|² for the heads of one layer: [S, H, B, P], [H, B, P]."""
+        """Return <site, h> and |h|² for the heads of one layer: [S, H, B, P], [H, B, P]."""
         num, norm2 = self._inner[layer]
         return num[: len(self.sites)], norm2
 
     def sites_on_mlp(self, layer: int) -> tuple[Tensor, Tensor]:
-        """<site, m> and |m|² for one MLP: [S, B, P], [B, P]."""
+        """Return <site, m> and |m|² for one MLP: [S, B, P], [B, P]."""
         num, norm2 = self._inner_mlp
         return num[: len(self.sites), layer], norm2[layer]
 
     @cached_property
     def sites_on_writer(self) -> Tensor:
-        """PR(site, writer): [S, B, P]."""
+        """Return PR(site, writer): [S, B, P]."""
         assert self.roles.writer
         layer, head = head_index(self.roles.writer)
         if self.requested.sites_on_nodes:
@@ -169,11 +169,11 @@ class Batch:
         return num / self.writer_norm2
 
     def heads_on(self, name: str, layer: int) -> Tensor:
-        """<h, direction> for the heads of one layer: [H, B, P]."""
+        """Return <h, direction> for the heads of one layer: [H, B, P]."""
         return self._inner[layer][0][self._slot(name)]
 
     def mlp_on(self, name: str, layer: int) -> Tensor:
-        """<m, direction> for one MLP: [B, P]."""
+        """Return <m, direction> for one MLP: [B, P]."""
         return self._inner_mlp[0][self._slot(name), layer]
 
     def _slot(self, name: str) -> int:
@@ -193,7 +193,7 @@ class Batch:
         return self._composed[layer]
 
     def compose(self, layer: int, source: Tensor, scale: Tensor, onto: Tensor) -> tuple[Tensor, Tensor]:
-        """sum_i A[t,i] (source[i] - mean)/scale[i] W_V W_O of every head: dots [H, N, B, P] and their sum [B, P, D]."""
+        """Return sum_i A[t,i] (source[i] - mean)/scale[i] W_V W_O: dots per head [H, N, B, P], the sum [B, P, D]."""
         model, seen = self.engine.model, self.trace.attention[layer]
         block = model.blocks[layer]
         dots, total = self.engine.kernels.v_composition(

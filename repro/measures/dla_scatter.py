@@ -38,7 +38,7 @@ class DLAScatter(Windowed):
 
     @property
     def asks(self) -> Directions:
-        """Nodes on the direction of the target."""
+        """Return the request for all nodes on the direction of the target."""
         return Directions(directions=(self.target,))
 
     def layout(self, context: Context) -> Layout:
@@ -57,7 +57,7 @@ class DLAScatter(Windowed):
         return 2.0 * context.n_prompts * context.n_positions * context.shape.d_model * context.shape.d_vocab
 
     def compute(self, context: Context, prepared: Prepared, batch: Batch) -> dict[str, Tensor]:
-        """DLA of the writer [B, P], and of the erasers' sum: whole output and V-composition [against, B, P]."""
+        """Compute the DLA of the writer [B, P], and of the erasers: output and V-composition [against, B, P]."""
         import torch
 
         roles = batch.roles
@@ -98,7 +98,7 @@ class DLAScatter(Windowed):
 
     @staticmethod
     def headlines(dataset: xr.Dataset) -> dict[str, float]:
-        """Correlation, slope, intercept and number of points, against output and against V-composition."""
+        """Return correlation, slope, intercept and number of points, against output and V-composition."""
         return {
             f"{fit} against {against}": float(dataset[fit].sel(against=against))
             for against in dataset["against"].values
@@ -107,7 +107,7 @@ class DLAScatter(Windowed):
 
 
 def _same_position(batch: Batch, target: str) -> Tensor:
-    """<sum over erasers of LN(h_w)[t] W_V W_O, direction>[t]: the source position is the destination, no pattern."""
+    """Return <sum over erasers of LN(h_w)[t] W_V W_O, direction>[t]: source is destination, no pattern."""
     import torch
 
     model, layer = batch.engine.model, batch.roles.layer

@@ -30,12 +30,12 @@ class FindErasers(Pooled):
 
     @property
     def needs(self) -> frozenset[str]:
-        """The writer."""
+        """Return the writer alone."""
         return frozenset({"writer"})
 
     @property
     def asks(self) -> Directions:
-        """Nodes on the writer."""
+        """Return the request for all nodes on the writer."""
         return Directions(directions=("writer",))
 
     def layout(self, context: Context) -> Layout:
@@ -45,14 +45,14 @@ class FindErasers(Pooled):
         return Layout((ratio_variable("head"),), {"head": labels}, sizes(context))
 
     def compute(self, context: Context, prepared: Prepared, batch: Batch) -> dict[str, Tensor]:
-        """PR(head, writer): [head, B, P]."""
+        """Compute PR(head, writer): [head, B, P]."""
         import torch
 
         later = range(layer_of(context.writer) + 1, context.shape.n_layers)
         return {"pr": torch.cat([batch.heads_on("writer", layer) / batch.writer_norm2 for layer in later])}
 
     def reduce(self, context: Context, raw: ValidPrompts, prepared: Prepared, decode: Decode) -> xr.Dataset:
-        """Quantiles, the sum of medians of each layer, and the choice."""
+        """Return quantiles, the sum of medians of each layer, and the choice."""
         dataset = labelled(raw, self.bands(raw, "pr"))
         medians = dataset["pr"].sel(quantile="median").values.tolist()
         by_head = dict(zip(raw.layout.coords["head"], medians, strict=True))

@@ -28,12 +28,12 @@ class FindWriter(Pooled):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Nothing: it is the first to be looked for."""
+        """Return no role: this is the first to be looked for."""
         return frozenset()
 
     @property
     def asks(self) -> Directions:
-        """Sites on all nodes."""
+        """Return the request for sites on all nodes."""
         return Directions(sites_on_nodes=True)
 
     def layout(self, context: Context) -> Layout:
@@ -43,13 +43,13 @@ class FindWriter(Pooled):
         return Layout((ratio_variable("head", "site"),), {"head": labels, "site": context.sites}, sizes(context))
 
     def compute(self, context: Context, prepared: Prepared, batch: Batch) -> dict[str, Tensor]:
-        """PR(site, head): [head, site, B, P]."""
+        """Compute PR(site, head): [head, site, B, P]."""
         from repro.measures.projection import sites_on_nodes
 
         return {"pr": sites_on_nodes(batch, layers=context.shape.n_layers - 1, mlps=False)}
 
     def reduce(self, context: Context, raw: ValidPrompts, prepared: Prepared, decode: Decode) -> xr.Dataset:
-        """Quantiles, every head's score, and the choice."""
+        """Return quantiles, every head's score, and the choice."""
         dataset = labelled(raw, self.bands(raw, "pr"))
         labels, sites = list(raw.layout.coords["head"]), list(raw.layout.coords["site"])
         choice = choose_writer(dataset["pr"].sel(quantile="median").values, labels, sites)

@@ -35,7 +35,7 @@ class MineExamples(Banded):
 
     @property
     def needs(self) -> frozenset[str]:
-        """The writer."""
+        """Return the writer alone."""
         return frozenset({"writer"})
 
     def length(self, context: Context) -> int:
@@ -84,7 +84,7 @@ class MineExamples(Banded):
         }
 
     def reduce(self, context: Context, raw: ValidPrompts, prepared: Prepared, decode: Decode) -> xr.Dataset:
-        """Quantiles of the writer's DLA, and the chosen positions in `mined`."""
+        """Return quantiles of the writer's DLA, and the chosen positions in `mined`."""
         values = {name: raw.read(name) for name in ("writer_dla", "first", "second", "actual")}
         dla, first, second, actual = values.values()
         chosen = choose_examples(dla, first, second, actual, self.count)

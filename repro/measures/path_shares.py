@@ -50,7 +50,7 @@ class PathShares(Measure):
 
     @property
     def needs(self) -> frozenset[str]:
-        """No role: it is what roles are found from."""
+        """Return no role: it is what roles are found from."""
         return frozenset()
 
     def layout(self, context: Context) -> Layout:
@@ -152,7 +152,7 @@ class PathShares(Measure):
         return None if count < 1 else total / count
 
     def reduce(self, context: Context, raw: ValidPrompts, prepared: Prepared, decode: Decode) -> xr.Dataset:
-        """Median and quartiles over prompts of the shares and of the presence."""
+        """Return median and quartiles over prompts of the shares and of the presence."""
         variables: dict[str, tuple[Any, Any]] = {}
         for name in ("path", "clean", "presence"):
             declared = raw.layout.variable(name)

@@ -49,7 +49,7 @@ class Projection(Pooled):
 
     @property
     def asks(self) -> Directions:
-        """Sites on all nodes, or all nodes on the writer."""
+        """Return the request for sites on all nodes, or for all nodes on the writer."""
         return Directions(self.onto == "nodes", ("writer",) if self.of == "nodes" else ())
 
     def layout(self, context: Context) -> Layout:
@@ -63,13 +63,13 @@ class Projection(Pooled):
         return Layout((ratio_variable("component"),), {"component": components(context)}, sizes(context))
 
     def compute(self, context: Context, prepared: Prepared, batch: Batch) -> dict[str, Tensor]:
-        """Sites on nodes [node, site, B, P], sites on the writer [site, B, P], or nodes on it [component, B, P]."""
+        """Compute sites on nodes [node, site, B, P], sites on writer [site, B, P], or nodes on it [component, B, P]."""
         if self.onto == "nodes":
             return {"pr": sites_on_nodes(batch)}
         return {"pr": batch.sites_on_writer if self.of == "sites" else nodes_on_writer(batch)}
 
     def reduce(self, context: Context, raw: ValidPrompts, prepared: Prepared, decode: Decode) -> xr.Dataset:
-        """Quantiles of `pr`; by position also where its variance comes from."""
+        """Return quantiles of `pr`; by position also where its variance comes from."""
         if self.summarise == "pooled":
             return labelled(raw, self.bands(raw, "pr"))
         bands, shares = [], []

@@ -34,7 +34,7 @@ class ResampledDLA(Banded):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Roles and adversarial prompts."""
+        """Return all roles, the adversarial prompts included."""
         return frozenset({"writer", "erasers", "examples"})
 
     def layout(self, context: Context) -> Layout:
@@ -79,7 +79,7 @@ class ResampledDLA(Banded):
         return found
 
     def compute(self, context: Context, prepared: Prepared, batch: Batch) -> dict[str, Tensor]:
-        """DLA of every head with resampled input [example, head, B], logits; NaN where a prompt is short or own."""
+        """Compute every head's DLA with resampled input [example, head, B]; NaN where a prompt is short or own."""
         import torch
 
         rows = []
@@ -100,7 +100,7 @@ class ResampledDLA(Banded):
         return {"resampled": torch.stack(rows)}
 
     def reduce(self, context: Context, raw: ValidPrompts, prepared: Prepared, decode: Decode) -> xr.Dataset:
-        """Quantiles over the unrelated texts beside the clean values, predictions, and which head to show."""
+        """Return quantiles over the unrelated texts, clean values, predictions, and which head to show."""
         bands, counts = quantiles_along(raw.read("resampled"), self.quantiles, axes=1)
         dims = ("example", "head")
         dataset = labelled(raw, {"resampled": (("quantile", *dims), bands), "nan_count": (dims, counts)})
@@ -137,7 +137,7 @@ class ResampledDLA(Banded):
 
 
 def _last_position(batch: Batch, row: int, keys: Tensor, values: Tensor) -> Tensor:
-    """z [L, B, H, K] when query, key and value at `row` come from the unrelated text, the rest from the clean run."""
+    """Return z [L, B, H, K] where q, k, v at `row` come from the unrelated text, all else from the clean run."""
     import torch
 
     model = batch.engine.model

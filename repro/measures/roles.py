@@ -50,7 +50,7 @@ class Roles:
 
     @property
     def layer(self) -> int:
-        """The patched layer: the erasers'."""
+        """Return the patched layer: the erasers'."""
         return layer_of(self.erasers[0])
 
     def knows(self, role: str) -> bool:
@@ -84,7 +84,7 @@ class WriterChoice:
 
     @property
     def found(self) -> bool:
-        """Whether the best score reaches the bar."""
+        """Return whether the best score reaches the bar."""
         return self.scores[self.writer] >= SCORE_BAR
 
 
@@ -147,7 +147,7 @@ class Mined:
 def choose_examples(
     dla: np.ndarray, first: np.ndarray, second: np.ndarray, actual: np.ndarray, count: int
 ) -> list[Mined]:
-    """The positions with the largest DLA of the writer among right predictions; distinct answers, distinct prompts.
+    """Choose positions of the writer's largest DLA among right predictions; distinct answers and prompts.
 
     dla (logits), first, second and actual (token ids): [prompt, position]. Where there are too few right predictions
     the rest is filled with wrong ones, marked so. Agreement: tests/measures/test_roles.py.
@@ -169,7 +169,7 @@ def choose_examples(
 def distinct_other_heads(
     clean: np.ndarray, heads: Sequence[str], writer: str, named: Sequence[str | None]
 ) -> list[str]:
-    """Per example the head shown beside the writer: the named one, else the largest DLA among heads not yet shown.
+    """Choose per example the head shown beside the writer: the named one, else the largest DLA not shown yet.
 
     clean: [example, head], logits. Agreement: tests/measures/test_roles.py.
     """
@@ -181,5 +181,5 @@ def distinct_other_heads(
 
 
 def later_heads(writer: str, n_layers: int, n_heads: int) -> list[str]:
-    """Labels of the heads in layers after the writer's."""
+    """Return the labels of the heads in layers after the writer's."""
     return [head for layer in range(layer_of(writer) + 1, n_layers) for head in heads_of(layer, n_heads)]

@@ -10,7 +10,7 @@ QUANTILE_LABELS = ("lower", "median", "upper")
 
 
 def quantiles(values: np.ndarray, at: tuple[float, float]) -> tuple[np.ndarray, int]:
-    """Lower quantile, median and upper quantile of the non-NaN values, and how many are NaN.
+    """Return lower quantile, median and upper quantile of the non-NaN values, and how many are NaN.
 
     Linear interpolation between order statistics, as `numpy.nanquantile`, by partial selection instead of a sort.
     values: any shape, any unit; at: lower and upper probability, one on each side of 0.5. Returns (float64 [3], NaN
@@ -40,7 +40,7 @@ def quantiles(values: np.ndarray, at: tuple[float, float]) -> tuple[np.ndarray, 
 
 
 def quantiles_along(values: np.ndarray, at: tuple[float, float], axes: int) -> tuple[np.ndarray, np.ndarray]:
-    """`quantiles` over the last `axes` axes: ([quantile, …], NaN counts […])."""
+    """Return `quantiles` over the last `axes` axes: ([quantile, …], NaN counts […])."""
     lead = values.shape[: values.ndim - axes]
     out, counts = np.empty((3, *lead)), np.empty(lead, dtype=np.int64)
     for index in np.ndindex(*lead):
@@ -59,7 +59,7 @@ class Line:
 
 
 def fit_line(x: np.ndarray, y: np.ndarray) -> Line:
-    """Pearson's r and the least-squares line of y on x over the points where both are finite.
+    """Return Pearson's r and the least-squares line of y on x over the points where both are finite.
 
     x, y: equal shapes. r, slope and intercept are NaN with fewer than two points or no variance.
     Agreement: tests/measures/test_reduce.py, against scipy.stats.linregress.
@@ -77,7 +77,7 @@ def fit_line(x: np.ndarray, y: np.ndarray) -> Line:
 
 
 def variance_shares(values: np.ndarray) -> np.ndarray:
-    """Shares of the variance of values [prompt, position] that lie between prompts, between positions, and in neither.
+    """Return how much of the variance of [prompt, position] lies between prompts, positions, and in neither.
 
     Two-way split without replication: with row means r_i, column means c_j and grand mean m,
     sum (v_ij - m)² = P sum (r_i - m)² + N sum (c_j - m)² + sum (v_ij - r_i - c_j + m)². Positions at which any prompt

@@ -36,7 +36,7 @@ class VPatch(Pooled):
 
     @property
     def asks(self) -> Directions:
-        """Nodes on the writer."""
+        """Return the request for all nodes on the writer."""
         return Directions(directions=("writer",))
 
     def patched_layer(self, context: Context) -> int:
@@ -69,7 +69,7 @@ class VPatch(Pooled):
         return tokens * shape.flop_per_token(context.n_positions) * layers / shape.n_layers
 
     def compute(self, context: Context, prepared: Prepared, batch: Batch) -> dict[str, Tensor]:
-        """PR(site, writer) [run, site, B, P] and PR(head, writer) [run, head, B, P] of the layer, both runs."""
+        """Compute PR(site, writer) [run, site, B, P] and PR(head, writer) [run, head, B, P] in both runs."""
         import torch
 
         layer = self.patched_layer(context)
@@ -87,7 +87,7 @@ class VPatch(Pooled):
         }
 
     def reduce(self, context: Context, raw: ValidPrompts, prepared: Prepared, decode: Decode) -> xr.Dataset:
-        """Quantiles of both variables."""
+        """Return quantiles of both variables."""
         bands = self.bands(raw, "site_pr", "site_nan_count") | self.bands(raw, "head_pr", "head_nan_count")
         dataset = labelled(raw, bands)
         dataset.attrs["layer"] = self.patched_layer(context)
@@ -106,14 +106,14 @@ class VPatch(Pooled):
 
 
 def _subtracted(batch: Batch, layer: int, clean_heads: Tensor) -> tuple[Tensor, Tensor]:
-    """Exact algebra: patched = clean - vcomp, for <h, h_w> of each head and for resid_mid."""
+    """Subtract exactly: patched = clean - vcomp, for <h, h_w> of each head and for resid_mid."""
     dots, total = batch.composition(layer)
     slot = batch.requested.directions.index("writer")
     return clean_heads - dots[:, slot], batch.sites[2 * layer + 1] - total
 
 
 def _recomputed(batch: Batch, layer: int) -> tuple[Tensor, Tensor]:
-    """The variant in which x - h_w is normed by its own scale: the heads are formed anew, with the clean pattern."""
+    """Form the heads anew with the clean pattern and x - h_w normed by its own scale: a variant."""
     from repro.model.forward import norm_scale
 
     model = batch.engine.model

@@ -67,7 +67,7 @@ class Shape:
     d_vocab: int
 
     def flop_per_token(self, context: int) -> float:
-        """Floating-point operations of one forward pass per token, unembedding excluded.
+        """Return floating-point operations of one forward pass per token, unembedding excluded.
 
         2 (2 D H K + 2 D G K + 2 D M) per layer for the matrices and 2 H K T for causal attention at context length T.
         """
@@ -77,7 +77,7 @@ class Shape:
 
     @property
     def least_weights(self) -> int:
-        """Numbers in the matrices that every supported model has: V D + L (2 D K (H + G) + 2 D M)."""
+        """Return how many numbers every supported model's matrices have: V D + L (2 D K (H + G) + 2 D M)."""
         heads = 2 * self.d_model * self.d_head * (self.n_heads + self.n_kv_heads)
         return self.d_vocab * self.d_model + self.n_layers * (heads + 2 * self.d_model * self.d_mlp)
 
@@ -95,7 +95,7 @@ class Folder:
 
     @property
     def is_hugging_face(self) -> bool:
-        """Whether the folder is in Hugging Face's format rather than in TransformerLens'."""
+        """Return whether the directory is in Hugging Face's format rather than in TransformerLens'."""
         return "architectures" in self.config or "model_type" in self.config
 
 

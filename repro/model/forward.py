@@ -164,7 +164,7 @@ class Trace:
 
     @property
     def final(self) -> Tensor:
-        """The last site, resid_post{L-1}: [B, P, D]."""
+        """Return the last site, resid_post{L-1}: [B, P, D]."""
         return self.sites[2 * len(self.mlp_out)]
 
 

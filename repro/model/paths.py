@@ -257,8 +257,8 @@ def _head_dots(
     dots = []
     for group, W_V in enumerate(block.W_V):
         values = torch.cat((z @ (maps @ W_V), vectors @ W_V, turned @ (decoy.vector_maps @ W_V)))  # [w, P, K]
-        for head in range(group * per, (group + 1) * per):
-            dots.append((A[head] @ values).mul_(read[head]).sum(-1))  # A V: [w, T, K]
+        heads = range(group * per, (group + 1) * per)
+        dots += [(A[head] @ values).mul_(read[head]).sum(-1) for head in heads]  # A V: [w, T, K]
     out = at.new_empty((len(at), shape.n_heads, len(positions)))
     out[_order(nodes, layer, decoy, len(at))] = torch.stack(dots, 1)
     return out

@@ -46,7 +46,7 @@ def item_flop(item: Item) -> float:
 
 
 def item_bytes(item: Item) -> int:
-    """Bytes of raw results before compression."""
+    """Return the bytes of raw results before compression."""
     if item.layout is None:
         return 0
     return sum(4 * prod(item.layout.shape(variable)) for variable in item.layout.variables)
@@ -60,7 +60,7 @@ def lacking(item: Item) -> float:
 
 
 def _flop(items: Sequence[Item]) -> float:
-    """FLOP of some experiments together: one pass for all that read the same, and what each adds."""
+    """Return the FLOP of some experiments: one pass for all that read the same, and what each adds."""
     passes = 0.0
     for stream in {item.stream for item in items}:
         group = [item for item in items if item.stream == stream]
@@ -70,20 +70,20 @@ def _flop(items: Sequence[Item]) -> float:
 
 
 def plan_flop(plan: Plan) -> float:
-    """FLOP of everything that can be computed now: the passes, and what each experiment adds."""
+    """Return the FLOP of all that can be computed now: the passes, and what each experiment adds."""
     return _flop(plan.todo)
 
 
 def predict(plan: Plan, folder: Path, items: Sequence[Item] | None = None) -> Cost:
     """Return what computing some of a plan's experiments will take; nothing named: all that can be computed now.
 
-    folder: where `remember` keeps this machine's rate. Agreement: tests/plan/test_costs.py.
+    folder: the directory where `remember` keeps this machine's rate. Agreement: tests/plan/test_costs.py.
     """
     return sum(predict_each(plan, folder, plan.todo if items is None else items).values(), Cost())
 
 
 def predict_each(plan: Plan, folder: Path, items: Sequence[Item]) -> dict[str, Cost]:
-    """`predict` for each precision by itself, as each has a rate of its own."""
+    """Return `predict` for each precision by itself, as each has a rate of its own."""
     costs, rates = {}, _rates(folder)
     for precision in dict.fromkeys(item.precision for item in items):
         group = [item for item in items if item.precision == precision]
@@ -93,8 +93,8 @@ def predict_each(plan: Plan, folder: Path, items: Sequence[Item]) -> dict[str, C
     return costs
 
 
-def compared(predicted: Cost, seconds: float, written: int) -> str:
-    """Predicted against actual in one line, for after a run.
+def cost_comparison(predicted: Cost, seconds: float, written: int) -> str:
+    """Return predicted against actual cost in one line, for after a run.
 
     seconds: what its passes and reductions took; written: bytes that it added to the store, compressed.
     Agreement: tests/plan/test_costs.py.
@@ -117,9 +117,9 @@ def _seconds(seconds: float) -> str:
 
 
 def on_disk(items: Iterable[Item]) -> int:
-    """Bytes that some experiments' results take in the store now."""
-    folders = [item.path for item in items if not item.waits]
-    return sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
+    """Return the bytes that some experiments' results take in the store now."""
+    directories = [item.path for item in items if not item.waits]
+    return sum(file.stat().st_size for path in directories for file in path.rglob("*") if file.is_file())
 
 
 def cost_line(item: Item) -> str:

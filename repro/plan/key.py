@@ -20,7 +20,7 @@ SHORT = 16
 def key_parts(
     experiment: Measure, context: Context, subject: ResolvedSubject, settings: Mapping[str, str | int]
 ) -> dict[str, Any]:
-    """Everything that can change a number of this result.
+    """Return everything that can change a number of this result.
 
     settings: precision (the experiment's own or the run's), kernels, device and prompts_per_unit. Returns JSON values.
     Agreement: tests/plan/test_plan.py.
@@ -49,7 +49,7 @@ def key_parts(
 def what_changed(folder: Path, key: Mapping[str, Any]) -> State:
     """Return `absent`, or `stale` and what differs from the latest result of another key.
 
-    folder: of all results of one experiment. Agreement: tests/plan/test_plan.py.
+    folder: the directory of all results of one experiment. Agreement: tests/plan/test_plan.py.
     """
     others = sorted(folder.glob("*/provenance.json"), key=lambda path: path.stat().st_mtime)
     if not others:

@@ -48,23 +48,24 @@ class Item:
 
     @property
     def waits(self) -> bool:
-        """Whether roles it needs are not known yet."""
+        """Return whether roles it needs are not known yet."""
         return self.state.kind == "waits"
 
     @property
     def fresh(self) -> bool:
-        """Whether its result is there."""
+        """Return whether its result is there."""
         return self.state.kind == "fresh"
 
     @property
     def stream(self) -> Stream:
-        """What its pass reads; experiments that read the same share one."""
+        """Return what its pass reads; experiments that read the same share one."""
         return Stream(self.experiment.length(self.context), self.precision)
 
     def refuse_damage(self) -> None:
-        """Raise ReproError (exit 5) if what is there is damaged; `run` mends it."""
+        """Raise ReproError (exit 5) if what is there is damaged; `run` repairs it."""
         if self.state.kind == "corrupt":
-            raise ReproError(f"{self.path} is damaged: {self.state.why}; `python -m repro run` mends it", Exit.CORRUPT)
+            damage = f"{self.path} is damaged: {self.state.why}"
+            raise ReproError(f"{damage}; `python -m repro run` repairs it", Exit.CORRUPT)
 
     def looked_up(self) -> Item:
         """Return the item with what the store holds of it now."""
@@ -82,7 +83,7 @@ class Plan:
 
     @property
     def todo(self) -> list[Item]:
-        """What is to be computed: everything that neither is there nor waits for roles."""
+        """Return what is to be computed: everything that neither is there nor waits for roles."""
         return [item for item in self.items if not item.waits and not item.fresh]
 
     def looked_up(self) -> Plan:
@@ -195,7 +196,7 @@ class _Planner:
 
 
 def _state(path: Path, key: Mapping[str, Any]) -> State:
-    """What the store holds under a key: `fresh`, `partial`, `corrupt`, `absent`, or `stale` beside other keys."""
+    """Return what the store holds under a key: `fresh`, `partial`, `corrupt`, `absent`, or `stale` beside others."""
     found = status(path)
     if found.kind == "committed":
         return State("fresh", found.present, found.total)

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 IN_FLIGHT = 2
 """Units per worker that are on their way at once: one at work, one waiting."""
-LOOK_S = 2.0
+RECOUNT_S = 2.0
 """Seconds between two looks at how many workers there are."""
-ALONE_S = 10.0
+NO_WORKERS_S = 10.0
 """Seconds without any worker after which the user is told."""
-SEEN_S = 60.0
+VISIBLE_S = 60.0
 """Seconds that a network file system may take to show here what workers have written."""
 
 
@@ -80,7 +80,7 @@ class Cluster:
                 yield unit, names, outcome.done
 
         rounds(results, answers, failures, advance, watchdog.feed)
-        _await_sight(results, failures)
+        _await_visible(results, failures)
         return seconds
 
     def await_workers(self) -> int:
@@ -97,7 +97,7 @@ class Cluster:
         flying: dict[Future, tuple[int, tuple[str, ...]]] = {}
         while waiting or flying:
             if not self._count():
-                watchdog.feed()  # no worker, no hang: one is waited for
+                watchdog.feed()  # waiting for a worker is not a hang
             while waiting and len(flying) < IN_FLIGHT * max(self._count(), 1):
                 unit = waiting.popleft()
                 names = tuple(name for name in lacking if unit in lacking[name] and name not in failures)
@@ -120,7 +120,7 @@ class Cluster:
         if not flying:
             return []
         with self._scheduler(), self.client.as_current(), suppress(TimeoutError):
-            return list(wait(list(flying), timeout=LOOK_S, return_when="FIRST_COMPLETED").done)
+            return list(wait(list(flying), timeout=RECOUNT_S, return_when="FIRST_COMPLETED").done)
         return []
 
     def _answer(self, future: Future, unit: int, names: tuple[str, ...]) -> Outcome:
@@ -157,7 +157,7 @@ class Cluster:
 
     def _count(self) -> int:
         """Return the number of workers, looked up now and then: a cluster may grow and shrink."""
-        if not self.n_workers or time.monotonic() - self._looked > LOOK_S:
+        if not self.n_workers or time.monotonic() - self._looked > RECOUNT_S:
             self._nthreads()
         return self.n_workers
 
@@ -168,7 +168,7 @@ class Cluster:
         self.n_workers, self._looked = len(offered), time.monotonic()
         if offered:
             self._met, self._told = self._looked, False
-        elif not self._told and self._looked - self._met > ALONE_S:
+        elif not self._told and self._looked - self._met > NO_WORKERS_S:
             self.say(f"{self.where}: there are no workers; waiting for one")
             self._told = True
         return offered
@@ -190,8 +190,8 @@ class Cluster:
             )
 
 
-def _await_sight(results: Mapping[str, Result], failures: Failures) -> None:
+def _await_visible(results: Mapping[str, Result], failures: Failures) -> None:
     """Wait until what others have written is seen here, too."""
-    deadline = time.monotonic() + SEEN_S
+    deadline = time.monotonic() + VISIBLE_S
     while units_of(missing(results, failures, set())) and time.monotonic() < deadline:
         time.sleep(POLL_S)

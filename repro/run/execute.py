@@ -15,7 +15,7 @@ from repro.labels import FLOAT32, in_precision
 from repro.measures.base import Stream
 from repro.measures.reduce import summarise
 from repro.plan.plan import Item, Plan
-from repro.process import in_force
+from repro.process import effective_settings
 from repro.progress import progress
 from repro.run.cluster import Cluster
 from repro.run.failures import Failures
@@ -155,7 +155,7 @@ def _provenance(plan: Plan, item: Item, session: Session, threads: int) -> dict[
             "python": platform.python_version(),
             "machine": platform.machine(),
             "cpus": os.cpu_count(),
-            **in_force(),
+            **effective_settings(),
         },
         "threads": threads,
         "micro_batch": session.micro_batch(item.stream),

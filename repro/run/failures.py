@@ -21,7 +21,7 @@ class NoMemoryError(Exception):
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a device or on the host; torch raises it as a RuntimeError."""
+    """Return whether memory ran out, on a device or on the host; torch raises it as a RuntimeError."""
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)

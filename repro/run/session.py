@@ -50,7 +50,7 @@ class Session:
     """The model that is in memory, by its precision."""
 
     def engine(self, precision: str) -> Engine:
-        """The model at a precision, and kernels. One model is in memory: another precision's makes room for it."""
+        """Return model and kernels at a precision; one model is in memory, and another precision's replaces it."""
         if precision not in self.engines:
             self.engines.clear()
             self.engines[precision] = self._loaded(precision)
@@ -73,11 +73,11 @@ class Session:
         return engine
 
     def took(self, precision: str) -> float:
-        """Seconds spent so far on passes at a precision and on reductions of what they found."""
+        """Return the seconds spent so far on passes at a precision and on reductions of what they found."""
         return sum(self.seconds.get(stage + in_precision(precision), 0.0) for stage in ("passes", "reductions"))
 
     def micro_batch(self, stream: Stream) -> int:
-        """Prompts that go through the model together: as many of a unit as fit the memory asked for.
+        """Return how many prompts go through the model together: as many of a unit as fit the memory asked for.
 
         Raises ReproError (exit 2) where not even one fits.
         """
@@ -93,7 +93,7 @@ class Session:
         return min(self.settings.unit, fit, self.at_most or fit)
 
     def halve(self, micro_batch: int) -> None:
-        """After memory ran out: half as many prompts at once for the rest of the run, and what is cached is freed."""
+        """Halve the prompts at once for the rest of the run, after memory ran out, and free what is cached."""
         self.at_most = micro_batch // 2
         gc.collect()
         if torch.cuda.is_available():
@@ -108,7 +108,7 @@ class Session:
 
 
 def working_bytes(shape: Shape, length: int, width: int) -> int:
-    """Bytes that one prompt holds while it is in the model: sites, heads, MLP outputs and one hidden layer."""
+    """Return the bytes that one prompt holds in the model: sites, heads, MLP outputs and one hidden layer."""
     per_token = shape.d_model * (4 * shape.n_layers + 12) + 5 * shape.n_layers * shape.n_heads * shape.d_head
     return width * length * (per_token + 3 * shape.d_mlp)
 
@@ -170,7 +170,7 @@ class Work:
         }
 
     def _fitting(self, step: int, action: Callable[[], None]) -> None:
-        """An action that may run out of memory; with single prompts that is the experiment's failure."""
+        """Do what may run out of memory; with single prompts that is the experiment's failure."""
         try:
             with memory_told():
                 action()
@@ -212,7 +212,7 @@ class Work:
             start = max(start, end)
 
     def _join(self, name: str, share: _Share) -> None:
-        """One array per variable; prompts left out become NaN, or -1 where the type has no NaN."""
+        """Join batches into one array per variable; prompts left out become NaN, or -1 where the type has no NaN."""
         layout = self.items[name].layout
         assert isinstance(layout, Layout)
         rows = [prompt - share.first_prompt for prompt in share.unfit]

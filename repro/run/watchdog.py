@@ -49,7 +49,7 @@ class Watchdog:
         return self
 
     def feed(self) -> None:
-        """Something was finished: the time begins anew."""
+        """Reset the timeout: something was finished."""
         if self._log is None:
             return
         faulthandler.dump_traceback_later(self.seconds + GRACE_S, exit=True, file=self._log)
@@ -60,7 +60,7 @@ class Watchdog:
         self._timer.start()
 
     def wait(self) -> None:
-        """Other runners are at what is left: no hang, and from now on `waited`, as seconds no longer tell of speed."""
+        """Reset the timeout while others compute what is left, and set `waited`: seconds no longer tell of speed."""
         self.waited = True
         self.feed()
 
@@ -84,7 +84,7 @@ class Watchdog:
 
 
 def parse_watchdog(text: str) -> float:
-    """Seconds of `--watchdog`: `30m`, `90s`, `2h`; `0` turns it off. Raises ReproError (exit 2)."""
+    """Return the seconds of `--watchdog`: `30m`, `90s`, `2h`; `0` turns it off. Raises ReproError (exit 2)."""
     from repro.kernels.bench.timing import parse_budget
 
     try:

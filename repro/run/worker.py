@@ -78,7 +78,7 @@ class Outcome:
 
 
 def versions() -> dict[str, str]:
-    """Versions of this package and of those that numbers depend on."""
+    """Return the versions of this package and of those that numbers depend on."""
     return {"repro": __version__, **{name: version(name) for name in PACKAGES}}
 
 
@@ -135,7 +135,7 @@ _states: dict[str, WorkerState] = {}
 
 
 def _refuse_versions(asked: Mapping[str, str]) -> None:
-    """Numbers from other versions must not be mixed into a result."""
+    """Raise ReproError for other versions here: their numbers must not be mixed into a result."""
     here = versions()
     other = [f"{name} {here.get(name)} instead of {v}" for name, v in asked.items() if here.get(name) != v]
     if other:
@@ -155,7 +155,7 @@ def _opened(path: Path) -> Result:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a worker computes a pass: the model's folder, settings and experiments. Called on the worker."""
+    """How a worker computes a pass: the model's directory, settings and experiments. Called on the worker."""
 
     subject: ResolvedSubject
     settings: Settings
@@ -167,7 +167,7 @@ class Recipe:
 
     @classmethod
     def of(cls, plan: Plan, items: Sequence[Item], stream: Stream, memory: int) -> Recipe:
-        """The recipe of some items of a plan, with absolute paths and nothing that a worker can read for itself."""
+        """Return the recipe of some items of a plan, with absolute paths and nothing a worker can read for itself."""
         subject = ResolvedSubject(plan.subject.name, plan.subject.subject, _absolute(plan.subject.folder))
         return cls(subject, plan.settings, tuple(items), stream, memory)
 
@@ -223,7 +223,7 @@ _engines: dict[tuple[str, ...], Engine] = {}
 
 
 def _absolute(folder: Folder) -> Folder:
-    """Return the same folder, found from any working directory."""
+    """Return the same model directory, found from any working directory."""
     return replace(
         folder,
         path=folder.path.absolute(),

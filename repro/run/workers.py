@@ -31,7 +31,7 @@ HERE = "127.0.0.1"
 _SILENT = logging.CRITICAL + 1
 
 
-def refuse(workers: int | None, scheduler: str | None) -> None:
+def check_options(workers: int | None, scheduler: str | None) -> None:
     """Raise ReproError (exit 2) for both options at once, or where the package that they need is not installed."""
     if workers is not None and scheduler is not None:
         raise ReproError("--workers starts a cluster and --scheduler joins one: give one of them")
@@ -41,21 +41,21 @@ def refuse(workers: int | None, scheduler: str | None) -> None:
 
 
 @contextmanager
-def at_hand(workers: int | None, scheduler: str | None, device: str, say: Say) -> Iterator[Cluster | None]:
-    """The cluster that was asked for, while the block runs; None if none was.
+def open_cluster(workers: int | None, scheduler: str | None, device: str, say: Say) -> Iterator[Cluster | None]:
+    """Provide the cluster that was asked for, while the block runs; None if none was.
 
     workers: processes to start here; scheduler: the address of an existing one; device: `cpu`, or `cuda` with a device
     for each worker. Processes started here end with the block, at once and however it ends. Raises ReproError (exit 2)
-    for what `refuse` refuses, for more workers than devices, and for a scheduler that does not answer.
+    for what `check_options` refuses, for more workers than devices, and for a scheduler that does not answer.
     Agreement: tests/run/test_cluster.py, tests/run/test_cluster_faults.py.
     """
-    refuse(workers, scheduler)
+    check_options(workers, scheduler)
     if workers is not None:
-        with _silence(), _started(workers, device) as (client, threads):
+        with _silence(), _start_workers(workers, device) as (client, threads):
             say(f"workers: {workers} processes here; threads per unit: {threads}")
             yield Cluster(client, "--workers", threads, say)
     elif scheduler is not None:
-        with _silence(), _joined(scheduler) as client:
+        with _silence(), _connected(scheduler) as client:
             cluster = Cluster(client, f"--scheduler {scheduler}", 1, say)
             cluster.threads = cluster.await_workers()
             say(f"workers: {cluster.n_workers} at {scheduler}; threads per unit: {cluster.threads}")
@@ -65,8 +65,8 @@ def at_hand(workers: int | None, scheduler: str | None, device: str, say: Say) -
 
 
 @contextmanager
-def _joined(address: str) -> Iterator[Client]:
-    """A client of an existing scheduler."""
+def _connected(address: str) -> Iterator[Client]:
+    """Connect to an existing scheduler."""
     from distributed import Client
     from distributed.security import Security
 
@@ -78,7 +78,7 @@ def _joined(address: str) -> Iterator[Client]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of versions that differ: workers compare those that matter
             client = Client(address, timeout=CONNECT_S, set_as_default=False)
-    except (OSError, ValueError, ImportError) as error:  # nobody there, not dask, or no such kind of connection here
+    except (OSError, ValueError, ImportError) as error:  # no answer, not dask, or no such kind of connection here
         raise ReproError(f"--scheduler {address}: it cannot be reached ({error})") from None
     with _closing(client):
         yield client
@@ -95,15 +95,15 @@ def _closing(client: Client) -> Iterator[Client]:
 
 
 @contextmanager
-def _started(workers: int, device: str) -> Iterator[tuple[Client, int]]:
-    """A client of new processes here, and the threads of each: its share of what one process would use."""
+def _start_workers(workers: int, device: str) -> Iterator[tuple[Client, int]]:
+    """Start worker processes here; return their client and the threads of each, its share of one process's."""
     import torch
     from distributed import Client
 
     threads = max(1, torch.get_num_threads() // workers)
     devices = _devices(workers) if device == "cuda" else [""] * workers
     with ExitStack() as stack:
-        with _shielded():
+        with _block_sigint():
             cluster = _cluster(threads, devices)
             stack.callback(_end, cluster)
             client = stack.enter_context(_closing(Client(cluster, set_as_default=False)))
@@ -115,7 +115,7 @@ def _end(cluster: Any) -> None:
     """End a cluster's processes at once: they hold nothing but a model, and any crash leaves as much."""
     cluster.shutdown_on_close = False  # nor again when the interpreter ends
     for nanny in cluster.workers.values():
-        nanny.close_gracefully()  # which is to say: start no other
+        nanny.close_gracefully()  # so that it starts no other
     for child in multiprocessing.active_children():
         if child.name.startswith("Dask Worker"):
             child.kill()
@@ -153,8 +153,8 @@ def _devices(workers: int) -> list[str]:
 
 
 @contextmanager
-def _shielded() -> Iterator[None]:
-    """Threads and processes that start inside never see Ctrl-C: this process answers it, and ends them."""
+def _block_sigint() -> Iterator[None]:
+    """Keep Ctrl-C from threads and processes that start inside: this process answers it, and ends them."""
     from multiprocessing import resource_tracker
 
     resource_tracker.ensure_running()  # started inside, it would lift the mask

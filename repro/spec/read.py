@@ -81,7 +81,7 @@ def _text(path: Path) -> str:
 
 
 def _tuples(value: Any) -> Any:
-    """Arrays as tuples, which frozen types hold."""
+    """Turn arrays into tuples, which frozen types hold."""
     if isinstance(value, list):
         return tuple(_tuples(item) for item in value)
     if isinstance(value, dict):
@@ -101,8 +101,8 @@ class _Report:
 
     def checked(self) -> Spec:
         """Return the spec, or one error that names every problem in the order of the file."""
-        if strange := list(self._strange(self.data)):
-            raise ReproError("\n".join(self._sentences(strange)))
+        if bad := list(self._bad_values(self.data)):
+            raise ReproError("\n".join(self._sentences(bad)))
         spec, found = None, list(self._dangling())
         try:
             spec = self.spec.model_validate(self.data)
@@ -129,7 +129,7 @@ class _Report:
 
     @cached_property
     def _lines(self) -> dict[Where, int]:
-        """The line of every place that has one, and of everything around it the first line in it."""
+        """Return the line of every place that has one, and of everything around it the first line in it."""
         lines = dict(statements(self.text))
         first: dict[Where, int] = {}
         for place, line in lines.items():
@@ -137,32 +137,32 @@ class _Report:
                 first[place[:end]] = min(line, first.get(place[:end], line))
         return first | lines
 
-    def _written(self, where: Where) -> Where:
-        """Where a place of an experiment stands in the file, which may be in a variant or in what that one varies."""
+    def _location(self, where: Where) -> Where:
+        """Return where a place of an experiment stands in the file, perhaps in a variant or in what that one varies."""
         if len(where) < 2 or where[0] != "experiment" or where[1] not in self.origins:
             return where
         variant, base = self.origins[str(where[1])]
         if len(where) == 2 or where[2] in self.data["variant"][variant]:
             return ("variant", variant, *where[2:])
-        return self._written(("experiment", base, *where[2:]))
+        return self._location(("experiment", base, *where[2:]))
 
     def _line(self, where: Where) -> int:
         """Return the line of a place, of the first thing in it, or of the nearest thing around it that has one."""
-        where = self._written(where)
+        where = self._location(where)
         return next((self._lines[where[:end]] for end in range(len(where), 0, -1) if where[:end] in self._lines), 1)
 
     def _table(self, where: Where) -> str:
-        where = self._written(where)
+        where = self._location(where)
         parts = [plain(str(part), _LONGEST_KEY) for part in where]
         size = 1 if where[0] == "run" or len(where) == 1 else 2
         key = ".".join(parts[size:])
         return f"[{'.'.join(parts[:size])}]" + (f" {key}" if key else "")
 
-    def _strange(self, value: Any, where: Where = ()) -> Iterator[Problem]:
-        """Values that no field may have, and that the checks to come could stumble over."""
+    def _bad_values(self, value: Any, where: Where = ()) -> Iterator[Problem]:
+        """Return values that no field may have, and that the checks to come could stumble over."""
         if isinstance(value, Mapping | tuple):
             for part, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
-                yield from self._strange(inner, (*where, part))
+                yield from self._bad_values(inner, (*where, part))
         elif isinstance(value, int) and not -_WIDEST <= value < _WIDEST:
             yield where, unfit(value, "a whole number of 64 bits")
         elif isinstance(value, str) and (control := (_CONTROL if where[-1] in _PROSE else _ANY_CONTROL).search(value)):
@@ -222,7 +222,7 @@ class _Report:
         )
 
     def _dangling(self) -> Iterator[Problem]:
-        """Names that point at nothing, and names that would be mistaken for another."""
+        """Return names that point at nothing, and names that would be mistaken for another."""
         subjects, experiments, figures = (self._names(table) for table in ("subject", "experiment", "figure"))
         groups = {
             group for entry in experiments.values() if isinstance(group := entry.get("group", DEFAULT_GROUP), str)

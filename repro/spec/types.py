@@ -73,9 +73,9 @@ class Subject(Strict):
     """A model, its prompts and its roles."""
 
     model: str
-    """A folder (relative to the spec) or a hub name."""
+    """A directory (relative to the spec) or a hub name."""
     prompts: str | HubPrompts | None = None
-    """A safetensors file with `tokens` (relative to the spec), a hub recipe, or nothing: the model folder's
+    """A safetensors file with `tokens` (relative to the spec), a hub recipe, or nothing: the model directory's
     `prompts.safetensors`."""
     tokenizer: str | None = None
     """Hub name of the tokenizer, where the model's own repository has none."""
@@ -222,5 +222,5 @@ class Loaded(Strict):
 
     @property
     def folder(self) -> Path:
-        """The spec's folder: relative paths in it start here."""
+        """Return the spec's directory: relative paths in it start here."""
         return self.path.parent

@@ -14,7 +14,7 @@ from repro.store.layout import check_place
 def commit_reduced(path: Path, destination: Path) -> None:
     """Copy the summary of a committed result to `destination`: three small files, the same bytes each time.
 
-    path: the result folder; destination: `store/committed/<subject>/<experiment>`, replaced if it exists.
+    path: the result directory; destination: `store/committed/<subject>/<experiment>`, replaced if it exists.
     `read_summary(destination)` reads it. Raises ReproError (exit 5) if the result is not committed or damaged.
     """
     path, destination = Path(path), Path(destination)

@@ -24,9 +24,9 @@ NOTE = "quarantined"
 
 
 def excluded_prompts(path: Path) -> list[int]:
-    """Ids of the prompts that the records of a result name as left out, in order.
+    """Return the ids of the prompts that the records of a result name as left out, in order.
 
-    path: the result folder. Reads the records alone, and hardly those without such a note.
+    path: the result directory. Reads the records alone, and hardly those without such a note.
     """
     found = set()
     folder = path / records.UNITS
@@ -54,13 +54,13 @@ class Raw(Protocol):
 
     @property
     def layout(self) -> Layout:
-        """The declared arrays."""
+        """Return the declared arrays."""
 
     def read(self, variable: str, **isel: int | slice) -> np.ndarray:
-        """Part of a raw variable."""
+        """Return part of a raw variable."""
 
     def iter_blocks(self, variable: str) -> Any:
-        """Blocks of a raw variable, each with all prompts."""
+        """Yield blocks of a raw variable, each with all prompts."""
 
 
 class ValidPrompts:
@@ -80,16 +80,16 @@ class ValidPrompts:
 
     @property
     def layout(self) -> Layout:
-        """The declared arrays."""
+        """Return the declared arrays."""
         return self.raw.layout
 
     def read(self, variable: str, **isel: int | slice) -> np.ndarray:
-        """Part of a raw variable by labelled dimensions, all prompts that are there."""
+        """Return part of a raw variable by labelled dimensions, all prompts that are there."""
         dims = [dim for dim in self.layout.variable(variable).dims if not isinstance(isel.get(dim), int)]
         return self._cut(self.raw.read(variable, **isel), dims)
 
     def iter_blocks(self, variable: str) -> Iterator[tuple[dict[str, slice], np.ndarray]]:
-        """Blocks of a raw variable, each with all prompts that are there."""
+        """Yield blocks of a raw variable, each with all prompts that are there."""
         for block, values in self.raw.iter_blocks(variable):
             yield block, self._cut(values, self.layout.variable(variable).dims)
 

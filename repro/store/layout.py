@@ -1,4 +1,4 @@
-"""What a result looks like before it is computed: variables, labelled dimensions, units of work, and its folder."""
+"""What a result looks like before it is computed: variables, labelled dimensions, units of work, and its directory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Variable:
     """One array of a result, declared before it is computed."""
 
     name: str
-    """An identifier; it becomes a folder of the store."""
+    """An identifier; it becomes a directory of the store."""
     dims: tuple[str, ...]
     """Names of its dimensions, one of them `prompt`."""
     dtype: str = "float32"
@@ -88,7 +88,7 @@ class Layout:
 
     @property
     def n_prompts(self) -> int:
-        """Number of prompts."""
+        """Return the number of prompts."""
         return self.sizes["prompt"]
 
     def variable(self, name: str) -> Variable:
@@ -99,11 +99,11 @@ class Layout:
         raise ReproError(f"no variable {name!r}; there are {[v.name for v in self.variables]}")
 
     def shape(self, variable: Variable) -> tuple[int, ...]:
-        """Full shape of a variable."""
+        """Return the full shape of a variable."""
         return tuple(self.sizes[dim] if dim in self.sizes else len(self.coords[dim]) for dim in variable.dims)
 
     def n_units(self, unit: int) -> int:
-        """Number of units of `unit` prompts each; the last one may be short."""
+        """Return the number of units of `unit` prompts each; the last one may be short."""
         return math.ceil(self.n_prompts / unit)
 
     def prompts(self, unit: int, i: int) -> slice:
@@ -113,7 +113,7 @@ class Layout:
         return slice(i * unit, min((i + 1) * unit, self.n_prompts))
 
     def index(self, variable: Variable, prompts: slice) -> tuple[slice, ...]:
-        """Index of those prompts in the full array of a variable."""
+        """Return the index of those prompts in the full array of a variable."""
         return tuple(prompts if dim == "prompt" else slice(None) for dim in variable.dims)
 
     def blocks(self, variable: Variable, max_bytes: int) -> Iterator[dict[str, slice]]:
@@ -136,7 +136,7 @@ class Layout:
         return ".".join(("c", *(str(i) if dim == "prompt" else "0" for dim in variable.dims)))
 
     def chunk_file(self, variable: Variable, i: int) -> str:
-        """Path of that file in the result folder."""
+        """Return the path of that file in the result directory."""
         return f"{DATA}/{variable.name}/{self.chunk(variable, i)}"
 
     def to_json(self) -> dict[str, Any]:
@@ -177,17 +177,17 @@ def _bad(message: str) -> ReproError:
 
 
 def key12(parts: Mapping[str, Any]) -> str:
-    """Key of a result: the first 12 hex digits of the sha256 of what determines its numbers, as canonical JSON.
+    """Return a result's key: the first 12 hex digits of the sha256 of what determines its numbers, as canonical JSON.
 
     parts: JSON values (resolved spec slice, number of prompts, hashes of tokens and weights, precision, environment …).
-    Returns the folder name. Agreement: tests/store/test_store.py (any changed part gives another key).
+    Returns the directory name. Agreement: tests/store/test_store.py (any changed part gives another key).
     """
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def result_path(root: Path, subject: str, experiment: str, key: str) -> Path:
-    """Folder `root/subject/experiment/key` of a result, refusing every name that could leave the root.
+    """Return the directory `root/subject/experiment/key` of a result; refuse every name that could leave the root.
 
     root: the `store/` folder. Returns the path, which need not exist.
     Raises ReproError for "..", separators, absolute names, reserved subjects, and links that lead elsewhere.
@@ -197,14 +197,16 @@ def result_path(root: Path, subject: str, experiment: str, key: str) -> Path:
     path = Path(root)
     for name in (subject, experiment, key):
         if not _NAME.fullmatch(name):
-            raise ReproError(f"{name!r} cannot name a folder of the store; letters, digits and . _ + - can")
+            raise ReproError(
+                f"{name!r} is not a valid name of a directory in the store; allowed are letters, digits and . _ + -"
+            )
         path = path / name
     check_place(path)
     return path
 
 
 def check_place(path: Path) -> None:
-    """Refuse a result folder whose last three parts are unsafe names or pass through a link."""
+    """Refuse a result directory whose last three parts are unsafe names or pass through a link."""
     if len(path.parts) < 3 or not all(_NAME.fullmatch(part) for part in path.parts[-3:]):
         raise ReproError(f"{path} is not of the form store/<subject>/<experiment>/<key>")
     inside = path.parents[2].resolve().joinpath(*path.parts[-3:])

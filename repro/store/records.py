@@ -1,4 +1,4 @@
-"""What a result folder says about itself: manifest, records of units, commit.
+"""What a result directory says about itself: manifest, records of units, commit.
 
 Needs neither zarr nor xarray nor torch, so that planning stays quick.
 """
@@ -26,12 +26,12 @@ _SECRET_VALUE = re.compile(r"\b(hf_|ghp_|sk-)[A-Za-z0-9_-]{16,}|(?<=://)[^/\s:@]
 
 
 def unit_name(i: int) -> str:
-    """File name of the record of unit i."""
+    """Return the file name of the record of unit i."""
     return f"{i:06d}.json"
 
 
 def load_manifest(path: Path) -> tuple[Layout, dict[str, Any]] | None:
-    """Layout and body of a result's manifest; None where there is no result. Raises ReproError (exit 5) if damaged."""
+    """Return layout and body of a result's manifest, None without one. Raises ReproError (exit 5) if damaged."""
     body = load(path / MANIFEST)
     if body is None:
         return None
@@ -79,7 +79,7 @@ def _size(path: Path) -> int:
 
 
 def load_commit(path: Path) -> dict[str, Any] | None:
-    """Body of COMMIT; None if the result is not committed. Raises ReproError (exit 5) if damaged."""
+    """Return the body of COMMIT; None if nothing is committed. Raises ReproError (exit 5) if damaged."""
     body = load(path / COMMIT)
     if body is not None and body.get("format") != FORMAT:
         raise ReproError(
@@ -108,7 +108,7 @@ class State:
 
 
 def status(path: Path) -> State:
-    """Return what a result folder holds: `absent`, `partial`, `committed` or `corrupt`.
+    """Return what a result directory holds: `absent`, `partial`, `committed` or `corrupt`.
 
     path: `store/<subject>/<experiment>/<key>`. Quick: reads JSON and file sizes, no array (`verify` reads every byte).
     Agreement: tests/store/test_store.py.
@@ -137,7 +137,7 @@ def status(path: Path) -> State:
 
 
 def checked_commit(path: Path, prefix: tuple[str, ...]) -> dict[str, Any]:
-    """Body of COMMIT, once the files under `prefix` have been found to be what it says."""
+    """Return the body of COMMIT, once the files under `prefix` have been found to be what it says."""
     commit = load_commit(path)
     if commit is None:
         message = f"{path} is not committed ({status(path)}): `python -m repro run` finishes it"
@@ -147,14 +147,14 @@ def checked_commit(path: Path, prefix: tuple[str, ...]) -> dict[str, Any]:
 
 
 def check_files(path: Path, files: Mapping[str, Any]) -> None:
-    """Raise ReproError (exit 5) for the first file that does not have its digest."""
+    """Raise ReproError (exit 5) for the first file that does not have its checksum."""
     for name, expected in files.items():
         if digest_or_none(path / name) != expected:
             raise ReproError(f"{path / name} is damaged or missing: see `python -m repro verify`", Exit.CORRUPT)
 
 
 def plain(value: Any) -> Any:
-    """A value as plain JSON: numpy scalars and arrays as numbers and lists, what looks like a secret as "[removed]".
+    """Return a value as plain JSON: numpy numbers and arrays as Python's, what looks like a secret as "[removed]".
 
     Raises ReproError (exit 1) naming what JSON cannot hold.
     """

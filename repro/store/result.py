@@ -39,12 +39,12 @@ times as long to write and ten to read. An array that was begun at another level
 
 
 def open_result(path: Path, layout: Layout, unit: int, provenance: Mapping[str, Any]) -> Result:
-    """Create the result at `path`, or resumes what is there.
+    """Create the result at `path`, or resume what is there.
 
     path: `store/<subject>/<experiment>/<key>`; unit: prompts per unit; provenance: JSON values, kept without what
     looks like a secret; its member "environment" (versions, device kind, precision) is the fingerprint in each record.
-    Returns the Result. Raises ReproError: exit 5 if the folder holds another layout or unit, is damaged, or was begun
-    in another environment and is unfinished (never a mixed result); exit 1 if it cannot be written.
+    Returns the Result. Raises ReproError: exit 5 if the directory holds another layout or unit, is damaged, or was
+    begun in another environment and is unfinished (never a mixed result); exit 1 if it cannot be written.
     Agreement: tests/store/test_store.py.
     """
     path = Path(path)
@@ -70,7 +70,7 @@ def open_result(path: Path, layout: Layout, unit: int, provenance: Mapping[str, 
     result = Result(path, layout, manifest)
     if manifest["environment"] != environment and not result.committed:
         begun = f"{path} was begun in another environment: {manifest['environment']}, now {environment}"
-        raise ReproError(f"{begun}; go back to that one, or remove the folder to begin anew", Exit.CORRUPT)
+        raise ReproError(f"{begun}; go back to that one, or remove the directory to start again", Exit.CORRUPT)
     return result
 
 
@@ -81,7 +81,7 @@ def _difference(there: Layout, here: Layout) -> str:
 
 
 def _codecs(level: int) -> list[Any]:
-    """zstd, then a checksum of what it made: a flipped bit in a chunk is an error on reading, never a number."""
+    """Return zstd, then a checksum of what it made: a flipped bit is an error on reading, never a number."""
     from zarr.codecs import Crc32cCodec, ZstdCodec
 
     return [ZstdCodec(level=level), Crc32cCodec()]
@@ -91,7 +91,7 @@ def _write_template(folder: Path, layout: Layout, unit: int) -> None:
     """Write the group, the labels, and the arrays without chunks: one a unit, full in every dimension but prompts."""
     import zarr
 
-    # Flat keys: a variable's chunks lie in one folder, so one fsync makes a new name durable.
+    # Flat keys: a variable's chunks lie in one directory, so one fsync makes a new name durable.
     keys = {"name": "default", "separator": "."}
     zarr.create_group(folder, zarr_format=3)
     for dim, labels in layout.coords.items():
@@ -122,7 +122,7 @@ def _write_template(folder: Path, layout: Layout, unit: int) -> None:
 class _Encoder:
     """Arrays in memory under the metadata that lies on disk: what a chunk is here, it is there for every reader.
 
-    data: the folder of the arrays; names: theirs. An array goes on with the codecs that it was begun with.
+    data: the directory of the arrays; names: theirs. An array goes on with the codecs that it was begun with.
     """
 
     def __init__(self, data: Path, names: Iterable[str]) -> None:
@@ -138,7 +138,7 @@ class _Encoder:
             self._arrays = {name: zarr.open_array(store, path=name, mode="r+", zarr_format=3) for name in names}
 
     def chunk(self, name: str, key: str, index: tuple[slice, ...], values: np.ndarray) -> bytes:
-        """Bytes of the chunk `key`, which holds `values` at `index`, once they have decoded to the same bits again."""
+        """Return the bytes of chunk `key`, which holds `values` at `index`, once they decode to the same bits again."""
         self._arrays[name][index] = values
         decoded = self._arrays[name][index]
         content: bytes = self._memory.pop(f"{name}/{key}").to_bytes()
@@ -198,7 +198,7 @@ class Result(Units):
         return values
 
     def read(self, variable: str, **isel: int | slice) -> np.ndarray:
-        """Part of a raw variable, by position along named dimensions, as a numpy array.
+        """Return part of a raw variable, by position along named dimensions, as a numpy array.
 
         Raises ReproError (exit 1) for prompts whose unit is not recorded: what was never computed reads as NaN in zarr.
         """
@@ -280,7 +280,7 @@ def _open_dataset(where: Any, group: str | None = None) -> xr.Dataset:
 
 
 def read_summary(path: Path) -> xr.Dataset:
-    """Return the reduced result at `path`, a result folder or a copy kept in git, loaded.
+    """Return the reduced result at `path`, a result directory or a copy kept in git, loaded.
 
     Its attrs["provenance"] holds where it came from.
     Raises ReproError (exit 5) if it is not committed, or if a byte of it differs from what was committed.

@@ -25,7 +25,7 @@ class Chunk:
     """Encoded bytes of one variable of one unit."""
 
     file: str
-    """Path inside the result folder."""
+    """Path inside the result directory."""
     content: bytes
     """What the file holds."""
     nan: int
@@ -52,7 +52,7 @@ def create(
             target.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(built)
     files.sync_tree(path)
-    # A new folder's name lies in the one above it: key, experiment and subject.
+    # A new directory's name lies in the one above it: key, experiment and subject.
     for folder in list(path.parents)[:3]:
         files.sync_folder(folder)
     environment = provenance.get("environment", {})
@@ -63,7 +63,7 @@ def create(
 class Units:
     """The units of one result: which are recorded, who works on which, and the commit of them all.
 
-    path: the result folder; manifest: the body of its manifest.json. Agreement: tests/run/test_faults.py.
+    path: the result directory; manifest: the body of its manifest.json. Agreement: tests/run/test_faults.py.
     """
 
     def __init__(self, path: Path, layout: Layout, manifest: Mapping[str, Any]) -> None:
@@ -89,12 +89,12 @@ class Units:
 
     @property
     def n_units(self) -> int:
-        """Number of units."""
+        """Return the number of units."""
         return self.layout.n_units(self.unit)
 
     @property
     def committed(self) -> bool:
-        """Whether the result is finished: every unit verified, the summary written, COMMIT in place."""
+        """Return whether the result is finished: every unit verified, the summary written, COMMIT in place."""
         return records.load_commit(self.path) is not None
 
     def unit_slice(self, i: int) -> slice:
@@ -106,11 +106,11 @@ class Units:
         return records.unit_present(self.path, self.layout, self._manifest, i)
 
     def missing(self) -> list[int]:
-        """Units without a valid record."""
+        """Return the units without a valid record."""
         return [i for i in range(self.n_units) if not self.has(i)]
 
     def record(self, i: int) -> dict[str, Any] | None:
-        """What is recorded of unit i (prompts, digests, NaN counts, environment, notes); None if nothing valid is."""
+        """Return what is recorded of unit i (prompts, checksums, NaN counts, environment, notes); None if not valid."""
         return records.load_record(self.path, self.layout, self._manifest, i) if self.has(i) else None
 
     def claim(self, i: int) -> bool:
@@ -146,7 +146,7 @@ class Units:
         return True
 
     def _write(self, i: int, chunks: Mapping[str, Chunk], notes: dict[str, Any]) -> None:
-        """Chunks into place, read back, then the record, which alone says that they count."""
+        """Write chunks into place, read them back, then write the record, which alone says that they count."""
         files.remove(self._units / records.unit_name(i))
         entries = {}
         for name, chunk in chunks.items():

@@ -1,6 +1,6 @@
 """Is every byte of the store what was committed? Names what is not, and the prompts that it concerns.
 
-Reads bytes and digests only: COMMIT covers records, metadata and summaries; a record covers the chunks of its unit.
+Reads bytes and checksums only: COMMIT covers records, metadata and summaries; a record covers the chunks of its unit.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Finding:
     """One file that is not what it should be."""
 
     result: Path
-    """The result folder it lies in, or the folder where it was met."""
+    """The result directory it lies in, or the directory where it was met."""
     file: str
-    """Its path in that folder."""
+    """Its path in that directory."""
     what: str
     """What is wrong, in words."""
     prompts: tuple[tuple[int, int], ...] = ()
@@ -42,7 +42,7 @@ class Finding:
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """Return the file's path."""
         return self.result / self.file
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ class Finding:
 def verify(root: Path) -> list[Finding]:
     """Read every byte of every result below `root` and return what is wrong, in order of path; empty if nothing is.
 
-    root: the `store/` folder. Finds altered bits, truncated, deleted, swapped or foreign files and links, in arrays,
+    root: the `store/` directory. Finds altered bits, truncated, deleted, swapped or foreign files and links, in arrays,
     metadata, records and copies. A unit of an unfinished result that has no record is not an error but work left.
     Agreement: tests/store/test_verify.py, tests/run/test_faults.py (every one of 500 flipped bits).
     """
@@ -68,7 +68,7 @@ def verify(root: Path) -> list[Finding]:
 
 
 def _level(root: Path, folder: Path, findings: list[Finding], kept: tuple[str, ...] = ()) -> list[Path]:
-    """Return the folders inside a folder; whatever else lies there is foreign."""
+    """Return the directories inside a directory; whatever else lies there is foreign."""
     inside = []
     for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
         if entry.name in kept:
@@ -82,7 +82,7 @@ def _level(root: Path, folder: Path, findings: list[Finding], kept: tuple[str, .
 
 
 def verify_result(path: Path) -> list[Finding]:
-    """`verify` of one result folder, `store/<subject>/<experiment>/<key>`."""
+    """Verify one result directory, `store/<subject>/<experiment>/<key>`, as `verify` does."""
     check = _Check(path)
     commit = check.sealed(records.COMMIT)
     manifest = check.sealed(records.MANIFEST)
@@ -113,7 +113,7 @@ def verify_result(path: Path) -> list[Finding]:
 
 
 def _verify_copy(path: Path) -> list[Finding]:
-    """Findings in a reduced copy of a result."""
+    """Return the findings in a reduced copy of a result."""
     check = _Check(path)
     commit = check.sealed(records.COMMIT)
     if commit is None and not check.bad:
@@ -126,7 +126,7 @@ def _verify_copy(path: Path) -> list[Finding]:
 
 
 class _Check:
-    """Findings of one folder, each file reported once, and the files that belong there."""
+    """Findings of one directory, each file reported once, and the files that belong there."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -153,7 +153,7 @@ class _Check:
             self.known.update(layout.chunk_file(v, i) for v in layout.variables)
 
     def sealed(self, file: str) -> dict[str, Any] | None:
-        """Body of a sealed file, None if it is absent or damaged."""
+        """Return the body of a sealed file, None if it is absent or damaged."""
         self.known.add(file)
         try:
             return files.load(self.path / file)
@@ -162,7 +162,7 @@ class _Check:
             return None
 
     def digest(self, file: str, expected: Any) -> None:
-        """Compare a file with its digest."""
+        """Compare a file with its checksum."""
         self.known.add(file)
         if file not in self.bad:
             self._compare(file, expected, {})
@@ -180,7 +180,7 @@ class _Check:
         self.say(file, what, units)
 
     def prompts(self, i: int) -> dict[int, tuple[int, int]]:
-        """Unit i and its prompts, as far as the manifest tells."""
+        """Return unit i and its prompts, as far as the manifest tells."""
         if self.layout is None or i >= self.layout.n_units(self.unit):
             return {}
         prompts = self.layout.prompts(self.unit, i)
@@ -221,7 +221,7 @@ class _Check:
 
 
 def _files(path: Path) -> Iterator[str]:
-    """Everything below a folder that is not a plain folder; links are named, not followed."""
+    """Yield every path below a directory that is not a plain directory; links are named, not followed."""
     for folder, folders, names in os.walk(path):
         links = [name for name in folders if (Path(folder) / name).is_symlink()]
         for name in sorted((*names, *links)):
@@ -229,7 +229,7 @@ def _files(path: Path) -> Iterator[str]:
 
 
 def invalidate(finding: Finding) -> None:
-    """Forgets what a finding makes doubtful, and no more, so that the next run computes or writes just that again.
+    """Forget what a finding makes doubtful, and no more, so that the next run computes or writes just that again.
 
     A damaged chunk or record costs its unit; damaged labels or metadata are rebuilt from the declared layout; a damaged
     summary or COMMIT is written again from the units. A foreign file is left where it is.
@@ -257,7 +257,7 @@ def invalidate(finding: Finding) -> None:
 
 
 def repair(path: Path) -> list[Finding]:
-    """`verify_result` and `invalidate` in one: the next run computes just what was damaged, and commits again.
+    """Verify a result and invalidate what is damaged: the next run computes just that, and commits again.
 
     path: `store/<subject>/<experiment>/<key>`. Returns what was found. Agreement: tests/store/test_verify.py.
     """

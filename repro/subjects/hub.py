@@ -75,7 +75,7 @@ class Hub:
 
     @cached_property
     def silence(self) -> str:
-        """Why the hub is not asked; empty if it can be. Asks it once, for at most `PROBE` seconds."""
+        """Return why the hub is not asked; empty if it can be. Asks it once, for at most `PROBE` seconds."""
         from huggingface_hub import constants
 
         if self.offline:

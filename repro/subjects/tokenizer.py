@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from repro.errors import Exit, ReproError, plain, words_of
-from repro.process import deaf
+from repro.process import suppress_stderr
 
 
 class Tokenizer:
@@ -28,7 +28,7 @@ class Tokenizer:
             return None
         import tokenizers
 
-        with self._readable(), deaf():
+        with self._readable(), suppress_stderr():
             inner = tokenizers.Tokenizer.from_file(str(self._path))
             # What a file says of batches is not for texts that are taken as they are.
             inner.no_truncation()

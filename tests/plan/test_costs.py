@@ -65,15 +65,17 @@ def test_what_is_there_already_costs_nothing(tmp_path: Path) -> None:
 
 def test_predicted_and_actual_are_said_in_one_line() -> None:
     known = costs.Cost(71.2e12, 410 * 2**20, 84.0)
-    assert costs.compared(known, 88.0, 395 * 2**20) == (
+    assert costs.cost_comparison(known, 88.0, 395 * 2**20) == (
         "predicted 84 s, took 88 s (+5%); 71.2 TFLOP at 0.81 TFLOP/s; 410 MiB predicted, 395 MiB written"
     )
     unknown = known + costs.Cost(0.0, 0, None)
-    assert costs.compared(unknown, 88.0, 0).startswith(
+    assert costs.cost_comparison(unknown, 88.0, 0).startswith(
         "took 88 s, not predicted: this machine had not run such a model"
     )
-    assert costs.compared(costs.Cost(1e9, 0, 0.2), 0.4, 0).startswith("predicted 0.2 s, took 0.4 s; 0.001 TFLOP at ")
-    assert costs.compared(costs.Cost(), 0.0, 0).endswith("; 0 TFLOP; 0 MiB predicted, 0 MiB written")
+    assert costs.cost_comparison(costs.Cost(1e9, 0, 0.2), 0.4, 0).startswith(
+        "predicted 0.2 s, took 0.4 s; 0.001 TFLOP at "
+    )
+    assert costs.cost_comparison(costs.Cost(), 0.0, 0).endswith("; 0 TFLOP; 0 MiB predicted, 0 MiB written")
     assert costs.Cost() + known + known == costs.Cost(142.4e12, 820 * 2**20, 168.0)
 
 

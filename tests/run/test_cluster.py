@@ -88,7 +88,7 @@ def test_a_scheduler_that_does_not_answer_is_one_sentence(address: str, why: str
     pytest.importorskip("distributed")
     code = (
         "from repro.run import workers; workers.CONNECT_S = 0.3\n"
-        f"try: workers.at_hand(None, {address!r}, 'cpu', print).__enter__()\n"
+        f"try: workers.open_cluster(None, {address!r}, 'cpu', print).__enter__()\n"
         "except workers.ReproError as error: print(int(error.code), error)"
     )
     command = [sys.executable, "-W", "error", "-c", code]
@@ -167,7 +167,7 @@ def test_what_workers_have_written_is_waited_for(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(cluster, "POLL_S", 0.0)
     looks = iter([[3, 4], [4], []])
     late: Any = SimpleNamespace(missing=lambda: next(looks))
-    cluster._await_sight({"scan": late}, Failures(print))
+    cluster._await_visible({"scan": late}, Failures(print))
     assert list(looks) == []
-    monkeypatch.setattr(cluster, "SEEN_S", 0.0)
-    cluster._await_sight({"scan": SimpleNamespace(missing=lambda: [0])}, Failures(print))  # type: ignore[dict-item]
+    monkeypatch.setattr(cluster, "VISIBLE_S", 0.0)
+    cluster._await_visible({"scan": SimpleNamespace(missing=lambda: [0])}, Failures(print))  # type: ignore[dict-item]

@@ -109,7 +109,7 @@ def test_a_damaged_result_is_told_and_nothing_else_is_touched(finished: Finished
         assert answer.code == Exit.CORRUPT
         assert answer.err == (
             f"error: {run.result('dla_scatter')} is damaged: data.zarr/summary/zarr.json is missing or has another "
-            "size; `python -m repro run` mends it\n"
+            "size; `python -m repro run` repairs it\n"
         )
     assert contents(tmp_path) == before
     mended = run.cli("run")
