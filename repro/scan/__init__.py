@@ -1,0 +1,1 @@
+"""The question, answered: which components take back what others wrote, because it was written."""

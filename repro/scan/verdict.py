@@ -1,0 +1,199 @@
+"""What a scan finds: each writer with its claimed erasers, how much of it is erased, of what kind, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import xarray as xr
+
+from repro.labels import step_of
+from repro.scan.claims import Pairs, Thresholds, erased_share, judge_pairs, reads_at, stratum
+
+DRAWS = 200
+FEW_POSITIONS = 0.05
+"""A writer whose norm sits in a smaller share of the positions is an observation about those positions."""
+
+
+@dataclass(frozen=True)
+class Eraser:
+    """One claimed pair."""
+
+    component: str
+    path: float
+    clean: float
+    specific: float
+    z: float
+    p_adjusted: float
+    outcome: str = "not tested"
+    """Of the confirmation by real forwards: kept, weakened, refuted, or not tested."""
+    patched: float | None = None
+    """Clean share with the writer taken out of the component's input."""
+    remaining: float | None = None
+    """Clean share after zero ablation of the writer, over that before."""
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A writer with claimed erasers."""
+
+    label: str
+    erased: float
+    """E, the share that its claimed erasers take back."""
+    interval: tuple[float, float]
+    """95 % over prompts, the claims made anew in each draw."""
+    decoys: float
+    """E of decoys through the same components, on average."""
+    before: float
+    """Presence before the first claimed eraser."""
+    after: float
+    """Presence after the last."""
+    cleared: bool
+    kind: str
+    """`content` where what differs between prompts is erased, too, else `position`; empty where unknown."""
+    positions: float
+    """Effective share of positions that hold its norm."""
+    erasers: tuple[Eraser, ...]
+
+    def words(self, t: Thresholds) -> str:
+        """Return how much of it is erased, in words."""
+        if not self.cleared:
+            return "taken back, not cleared"
+        if self.positions < FEW_POSITIONS:
+            return "in few positions"
+        return "mostly erased" if self.erased >= t.mostly else "partly erased" if self.erased >= t.partly else "slightly"
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The answer for one stratum."""
+
+    pairs: Pairs
+    writers: tuple[Writer, ...]
+    """With claimed erasers, the most erased first."""
+    opposed: tuple[tuple[str, str, float], ...]
+    """Writer, component and clean share of pairs that oppose without a path, the strongest first."""
+    halves: tuple[float, float] | None
+    """Correlation and median absolute difference of path shares between two halves, over claimed pairs."""
+    thresholds: Thresholds = field(default_factory=Thresholds)
+
+    @property
+    def erased(self) -> tuple[Writer, ...]:
+        """Writers that are called erased."""
+        t = self.thresholds
+        return tuple(w for w in self.writers if w.words(t) in ("mostly erased", "partly erased"))
+
+    @property
+    def enough_prompts(self) -> bool:
+        """Whether anything could have been claimed."""
+        return self.pairs.n_prompts >= self.pairs.least_prompts
+
+
+def scan(raw: xr.Dataset, name: str = "rest", t: Thresholds | None = None, draws: int = DRAWS, seed: int = 0) -> Scan:
+    """Return the answer from the raw arrays of `path_shares`, for one stratum.
+
+    Every condition is that of `repro.scan.claims`; intervals by a bootstrap over prompts in which everything, claims
+    included, is computed anew. Agreement: tests/scan/test_verdict.py.
+    """
+    t = t or Thresholds()
+    values, labels = stratum(raw, name), list(map(str, raw["writer"].values))
+    components = list(map(str, raw["component"].values))
+    pairs = judge_pairs(values["path"], values["clean"], labels, components, t)
+    n = len(pairs.writers)
+    decoy_specific = np.nanmedian(values["path"][n:], -1) - (pairs.path - pairs.specific)[-1]
+    sites = {str(site): i for i, site in enumerate(raw["site"].values)}
+    found = [
+        _writer(pairs, w, values, decoy_specific, len(sites), t, int(raw.attrs.get("positions_sampled", 0)))
+        for w in np.flatnonzero(pairs.claimed.any(1))
+    ]
+    intervals = _intervals(values, labels, components, [w.label for w in found], t, draws, seed)
+    found = [replace(w, interval=intervals[w.label]) for w in found]
+    found.sort(key=lambda w: (not w.cleared, -w.erased))
+    return Scan(pairs, tuple(found), _opposed(pairs, t), _halves(values["path"][:n], pairs), t)
+
+
+def _writer(
+    pairs: Pairs, w: int, values: Mapping[str, np.ndarray], decoys: np.ndarray, n_sites: int, t: Thresholds, sampled: int
+) -> Writer:
+    claimed = pairs.claimed[w]
+    order = sorted(np.flatnonzero(claimed), key=lambda c: step_of(pairs.components[c]))
+    erasers = tuple(
+        Eraser(
+            pairs.components[c],
+            float(pairs.path[w, c]),
+            float(pairs.clean[w, c]),
+            float(pairs.specific[w, c]),
+            float(pairs.z[w, c]),
+            float(pairs.p_adjusted[w, c]),
+        )
+        for c in order
+    )
+    start, end = reads_at(pairs.components[order[0]]), step_of(pairs.components[order[-1]])
+    presence, held, fixed = values["presence"][w], values["held"][w], values["held_self"][w]
+    before, after = float(np.nanmedian(presence[start])), float(np.nanmedian(presence[end]))
+    erased = erased_share(pairs.specific[w], pairs.components, claimed)
+    low, high = t.present
+    cleared = low <= before <= high and before - after >= erased / 2
+    kind = ""
+    if np.isfinite(fixed).any():
+        # Pooled over prompts before the ratio: the share that differs can be small in one prompt.
+        rest = np.nansum(1 - fixed)
+        fall = (np.nansum(presence[start] - held[start]) - np.nansum(presence[end] - held[end])) / rest
+        kind = "content" if fall >= erased / 2 else "position"
+    norm2, norm4 = np.nansum(values["norm2"][w]), np.nansum(values["norm4"][w])
+    count = max(sampled, 1) * values["norm2"].shape[-1]
+    share = float(norm2**2 / norm4 / count) if norm4 > 0 else 0.0
+    own = [erased_share(row, pairs.components, claimed & np.isfinite(row)) for row in decoys]
+    return Writer(
+        label=pairs.writers[w],
+        erased=erased,
+        interval=(np.nan, np.nan),
+        decoys=float(np.mean(own)) if own else np.nan,
+        before=before,
+        after=after,
+        cleared=bool(cleared),
+        kind=kind,
+        positions=share,
+        erasers=erasers,
+    )
+
+
+def _intervals(
+    values: Mapping[str, np.ndarray],
+    labels: list[str],
+    components: list[str],
+    found: list[str],
+    t: Thresholds,
+    draws: int,
+    seed: int,
+) -> dict[str, tuple[float, float]]:
+    """Return the 95 % interval of each writer's erased share over prompts, the claims made anew in every draw."""
+    if not found or draws < 1:
+        return dict.fromkeys(found, (np.nan, np.nan))
+    generator, n_prompts = np.random.default_rng(seed), values["path"].shape[-1]
+    drawn: dict[str, list[float]] = {label: [] for label in found}
+    for _ in range(draws):
+        rows = generator.integers(0, n_prompts, n_prompts)
+        pairs = judge_pairs(values["path"][..., rows], values["clean"][..., rows], labels, components, t)
+        for label in found:
+            w = pairs.writers.index(label)
+            drawn[label].append(erased_share(pairs.specific[w], pairs.components, pairs.claimed[w]))
+    return {label: (float(np.quantile(v, 0.025)), float(np.quantile(v, 0.975))) for label, v in drawn.items()}
+
+
+def _opposed(pairs: Pairs, t: Thresholds) -> tuple[tuple[str, str, float], ...]:
+    """Return the pairs whose clean output opposes the writer while the path carries none of it."""
+    with np.errstate(invalid="ignore"):
+        parallel = (pairs.clean < -0.1) & (pairs.path > -t.d) & pairs.reads
+    rows = [(pairs.writers[w], pairs.components[c], float(pairs.clean[w, c])) for w, c in np.argwhere(parallel)]
+    return tuple(sorted(rows, key=lambda row: row[2]))
+
+
+def _halves(path: np.ndarray, pairs: Pairs) -> tuple[float, float] | None:
+    """Return how well two halves of the prompts agree on the path shares of claimed pairs."""
+    claimed = pairs.claimed
+    if claimed.sum() < 3 or path.shape[-1] < 4:
+        return None
+    one, other = (np.nanmedian(path[claimed][:, i::2], -1) for i in (0, 1))
+    return float(np.corrcoef(one, other)[0, 1]), float(np.median(np.abs(one - other)))
