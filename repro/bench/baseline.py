@@ -38,11 +38,11 @@ Labels = Mapping[str, Sequence[str]]
 
 def library_model(folder: Folder) -> Any:
     """Return the library's own model of a directory in float32, its weights processed as `repro.model.load` does."""
-    from repro.model.load import _bridge, _probe
+    from repro.model.original import read_original
 
     with torch.no_grad(), quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        bridge, _, _ = _bridge(folder, torch.float32, _probe(folder))
+        bridge = read_original(folder, torch.float32, (), folder.shape.n_ctx).bridge
         bridge.enable_compatibility_mode(disable_warnings=True)
     return bridge
 

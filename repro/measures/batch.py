@@ -214,4 +214,4 @@ class Batch:
 
     def rest(self, layer: int, resid_mid: Tensor) -> Tensor:
         """Return the sites from resid_mid{layer} on, for another stream there: [S', B, P, D]."""
-        return forward_from(self.engine.model, layer, resid_mid)
+        return forward_from(self.engine.model, layer, self.sites[2 * layer], resid_mid)

@@ -44,6 +44,9 @@ class Block:
     b_gate: Tensor | None  # [M]
     W_out: Tensor  # [M, D]
     b_out: Tensor  # [D]
+    q_norm: Tensor | None = None  # [K]
+    k_norm: Tensor | None = None  # [K]
+    """Weights of RMS norms of every query and key before rotation, where the model has them."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,12 @@ class Model:
     blocks: tuple[Block, ...]
     W_U: Tensor  # [D, V]
     b_U: Tensor  # [V]
+    parallel: bool = False
+    """Attention and MLP of a layer both read resid_pre; else the MLP reads resid_mid."""
+
+    def mlp_site(self, layer: int) -> int:
+        """Return which site the MLP of a layer reads."""
+        return 2 * layer if self.parallel else 2 * layer + 1
 
 
 @dataclass(frozen=True)
@@ -116,6 +125,8 @@ def attend(model: Model, layer: int, resid: Tensor) -> Attention:
     x = normed(model, resid)
     qkv = linear(x.view(B * P, -1), block.W_QKV, block.b_QKV).view(B, P, -1, shape.d_head)
     q, k, v = qkv.split((shape.n_heads, shape.n_kv_heads, shape.n_kv_heads), dim=2)
+    if block.q_norm is not None and block.k_norm is not None:
+        q, k = (F.rms_norm(x, x.shape[-1:], w, model.eps) for x, w in ((q, block.q_norm), (k, block.k_norm)))
     if model.rotary is not None:
         q, k = rotate(model.rotary, q).to(v.dtype), rotate(model.rotary, k).to(v.dtype)
     z = F.scaled_dot_product_attention(
@@ -153,7 +164,8 @@ class Trace:
 
     sites [S, B, P, D]: the 2L+1 residual-stream states, then free slots for directions; z [B, P, L H, K]: of all heads,
     layer after layer, which those of `attention` are parts of; mlp_out: per layer [B, P, D]; attention: per
-    layer; scale_final [B, P].
+    layer; scale_final [B, P]. In parallel blocks no component reads resid_mid, which TransformerLens does not have
+    there: it is resid_pre plus what the attention wrote, so that every site is the sum of what was written before it.
     """
 
     sites: Tensor
@@ -183,28 +195,30 @@ def trace(model: Model, tokens: Tensor, slots: int = 0) -> Trace:
         seen = attend(model, layer, sites[2 * layer])
         seen = replace(seen, z=own.copy_(seen.z))
         torch.add(sites[2 * layer], attn_out(model, layer, seen.z), out=sites[2 * layer + 1])
-        out = mlp(model, layer, sites[2 * layer + 1])
+        out = mlp(model, layer, sites[model.mlp_site(layer)])
         torch.add(sites[2 * layer + 1], out, out=sites[2 * layer + 2])
         attention.append(seen)
         mlps.append(out)
     return Trace(sites, z, tuple(attention), tuple(mlps), norm_scale(model, sites[2 * L]))
 
 
-def forward_from(model: Model, layer: int, resid_mid: Tensor) -> Tensor:
+def forward_from(model: Model, layer: int, resid_pre: Tensor, resid_mid: Tensor) -> Tensor:
     """Return the sites from `resid_mid{layer}` on, when the stream there is `resid_mid` [B, P, D]: [S', B, P, D].
 
-    Everything after that site runs normally, with its own patterns and norm scales.
+    Everything after that site runs normally, with its own patterns and norm scales. resid_pre [B, P, D]: the stream
+    before the layer, which its MLP reads where blocks are parallel.
     """
-    L = model.shape.n_layers
-    sites = torch.empty((2 * (L - layer), *resid_mid.shape), dtype=resid_mid.dtype, device=resid_mid.device)
-    sites[0] = resid_mid
-    for step, n in enumerate(range(layer, L)):
-        if step:
-            torch.add(
-                sites[2 * step - 1], attn_out(model, n, attend(model, n, sites[2 * step - 1]).z), out=sites[2 * step]
-            )
-        torch.add(sites[2 * step], mlp(model, n, sites[2 * step]), out=sites[2 * step + 1])
-    return sites
+    first = 2 * layer
+    sites = torch.empty(
+        (2 * (model.shape.n_layers - layer) + 1, *resid_mid.shape), dtype=resid_mid.dtype, device=resid_mid.device
+    )
+    sites[0], sites[1] = resid_pre, resid_mid
+    for n in range(layer, model.shape.n_layers):
+        pre, mid, post = sites[2 * n - first : 2 * n - first + 3]
+        if n > layer:
+            torch.add(pre, attn_out(model, n, attend(model, n, pre).z), out=mid)
+        torch.add(mid, mlp(model, n, sites[model.mlp_site(n) - first]), out=post)
+    return sites[1:]
 
 
 def logits(model: Model, resid: Tensor) -> Tensor:

@@ -195,12 +195,12 @@ def path_dots(model: Model, trace: Trace, nodes: Written, row: int, positions: T
         first = nodes.labels.index(f"L{layer}H0")
         for who, columns in (
             (_reads_heads(nodes, layer), torch.arange(first, first + H)),
-            (_reads_mlp(nodes, layer), torch.arange(first + H, first + H + 1)),
+            (_reads_mlp(model, nodes, layer), torch.arange(first + H, first + H + 1)),
         ):
             rows = torch.cat((who, torch.arange(N, N + R, device=who.device)))[:, None]
             at = torch.cat((nodes.at[who], turned))
             if len(columns) == 1:
-                dots = _mlp_dots(model, layer, trace.sites[2 * layer + 1, row, positions], at)
+                dots = _mlp_dots(model, layer, trace.sites[model.mlp_site(layer), row, positions], at)
             else:
                 dots = _head_dots(model, trace, nodes, row, positions, layer, decoy, at)
             path[:, rows, columns] = strata(dots)
@@ -214,9 +214,9 @@ def _reads_heads(nodes: Written, layer: int) -> Tensor:
     return (nodes.steps <= 2 * layer).nonzero().flatten()
 
 
-def _reads_mlp(nodes: Written, layer: int) -> Tensor:
-    """Return which writers the MLP of a layer reads: the layer's heads, too."""
-    return (nodes.steps <= 2 * layer + 1).nonzero().flatten()
+def _reads_mlp(model: Model, nodes: Written, layer: int) -> Tensor:
+    """Return which writers the MLP of a layer reads: the layer's heads, too, unless blocks are parallel."""
+    return (nodes.steps <= model.mlp_site(layer)).nonzero().flatten()
 
 
 def pattern(model: Model, trace: Trace, layer: int, row: int, positions: Tensor) -> Tensor:

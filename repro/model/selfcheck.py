@@ -1,69 +1,100 @@
-"""The start-up self-check: what is computed here is what the library's own model computes."""
+"""The start-up self-check: what is computed here is what the original model computes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from repro.errors import Exit, ReproError
+from repro.errors import Exit, ReproError, listing, plain
 from repro.model import forward
 from repro.model.folder import Folder
 from repro.model.forward import Model, logits, trace
+from repro.model.original import Original, Seen
 
-# Largest deviation allowed, relative to the largest value of the same quantity: the library computes in another order,
-# and processes weights, and computes RMS norms and softmax of many models, in float32 whatever the type of the weights.
+# Largest deviation allowed, relative to the largest value of the same quantity: the original computes in another order,
+# and computes RMS norms and softmax of many models in float32 whatever the type of the weights.
 # Correctly computed models stay below 1e-5; GELU by its tanh approximation instead of erf is off by 1e-4.
 TOLERANCE = {torch.float32: 5e-5, torch.float64: 2e-5}
 
 
-def check_against_library(folder: Folder, bridge: Any, model: Model, tokens: Tensor, raw_logits: Tensor) -> None:
-    """Compare our pass over a few tokens with the library's, site by site, and with the unprocessed model's logits.
+def check_against_original(folder: Folder, original: Original, model: Model, value_biases: Sequence[Tensor]) -> None:
+    """Compare our pass with the original's over the same tokens: every site, z, what is written, and the logits.
 
-    bridge: the library's processed model. tokens [B, P]. raw_logits [B, P, V]: of the model before processing; centring
-    the unembedding only moves them by a constant per position. Raises ReproError (exit 4) naming the first quantity
-    that deviates, or a hook that does not fire. Agreement: tests/model/test_model.py.
+    Processing moves the stream of a LayerNorm model by its mean, z by the value bias (of each layer [H K]), and logits
+    by a constant per position. Positions where the original's own stream is not finite are left out. Raises ReproError
+    (exit 4) naming the first quantity that deviates. Agreement: tests/model/test_selfcheck.py.
     """
-    _, cache = bridge.run_with_cache(tokens)
     limit = TOLERANCE[model.W_E.dtype]
-    for name, ours, theirs in _pairs(folder, model, tokens, cache):
-        _compare(folder, name, ours, theirs.reshape(ours.shape), limit)
-    ours = logits(model, trace(model, tokens).final)
-    theirs = raw_logits - raw_logits.mean(-1, keepdim=True)
-    _compare(folder, "the vector of logits", ours - ours.mean(-1, keepdim=True), theirs, limit)
+    for seen in original.seen:
+        finite = torch.isfinite(seen.parts["final"]).all(-1)
+        for name, ours, theirs in _pairs(model, seen, value_biases):
+            rows = finite[:, -ours.shape[1] :]
+            if rows.any():
+                _compare(folder, original, name, ours[rows], theirs[rows], limit)
 
 
-def _pairs(folder: Folder, model: Model, tokens: Tensor, cache: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
-    passed = trace(model, tokens)
+def _pairs(model: Model, seen: Seen, value_biases: Sequence[Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield each quantity: its name, ours and the original's, both [B, P, ...]."""
+    passed = trace(model, seen.tokens)
 
-    def hook(name: str) -> Tensor:
-        if name not in cache:
-            raise ReproError(f"{folder.path}: the library's hook {name} does not fire on this model", Exit.UNAVAILABLE)
-        return cache[name]
+    def theirs(name: str) -> Tensor:
+        """Return what the original writes or reads, centred where writing weights are."""
+        value = seen.parts[name]
+        return value - value.mean(-1, keepdim=True) if model.center else value
 
-    yield "resid_pre0", passed.sites[0], hook("blocks.0.hook_resid_pre")
     written = passed.sites[0]
-    for layer, seen in enumerate(passed.attention):
-        scale = forward.norm_scale(model, passed.sites[2 * layer])
-        yield f"ln1 scale of layer {layer}", scale, hook(f"blocks.{layer}.ln1.hook_scale")
-        yield f"z of layer {layer}", seen.z, hook(f"blocks.{layer}.attn.hook_z")
-        heads = torch.einsum("bphk,hkd->bpd", seen.z, model.blocks[layer].W_O) + model.blocks[layer].b_O
+    for layer, attention in enumerate(passed.attention):
+        pre, mid = passed.sites[2 * layer], passed.sites[2 * layer + 1]
+        yield f"resid_pre{layer}", pre, theirs(f"resid_pre{layer}")
+        yield f"z of layer {layer}", attention.z.flatten(2) + value_biases[layer], seen.parts[f"z{layer}"]
+        yield f"ln1 scale of layer {layer}", *_scaled(model, pre)
+        out = forward.attn_out(model, layer, attention.z)
+        heads = torch.einsum("bphk,hkd->bpd", attention.z, model.blocks[layer].W_O) + model.blocks[layer].b_O
+        yield f"the sum of the heads of layer {layer}", heads, theirs(f"attention{layer}")
+        yield f"the attention of layer {layer}", out, theirs(f"attention{layer}")
         written = written + heads
-        yield f"sum of what was written before resid_mid{layer}", passed.sites[2 * layer + 1], written
-        yield f"resid_mid{layer}", passed.sites[2 * layer + 1], hook(f"blocks.{layer}.hook_resid_mid")
-        yield f"MLP{layer}", passed.mlp_out[layer], hook(f"blocks.{layer}.hook_mlp_out")
+        yield f"sum of what was written before resid_mid{layer}", mid, written
+        if not model.parallel:
+            yield f"resid_mid{layer}", mid, theirs(f"resid_mid{layer}")
+        yield f"MLP{layer}", passed.mlp_out[layer], theirs(f"MLP{layer}")
         written = written + passed.mlp_out[layer]
-        yield f"resid_post{layer}", passed.sites[2 * layer + 2], hook(f"blocks.{layer}.hook_resid_post")
-    yield "final norm scale", passed.scale_final, hook("ln_final.hook_scale")
+    yield "final stream", passed.final, theirs("final")
+    yield "final norm scale", *_scaled(model, passed.final)
+    ours = logits(model, passed.final[:, -seen.logits.shape[1] :])
+    yield (
+        "the vector of logits",
+        ours - ours.mean(-1, keepdim=True),
+        seen.logits - seen.logits.mean(-1, keepdim=True),
+    )
 
 
-def _compare(folder: Folder, name: str, ours: Tensor, theirs: Tensor, limit: float) -> None:
+def _scaled(model: Model, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the norm's numerator, and the same from the norm and the scale that measures divide by."""
+    return forward.normed(model, x) * forward.norm_scale(model, x)[..., None], x - x.mean(
+        -1, keepdim=True
+    ) if model.center else x
+
+
+# Keys that say how large a model is, what its tokens mean, how it was trained or stored: no other computation.
+_KNOWN = frozenset((
+    "_name_or_path", "architectures", "attn_pdrop", "bos_token_id", "dtype", "embd_pdrop", "eos_token_id", "ffn_dim",
+    "head_dim", "hidden_size", "id2label", "initializer_range", "intermediate_size", "label2id", "max_window_layers",
+    "max_position_embeddings", "model_type", "n_ctx", "n_embd", "n_head", "n_inner", "n_layer", "n_positions",
+    "num_attention_heads", "num_hidden_layers", "num_key_value_heads", "pad_token_id", "rms_norm_eps", "rotary_dim",
+    "tie_word_embeddings", "torch_dtype", "transformers_version", "use_cache", "vocab_size",
+))  # fmt: skip
+
+
+def _compare(folder: Folder, original: Original, name: str, ours: Tensor, theirs: Tensor, limit: float) -> None:
     off = float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-12))
-    if not off <= limit:
-        raise ReproError(
-            f"{folder.path}: {name} differs from the library's own model by {off:.2g} of its largest value "
-            f"(allowed {limit:.0e}); this architecture is not computed correctly here and is refused",
-            Exit.UNAVAILABLE,
-        )
+    if off <= limit:
+        return
+    unusual = [plain(f"{key} = {value!r}", 80) for key, value in original.changed.items() if key not in _KNOWN]
+    hint = f"; not the architecture's defaults in config.json: {listing(unusual)}" if unusual else ""
+    raise ReproError(
+        f"{folder.path}: {name} differs from the original model's by {off:.2g} of its largest value (allowed "
+        f"{limit:.0e}); this architecture is not computed correctly here and is refused{hint}",
+        Exit.UNAVAILABLE,
+    )

@@ -65,7 +65,7 @@ class Session:
             kernels = provider(self.settings.kernels, self.settings.device)
         except KernelError as error:
             raise ReproError(f"--kernels {self.settings.kernels}: {str(error).removeprefix('kernels: ')}") from None
-        engine = Engine(load(self.subject.folder, precision, self.settings.device), kernels)
+        engine = Engine(load(self.subject.folder, precision, self.settings.device, self.subject.tokens), kernels)
         # The library's own model is full of cycles, and what it leaves behind is not worth keeping.
         gc.collect()
         keep_freed_memory()

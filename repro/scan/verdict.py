@@ -62,7 +62,9 @@ class Writer:
             return "taken back, not cleared"
         if self.positions < FEW_POSITIONS:
             return "in few positions"
-        return "mostly erased" if self.erased >= t.mostly else "partly erased" if self.erased >= t.partly else "slightly"
+        return (
+            "mostly erased" if self.erased >= t.mostly else "partly erased" if self.erased >= t.partly else "slightly"
+        )
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,13 @@ def scan(raw: xr.Dataset, name: str = "rest", t: Thresholds | None = None, draws
 
 
 def _writer(
-    pairs: Pairs, w: int, values: Mapping[str, np.ndarray], decoys: np.ndarray, n_sites: int, t: Thresholds, sampled: int
+    pairs: Pairs,
+    w: int,
+    values: Mapping[str, np.ndarray],
+    decoys: np.ndarray,
+    n_sites: int,
+    t: Thresholds,
+    sampled: int,
 ) -> Writer:
     claimed = pairs.claimed[w]
     order = sorted(np.flatnonzero(claimed), key=lambda c: step_of(pairs.components[c]))

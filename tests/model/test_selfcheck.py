@@ -18,14 +18,15 @@ import repro.model.forward
 import repro.model.linear
 from repro.errors import Exit, ReproError
 from repro.model.folder import read_folder
-from repro.model.forward import logits, norm_scale, trace
+from repro.model.forward import Model, logits, trace
 from repro.model.load import load
-from repro.model.selfcheck import check_against_library
+from repro.model.original import Original, Seen
+from repro.model.selfcheck import check_against_original
 from tests import toys
 from tests.scenes import model, prompts
 
 TOKENS = torch.from_numpy(prompts(2, 64, seed=3))
-DIFFERS = "differs from the library's own model"
+DIFFERS = "differs from the original model's"
 
 
 def refusal(path: Path) -> str:
@@ -46,36 +47,54 @@ def made(path: Path, kind: str, **changes: Any) -> tuple[Path, Any]:
         names = {"n_layer": "num_hidden_layers", "n_head": "num_attention_heads", "n_embd": "hidden_size"}
         names |= {name: name for name in ("vocab_size", "bos_token_id", "eos_token_id")}
         sizes = {ours: sizes[theirs] for ours, theirs in names.items()} | {"n_positions": 64}
-    if kind == "GPTNeoX":
-        sizes = {key: value for key, value in sizes.items() if key != "num_key_value_heads"}
+    if kind in ("GPTNeoX", "OPT"):
+        sizes = {key: value for key, value in sizes.items() if key not in ("num_key_value_heads", "intermediate_size")}
     config = getattr(transformers, f"{kind}Config")(**(sizes | changes))
     module = getattr(transformers, f"{kind}ForCausalLM" if kind != "GPT2" else "GPT2LMHeadModel")(config)
     return toys.save_hugging_face(module, path), module.eval()
 
 
+WINDOWED = "not supported: sliding_window = {} in config.json, an attention window shorter than prompts of {} tokens"
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "sliding window": ("Mistral", {"sliding_window": 8}, "sliding-window attention is not supported"),
+    "sliding window": ("Mistral", {"sliding_window": 8}, WINDOWED.format(8, 64)),
     # Wider than the check's probe is long: the configuration, and not a difference of numbers, tells.
-    "wide window": ("Mistral", {"sliding_window": 40}, "sliding-window attention is not supported"),
+    "wide window": ("Mistral", {"sliding_window": 40}, WINDOWED.format(40, 64)),
     "some windows": (
         "Qwen2",
         {"use_sliding_window": True, "sliding_window": 40, "max_window_layers": 1},
-        "sliding-window attention is not supported",
+        WINDOWED.format(40, 64),
     ),
-    "soft caps": ("Gemma2", {"head_dim": 8}, "a soft-cap on attention scores, a soft-cap on logits"),
-    "post-norms": ("Gemma2", {"head_dim": 8}, "norms after attention or MLP"),
-    "parallel blocks": ("GPTNeoX", {}, "parallel attention and MLP blocks"),
-    "query/key norms": ("Qwen3", {"head_dim": 8}, f"z of layer 0 {DIFFERS}"),
-    "scaled embeddings": ("Gemma", {"head_dim": 8}, f"resid_pre0 {DIFFERS}"),
-    "experts": ("Mixtral", {"num_local_experts": 2}, "mixtures of experts"),
-    "scores scaled by layer": ("GPT2", {"scale_attn_by_inverse_layer_idx": True}, f"z of layer 1 {DIFFERS}"),
-    # Here the library's bridge itself is not the original model.
-    "unscaled scores": ("GPT2", {"scale_attn_weights": False}, f"the vector of logits {DIFFERS}"),
+    "soft caps": (
+        "Gemma2",
+        {"head_dim": 8},
+        "not supported: attn_logit_softcapping = 50.0, final_logit_softcapping = 30.0 in config.json",
+    ),
+    "post-norms": (
+        "Gemma2",
+        {"head_dim": 8, "attn_logit_softcapping": None, "final_logit_softcapping": None, "sliding_window": 64},
+        "not supported: norms after attention or MLP",
+    ),
+    "experts": ("Mixtral", {"num_local_experts": 2}, "num_local_experts = 2 in config.json"),
     "rotary that depends on the length": (
         "Llama",
         {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}},
-        "rotary positions of kind 'dynamic' are not supported",
+        "not supported: rotary positions of kind 'dynamic'",
     ),
+    "projected embeddings and post-norms": (
+        "OPT",
+        {"word_embed_proj_dim": 16, "do_layer_norm_before": False},
+        "do_layer_norm_before = False, word_embed_proj_dim = 16 (hidden_size = 32) in config.json",
+    ),
+    "norms of queries over all heads": (
+        "Olmo2",
+        {},
+        "not supported: layers without a norm before attention, norms after",
+    ),
+    "norms of queries": ("StableLm", {"qk_layernorm": True}, "not supported: qk_layernorm = True"),
+    "scaled logits": ("Cohere", {}, "not supported: logit_scale = 0.0625"),
+    "scaled residuals": ("Granite", {"residual_multiplier": 0.5}, "not supported: residual_multiplier = 0.5"),
+    "clipped queries": ("Olmo", {"clip_qkv": 8.0}, "not supported: clip_qkv = 8.0"),
+    "no rotary": ("Falcon", {"alibi": True}, "not supported: alibi = True"),
 }
 
 
@@ -100,6 +119,7 @@ ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
     "heads narrower than their share": ("Llama", {"head_dim": 6}),
     "another activation and eps": ("GPT2", {"activation_function": "relu", "layer_norm_epsilon": 1e-3}),
     "sequential blocks": ("GPTNeoX", {"use_parallel_residual": False}),
+    "a window as long as the context": ("Mistral", {"sliding_window": 64}),
 }
 
 
@@ -195,7 +215,7 @@ MISCOMPUTED: dict[str, tuple[str, dict[str, Any], str]] = {
     "no output bias": (
         "native",
         {"attn_out": lambda model, layer, z: torch.einsum("bphk,hkd->bpd", z, model.blocks[layer].W_O)},
-        "sum of what was written before resid_mid0",
+        "the attention of layer 0",
     ),
 }
 
@@ -211,41 +231,41 @@ def test_a_pass_that_computes_something_else_is_caught(
     assert f"{folders[kind]}: {quantity} {DIFFERS}" in refusal(folders[kind])
 
 
-def test_a_hook_that_does_not_fire_is_named(folders: dict[str, Path]) -> None:
-    class Deaf:
-        """A bridge whose first site is seen and whose norms are not."""
-
-        def run_with_cache(self, tokens: torch.Tensor) -> tuple[None, dict[str, torch.Tensor]]:
-            return None, {"blocks.0.hook_resid_pre": trace(model("native"), tokens).sites[0]}
-
-    with pytest.raises(ReproError, match=r"the library's hook blocks\.0\.ln1\.hook_scale does not fire on this model"):
-        check_against_library(read_folder(folders["native"]), Deaf(), model("native"), TOKENS[:, :5], TOKENS)
-
-
-class Echo:
-    """A bridge that agrees with everything of a model's own pass."""
-
-    def run_with_cache(self, tokens: torch.Tensor) -> tuple[None, dict[str, torch.Tensor]]:
-        """The pass under the library's names."""
-        passed = trace(model("native"), tokens)
-        cache = {"ln_final.hook_scale": passed.scale_final}
-        for layer, seen in enumerate(passed.attention):
-            name = f"blocks.{layer}"
-            scale = norm_scale(model("native"), passed.sites[2 * layer])
-            cache |= {f"{name}.ln1.hook_scale": scale, f"{name}.attn.hook_z": seen.z}
-            for step, site in enumerate(("pre", "mid", "post")):
-                cache[f"{name}.hook_resid_{site}"] = passed.sites[2 * layer + step]
-            cache[f"{name}.hook_mlp_out"] = passed.mlp_out[layer]
-        return None, cache
+def agreeing(given: Model, raw_logits: torch.Tensor) -> Original:
+    """An original model that agrees with everything of a model's own pass but for what logits are given."""
+    passed = trace(given, TOKENS)
+    parts = {"final": passed.final}
+    for layer, seen in enumerate(passed.attention):
+        heads = torch.einsum("bphk,hkd->bpd", seen.z, given.blocks[layer].W_O)
+        parts |= {f"resid_{at}{layer}": passed.sites[2 * layer + step] for step, at in enumerate(("pre", "mid"))}
+        parts |= {f"z{layer}": seen.z.flatten(2), f"attention{layer}": heads + given.blocks[layer].b_O}
+        parts[f"MLP{layer}"] = passed.mlp_out[layer]
+    return Original(None, None, (Seen(TOKENS, parts, raw_logits),), {"seed": 0, "n_head": 4})
 
 
 def test_the_logits_must_be_the_originals_but_for_a_constant(folders: dict[str, Path]) -> None:
     good, folder = model("native"), read_folder(folders["native"])
     raw = logits(good, trace(good, TOKENS).final)
-    check_against_library(folder, Echo(), good, TOKENS, raw + 3.0)
+    biases = [torch.zeros(())] * good.shape.n_layers
+    check_against_original(folder, agreeing(good, raw + 3.0), good, biases)
     for broken, given in ((good, raw * 1.001), (good, raw.flip(-1)), (replace(good, W_U=good.W_U * torch.nan), raw)):
-        with pytest.raises(ReproError, match="the vector of logits differs"):
-            check_against_library(folder, Echo(), broken, TOKENS, given)
+        said = "the vector of logits differs .* refused; not the architecture's defaults in config.json: seed = 0$"
+        with pytest.raises(ReproError, match=said):
+            check_against_original(folder, agreeing(good, given), broken, biases)
+
+
+def test_positions_that_are_not_finite_in_the_original_are_left_out(folders: dict[str, Path]) -> None:
+    good, folder = model("native"), read_folder(folders["native"])
+    biases = [torch.zeros(())] * good.shape.n_layers
+    overflowing = agreeing(good, logits(good, trace(good, TOKENS).final))
+    parts = overflowing.seen[0].parts
+    for name in parts:
+        parts[name] = parts[name].index_fill(1, torch.arange(40, 64), torch.inf)
+    overflowing.seen[0].logits[:, 40:] = torch.nan
+    check_against_original(folder, overflowing, good, biases)
+    parts["MLP1"][1, 39, 0] += 1
+    with pytest.raises(ReproError, match="MLP1 differs"):
+        check_against_original(folder, overflowing, good, biases)
 
 
 def test_loading_says_nothing(folders: dict[str, Path], capfd: pytest.CaptureFixture[str]) -> None:

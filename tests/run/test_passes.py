@@ -31,9 +31,9 @@ def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         counts["clean"] += len(tokens)  # type: ignore[arg-type]
         return whole(model, tokens, *given, **named)  # type: ignore[arg-type]
 
-    def forward_from(model: Model, layer: int, resid_mid: object) -> object:
+    def forward_from(model: Model, layer: int, resid_pre: object, resid_mid: object) -> object:
         counts["patched tail"] += len(resid_mid)  # type: ignore[arg-type]
-        return rest(model, layer, resid_mid)  # type: ignore[arg-type]
+        return rest(model, layer, resid_pre, resid_mid)  # type: ignore[arg-type]
 
     def example(model: Model, tokens: object) -> object:
         counts["examples"] += len(tokens)  # type: ignore[arg-type]

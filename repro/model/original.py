@@ -1,0 +1,156 @@
+"""The original model of a folder, and what its own modules compute: TransformerLens' native one or Hugging Face's.
+
+TransformerLens knows the parts of every architecture by common names and takes joint matrices apart. Its processing of
+weights and its own attention are not used: neither is the original's in all cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repro.model.folder import Folder
+from repro.model.forward import Rotary
+from repro.model.native import native_bridge
+from repro.model.refusals import refuse_incomplete, refuse_layout, refuse_not_finite, refuse_settings
+from repro.model.rotary import rotary_of_module, rotary_of_native
+
+LOGITS = 64
+"""Positions, the last ones, whose logits are compared: those of a whole prompt may be larger than the model."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the original model computed on some tokens [B, P].
+
+    parts: by name, `resid_pre0` (what the first norm of a layer reads), `resid_mid0` (what the second reads; absent
+    where blocks are parallel), `z0` (what the output matrix reads: [B, P, H K]), `attention0` and `MLP0` (what is added
+    to the stream), `final` (what the last norm reads). logits [B, P or 64, V].
+    """
+
+    tokens: Tensor
+    parts: dict[str, Tensor]
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class Original:
+    """An original model that has been seen at work, taken apart by TransformerLens into parts of common names."""
+
+    bridge: Any
+    rotary: Rotary | None
+    seen: tuple[Seen, ...]
+    changed: dict[str, Any]
+    """Settings of config.json that are not the architecture's defaults."""
+
+
+def read_original(folder: Folder, dtype: torch.dtype, tokens: Sequence[Tensor], length: int) -> Original:
+    """Return the original model of a folder, its weights in `dtype`, after one pass over each of some tokens [B, P].
+
+    length: tokens of the longest prompt that the model will be given. Raises ReproError (exit 4) naming what is
+    unreadable, not finite, or set to what is not computed here. Agreement: tests/model/test_architectures.py.
+    """
+    if folder.is_hugging_face:
+        return _hugging_face(folder, dtype, tokens, length)
+    bridge = native_bridge(folder, dtype)
+    parts = _Parts(bridge.get_submodule, folder.shape.n_layers, parallel=False)
+    return Original(bridge, rotary_of_native(bridge), tuple(parts.watch(bridge, each) for each in tokens), {})
+
+
+def _hugging_face(folder: Folder, dtype: torch.dtype, tokens: Sequence[Tensor], length: int) -> Original:
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+    from transformers import AutoModelForCausalLM
+
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        str(folder.path),
+        dtype=dtype,
+        local_files_only=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+    module, report = loaded
+    module.eval()
+    refuse_incomplete(folder, report)
+    refuse_not_finite(folder, dict(module.named_parameters()))
+    refuse_settings(folder, module.config, length)
+    rotary = rotary_of_module(folder, module)
+    seen: list[Seen] = []
+
+    def look(adapter: Any) -> None:
+        """See the module at work before the bridge takes it apart."""
+        refuse_layout(folder, adapter.component_mapping)
+        find = partial(_find, module, adapter.component_mapping)
+        parts = _Parts(find, folder.shape.n_layers, bool(adapter.cfg.parallel_attn_mlp))
+        seen.extend(parts.watch(partial(module, use_cache=False), each) for each in tokens)
+
+    name = type(module).__name__
+    bridge = build_bridge_from_module(
+        module, architecture=name, hf_config=module.config, dtype=dtype, model_name=name, post_adapter_hook=look
+    )
+    default = type(module.config)().to_dict()
+    changed = {key: value for key, value in module.config.to_dict().items() if value != default.get(key)}
+    return Original(bridge.eval(), rotary, tuple(seen), changed)
+
+
+def _find(module: nn.Module, mapping: Any, name: str) -> nn.Module:
+    """Return the part of a module that TransformerLens calls by a name, such as `blocks.0.attn.o`."""
+    first, *rest = name.split(".")
+    node, path = mapping[first], [mapping[first].name]
+    for word in rest:
+        if word.isdigit():
+            path.append(word)
+        else:
+            node = node.submodules[word]
+            # Without a name of its own a part lies in its parent: OPT has no module of the whole MLP.
+            path += [node.name] if node.name else []
+    return module.get_submodule(".".join(path))
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The modules of a model whose inputs or outputs are compared, found by TransformerLens' names."""
+
+    find: Callable[[str], nn.Module]
+    n_layers: int
+    parallel: bool
+
+    def watch(self, model: Callable[[Tensor], Any], tokens: Tensor) -> Seen:
+        """Return what the modules see and write in one pass over tokens [B, P]."""
+        seen: dict[str, Tensor] = {}
+        batch, length = tokens.shape
+
+        def keep(name: str, tensor: Tensor) -> None:
+            # OPT's MLP sees all positions of all prompts in one row.
+            seen[name] = tensor.reshape(batch, length, -1)
+
+        with ExitStack() as hooks:
+            for name, part, reads in self._watched():
+                if reads:
+                    hook = part.register_forward_pre_hook(lambda _, given, name=name: keep(name, given[0]))
+                else:
+                    hook = part.register_forward_hook(lambda _, given, out, name=name: keep(name, out))
+                hooks.callback(hook.remove)
+            unembed = self.find("unembed")
+            cut = unembed.register_forward_pre_hook(lambda _, given: (given[0][:, -LOGITS:], *given[1:]))
+            hooks.callback(cut.remove)
+            logits = model(tokens)
+        return Seen(tokens, seen, getattr(logits, "logits", logits))
+
+    def _watched(self) -> Iterator[tuple[str, nn.Module, bool]]:
+        """Yield what is compared: its name, its module, and whether it is what that reads or what it writes."""
+        for layer in range(self.n_layers):
+            at = f"blocks.{layer}"
+            yield f"resid_pre{layer}", self.find(f"{at}.ln1"), True
+            if not self.parallel:
+                yield f"resid_mid{layer}", self.find(f"{at}.ln2"), True
+            yield f"z{layer}", self.find(f"{at}.attn.o"), True
+            yield f"attention{layer}", self.find(f"{at}.attn.o"), False
+            yield f"MLP{layer}", self.find(f"{at}.mlp.out"), False
+        yield "final", self.find("ln_final"), True

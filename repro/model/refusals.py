@@ -1,0 +1,119 @@
+"""What a model may be or hold that is not computed here, each refused by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from repro.errors import Exit, ReproError, listing
+from repro.model.folder import Folder
+from repro.model.linear import ACTIVATIONS
+
+# Keys of Hugging Face's configurations, and which of their values are not computed here.
+_REFUSED: dict[str, Callable[[Any], bool]] = {
+    "add_cross_attention": bool,
+    "alibi": bool,
+    "attn_logit_softcapping": bool,
+    "clip_qkv": lambda value: value is not None,
+    "do_layer_norm_before": lambda value: value is False,
+    "embedding_multiplier": lambda value: value not in (None, 1),
+    "final_logit_softcapping": bool,
+    "is_encoder_decoder": bool,
+    "logit_scale": lambda value: value not in (None, 1),
+    "logits_scaling": lambda value: value not in (None, 1),
+    "num_experts": bool,
+    "num_local_experts": bool,
+    "n_routed_experts": bool,
+    "qk_layernorm": bool,
+    "residual_multiplier": lambda value: value not in (None, 1),
+    "use_bidirectional_attention": bool,
+    "use_qk_norm": bool,
+}
+
+
+def refuse_settings(folder: Folder, config: Any, length: int) -> None:
+    """Refuse settings of a Hugging Face configuration that are not computed here, by their keys.
+
+    length: tokens of the longest prompt, which no attention window may be shorter than. Raises ReproError (exit 4).
+    Agreement: tests/model/test_selfcheck.py.
+    """
+    named = [f"{key} = {value!r}" for key, refused in _REFUSED.items() if refused(value := getattr(config, key, None))]
+    projected = getattr(config, "word_embed_proj_dim", config.hidden_size)
+    if projected != config.hidden_size:
+        named.append(f"word_embed_proj_dim = {projected!r} (hidden_size = {config.hidden_size!r})")
+    if named:
+        raise ReproError(f"{folder.path}: not supported: {listing(named)} in config.json", Exit.UNAVAILABLE)
+    key, window = _window(config)
+    if window is not None and window < length:
+        raise ReproError(
+            f"{folder.path}: not supported: {key} = {window} in config.json, an attention window shorter than prompts "
+            f"of {length} tokens; prompts of at most {window} tokens would do",
+            Exit.UNAVAILABLE,
+        )
+
+
+def _window(config: Any) -> tuple[str, int | None]:
+    """Return the key of the attention window of a model, and the window if some layer has it."""
+    if "local" in getattr(config, "attention_layers", ()):
+        return "window_size", config.window_size
+    kinds = getattr(config, "layer_types", None)
+    windowed = getattr(config, "use_sliding_window", True) and (kinds is None or "sliding_attention" in kinds)
+    return "sliding_window", getattr(config, "sliding_window", None) if windowed else None
+
+
+def refuse_layout(folder: Folder, mapping: Mapping[str, Any]) -> None:
+    """Refuse layers that are not an attention and an MLP that each read the stream through a norm and add to it.
+
+    mapping: TransformerLens' parts of the architecture. Raises ReproError (exit 4).
+    """
+    layer = mapping["blocks"].submodules if "blocks" in mapping else {}
+    attn, mlp = (getattr(layer.get(name), "submodules", {}) for name in ("attn", "mlp"))
+    wanted = {"a norm before attention": "ln1" in layer, "attention heads": "o" in attn, "an MLP": "out" in mlp}
+    lacking = [f"layers without {name}" for name, present in wanted.items() if not present]
+    if {"ln1_post", "ln2_post"} & set(layer):
+        lacking.append("norms after attention or MLP")
+    if "embed_ln" in mapping:
+        lacking.append("a norm of the embeddings")
+    if lacking:
+        raise ReproError(f"{folder.path}: not supported: {', '.join(lacking)}", Exit.UNAVAILABLE)
+
+
+def refuse_parts(folder: Folder, bridge: Any) -> None:
+    """Refuse by name what the parts of a model are and the forward pass here does not compute."""
+    cfg = bridge.cfg
+    norm = str(cfg.normalization_type or "").upper()
+    first = bridge.blocks[0]
+    q_norm = first.attn._modules.get("q_norm")
+    unsupported = {
+        "query/key norms of all heads at once": q_norm is not None and q_norm.weight.numel() != folder.shape.d_head,
+        f"normalisation {cfg.normalization_type!r}": not norm.startswith(("LN", "RMS")),
+        f"positions of kind {cfg.positional_embedding_type!r}": cfg.positional_embedding_type
+        not in ("standard", "rotary"),
+        f"activation {cfg.act_fn!r}": cfg.act_fn not in ACTIVATIONS,
+        "a final norm of another kind": norm.startswith("LN") and bool(cfg.final_rms),
+    }
+    named = [name for name, present in unsupported.items() if present]
+    if named:
+        raise ReproError(f"{folder.path}: not supported: {', '.join(named)}", Exit.UNAVAILABLE)
+
+
+def refuse_incomplete(folder: Folder, report: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that does not fit its configuration: the library fills gaps with random numbers."""
+    for kind in ("missing", "unexpected", "mismatched"):
+        names = sorted(str(key if isinstance(key, str) else key[0]) for key in report[f"{kind}_keys"])
+        if names:
+            raise ReproError(
+                f"{folder.path}: the weights do not fit config.json: {kind} {listing(names, 4)}", Exit.UNAVAILABLE
+            )
+
+
+def refuse_not_finite(folder: Folder, state: Mapping[str, Any]) -> None:
+    """Refuse weights that are NaN or infinite, naming the tensor."""
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            raise ReproError(f"{folder.path}: {name} is not a tensor", Exit.UNAVAILABLE)
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ReproError(f"{folder.path}: weights of {name} are not finite (NaN or infinite)", Exit.UNAVAILABLE)

@@ -1,0 +1,52 @@
+"""Tables of rotary position embeddings, read from the original model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from repro.errors import Exit, ReproError
+from repro.model.folder import Folder
+from repro.model.forward import Rotary
+
+_ADJACENT = frozenset({"cohere", "cohere2", "ernie4_5", "glm", "glm4", "helium"})
+"""Architectures that rotate dimensions (2i, 2i+1) together, among those that hold frequencies."""
+_KINDS = ("default", "linear", "llama3", "yarn")
+"""Kinds of rotary positions whose frequencies do not depend on the length of the prompt."""
+
+
+def rotary_of_module(folder: Folder, module: nn.Module) -> Rotary | None:
+    """Return the tables of a Hugging Face model, or nothing if it has no rotary positions.
+
+    Raises ReproError (exit 4) for frequencies that depend on the prompt or on the layer.
+    Agreement: tests/model/test_architectures.py.
+    """
+    for part in module.modules():
+        if isinstance(getattr(part, "inv_freq", None), torch.Tensor):
+            return _of_frequencies(folder, part, getattr(module.config, "model_type", "") in _ADJACENT)
+        table = getattr(part, "embed_positions", None)
+        if isinstance(table, torch.Tensor):  # GPT-J: sines, then cosines
+            sin, cos = table[: folder.shape.n_ctx].chunk(2, dim=-1)
+            return Rotary(cos.contiguous(), sin.contiguous(), adjacent=True)
+    return None
+
+
+def _of_frequencies(folder: Folder, part: Any, adjacent: bool) -> Rotary:
+    kind = getattr(part, "rope_type", "default")
+    if kind not in _KINDS:
+        raise ReproError(
+            f"{folder.path}: not supported: rotary positions of kind {kind!r} (rope_parameters or rope_scaling in "
+            f"config.json); {', '.join(_KINDS)} are",
+            Exit.UNAVAILABLE,
+        )
+    angles = torch.arange(folder.shape.n_ctx, dtype=torch.float32)[:, None] * part.inv_freq.float()[None, :]
+    strength = float(getattr(part, "attention_scaling", 1.0))
+    return Rotary(angles.cos() * strength, angles.sin() * strength, adjacent)
+
+
+def rotary_of_native(bridge: Any) -> Rotary | None:
+    """Return the tables of TransformerLens' native model, or nothing if it has no rotary positions."""
+    tables = getattr(bridge.original_model, "rotary", None)
+    return None if tables is None else Rotary(tables.cos_cached[:, 0::2], tables.sin_cached[:, 0::2], adjacent=True)
