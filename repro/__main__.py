@@ -1,4 +1,4 @@
-"""`python -m repro`: resolve -> plan -> run -> draw -> check; one command a stage, `all` for the paper."""
+"""`python -m repro`: resolve -> plan -> run -> draw -> check -> answer; one command a stage, `all` for the paper."""
 
 from __future__ import annotations
 
@@ -55,6 +55,8 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
 PLACE = ("spec", "out")
 PLANNING = (*PLACE, "subject", "prompts", "device", "kernels")
 RUNNING = (*PLANNING, "memory", "offline", "fresh", "watchdog", "workers", "scheduler")
+ANSWER = "scan"
+"""The group of experiments that `scan` runs."""
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
@@ -138,6 +140,21 @@ def run(
     paper = pipeline.run(pipeline.plan(pipeline.resolve(_workspace({**options, "only": ",".join(names or ())}))))
     pipeline.show_plan(paper.workspace, paper.plan)
     _end(paper.codes)
+
+
+@command(*RUNNING)
+def scan(
+    options: dict[str, Any],
+    model: Annotated[str | None, typer.Argument(help="A declared subject, a model directory, or a hub name.")] = None,
+) -> None:
+    """Say which components take back what others wrote, because it was written: a table, and a verdict last."""
+    from repro import pipeline
+
+    if model is not None and options["subject"] is not None:
+        raise ReproError("scan: give the model once, as an argument or with --subject")
+    workspace = _workspace({**options, "subject": model or options["subject"], "only": ANSWER})
+    paper = pipeline.run(pipeline.plan(pipeline.resolve(workspace)))
+    _end(pipeline.answer(paper).codes)
 
 
 @command(*PLANNING, "only", "fresh")

@@ -26,6 +26,7 @@ from repro.subjects.resolve import ResolvedSubject
 
 if TYPE_CHECKING:
     from repro.check.comparison import Collected
+    from repro.model.forward import Model
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,35 @@ def stored(workspace: Workspace, announced: bool = True) -> Paper:
     return Paper(workspace, subject, Computer(workspace, subject), workspace.plan(subject))
 
 
-STAGES: tuple[Callable[..., Paper], ...] = (resolve, plan, run, draw, check)
+def answer(paper: Paper) -> Paper:
+    """Say which components take back what others wrote, from the stored shares, and confirm it by real forwards."""
+    item = next((item for item in paper.plan.items if item.experiment.answers), None)
+    if item is None:
+        return paper
+    if not item.fresh:
+        paper.workspace.say(f"no answer yet: {drawing.lack(item.name, str(item.state))}")
+        return paper
+    from repro.scan.answer import answered
+    from repro.store.result import read_raw, read_summary
+
+    out = paper.workspace.figures_folder(paper.subject.name)
+    summary = read_summary(item.path)
+    raw = kept(read_raw(item.path), summary.attrs).load().assign_attrs(summary.attrs)
+    tokens = paper.subject.tokens[: item.context.n_prompts, : item.stream.length]
+
+    def model() -> Model:
+        from repro.model.load import load
+
+        paper.workspace.say("confirming what is shown by real forwards")
+        return load(paper.subject.folder, item.precision, paper.workspace.settings.device)
+
+    paper.workspace.say("")
+    for line in answered(raw, item.path.name, paper.subject.name, tokens, model, out):
+        paper.workspace.say(line)
+    return paper
+
+
+STAGES: tuple[Callable[..., Paper], ...] = (resolve, plan, run, draw, check, answer)
 
 
 def announce(workspace: Workspace, subject: ResolvedSubject) -> None:

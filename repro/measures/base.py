@@ -97,6 +97,8 @@ class Measure(Common):
 
     version: ClassVar[int] = 1
     """Raised with every change that alters the measure's numbers: results of other versions are stale."""
+    answers: ClassVar[bool] = False
+    """Whether the question is answered from it."""
     finds: ClassVar[str | None] = None
     """The role that it finds: `writer`, `erasers` or `examples`."""
 

@@ -47,6 +47,7 @@ class PathShares(Measure):
     """Decoy writers for each component."""
     seed: int = Field(default=0, ge=0)
     """Seed of the decoys' rotations."""
+    answers = True
 
     @property
     def needs(self) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""Which pairs are claimed as erasure: four conditions on stored shares, each of them a column that a reader can see fail.
+"""Which pairs are claimed as erasure: four conditions on stored shares, each a column that a reader can see fail.
 
 1. replicable: over prompts the path share's median lies below -d; exact sign test, Holm over all pairs of the stratum.
 2. specific: z of the median against the component's decoys is at most -5, and it lies by d below the median over all
@@ -7,8 +7,8 @@
 4. cleared, of a writer with all its claimed erasers: its presence lies in 0.5 to 4 before the first of them, and falls
    by at least half of its erased share E until after the last.
 
-z is no p-value: 64 decoys do not resolve the tail that all pairs would need. What decoys themselves would be claimed for
-is counted beside the claims (`false_pairs`).
+z is no p-value: 64 decoys do not resolve the tail that all pairs would need. What decoys themselves would be claimed
+for is counted beside the claims (`false_pairs`).
 """
 
 from __future__ import annotations
@@ -61,11 +61,14 @@ class Pairs:
     """Pairs that decoys would be claimed for under conditions 1 and 2, scaled to the real pairs."""
     n_pairs: int
     n_prompts: int
+    kept: np.ndarray | None = None
+    """Which pairs no intervention has refuted: [W, C]; None where none was tested."""
 
     @property
     def claimed(self) -> np.ndarray:
-        """Which pairs meet the conditions 1 to 3: [W, C]."""
-        return self.replicable & self.specific_enough & self.net
+        """Which pairs meet the conditions 1 to 3 and were not refuted: [W, C]."""
+        met = self.replicable & self.specific_enough & self.net
+        return met if self.kept is None else met & self.kept
 
     @property
     def least_prompts(self) -> int:

@@ -1,4 +1,4 @@
-"""What a scan finds: each writer with its claimed erasers, how much of it is erased, of what kind, and how sure that is."""
+"""What a scan finds: each writer with its claimed erasers, how much of it is erased, of what kind, and how surely."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import xarray as xr
 
 from repro.labels import step_of
 from repro.scan.claims import Pairs, Thresholds, erased_share, judge_pairs, reads_at, stratum
+from repro.scan.confirmation import Confirmation
 
 DRAWS = 200
 FEW_POSITIONS = 0.05
@@ -27,9 +28,7 @@ class Eraser:
     z: float
     p_adjusted: float
     outcome: str = "not tested"
-    """Of the confirmation by real forwards: kept, weakened, refuted, or not tested."""
-    patched: float | None = None
-    """Clean share with the writer taken out of the component's input."""
+    """Of the confirmation by real forwards: kept, weakened, or not tested. Refuted pairs are no longer claimed."""
     remaining: float | None = None
     """Clean share after zero ablation of the writer, over that before."""
 
@@ -54,6 +53,8 @@ class Writer:
     """`content` where what differs between prompts is erased, too, else `position`; empty where unknown."""
     positions: float
     """Effective share of positions that hold its norm."""
+    norm2: float
+    """Mean squared norm over the sampled positions, in squared activation units."""
     erasers: tuple[Eraser, ...]
 
     def words(self, t: Thresholds) -> str:
@@ -78,6 +79,8 @@ class Scan:
     """Writer, component and clean share of pairs that oppose without a path, the strongest first."""
     halves: tuple[float, float] | None
     """Correlation and median absolute difference of path shares between two halves, over claimed pairs."""
+    refuted: tuple[tuple[str, str], ...] = ()
+    """Pairs that met the conditions and that an intervention refuted: they count nowhere."""
     thresholds: Thresholds = field(default_factory=Thresholds)
 
     @property
@@ -92,9 +95,17 @@ class Scan:
         return self.pairs.n_prompts >= self.pairs.least_prompts
 
 
-def scan(raw: xr.Dataset, name: str = "rest", t: Thresholds | None = None, draws: int = DRAWS, seed: int = 0) -> Scan:
+def scan(
+    raw: xr.Dataset,
+    name: str = "rest",
+    confirmed: Mapping[tuple[str, str], Confirmation] | None = None,
+    t: Thresholds | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Scan:
     """Return the answer from the raw arrays of `path_shares`, for one stratum.
 
+    confirmed: what real forwards said of pairs (writer, component); a refuted pair is not claimed; draws: bootstrap.
     Every condition is that of `repro.scan.claims`; intervals by a bootstrap over prompts in which everything, claims
     included, is computed anew. Agreement: tests/scan/test_verdict.py.
     """
@@ -102,27 +113,58 @@ def scan(raw: xr.Dataset, name: str = "rest", t: Thresholds | None = None, draws
     values, labels = stratum(raw, name), list(map(str, raw["writer"].values))
     components = list(map(str, raw["component"].values))
     pairs = judge_pairs(values["path"], values["clean"], labels, components, t)
+    outcomes = _outcomes(pairs, confirmed or {})
+    refuted = np.array([[outcomes.get((w, c)) == "refuted" for c in components] for w in pairs.writers])
+    lost = [(pairs.writers[w], components[c]) for w, c in np.argwhere(pairs.claimed & refuted)]
+    pairs = replace(pairs, kept=~refuted)
     n = len(pairs.writers)
     decoy_specific = np.nanmedian(values["path"][n:], -1) - (pairs.path - pairs.specific)[-1]
-    sites = {str(site): i for i, site in enumerate(raw["site"].values)}
+    positions = 1 if name == "first" else int(raw.attrs["positions_sampled"])
     found = [
-        _writer(pairs, w, values, decoy_specific, len(sites), t, int(raw.attrs.get("positions_sampled", 0)))
-        for w in np.flatnonzero(pairs.claimed.any(1))
+        _writer(pairs, w, values, decoy_specific, t, positions) for w in map(int, np.flatnonzero(pairs.claimed.any(1)))
     ]
-    intervals = _intervals(values, labels, components, [w.label for w in found], t, draws, seed)
-    found = [replace(w, interval=intervals[w.label]) for w in found]
+    intervals = _intervals(values, labels, pairs, [w.label for w in found], t, draws, seed)
+    found = [
+        replace(
+            w,
+            interval=intervals[w.label],
+            erasers=tuple(_tested(e, w.label, outcomes, confirmed or {}) for e in w.erasers),
+        )
+        for w in found
+    ]
     found.sort(key=lambda w: (not w.cleared, -w.erased))
-    return Scan(pairs, tuple(found), _opposed(pairs, t), _halves(values["path"][:n], pairs), t)
+    return Scan(pairs, tuple(found), _opposed(pairs, t), _halves(values["path"][:n], pairs), tuple(lost), t)
+
+
+def _outcomes(pairs: Pairs, confirmed: Mapping[tuple[str, str], Confirmation]) -> dict[tuple[str, str], str]:
+    """Return kept, weakened or refuted for each pair that was tested."""
+    places = {label: i for i, label in enumerate(pairs.components)}
+    rows = {label: i for i, label in enumerate(pairs.writers)}
+    return {(w, c): found.outcome(float(pairs.path[rows[w], places[c]])) for (w, c), found in confirmed.items()}
+
+
+def _tested(
+    eraser: Eraser,
+    writer: str,
+    outcomes: Mapping[tuple[str, str], str],
+    confirmed: Mapping[tuple[str, str], Confirmation],
+) -> Eraser:
+    """Return a claimed pair with what the intervention said of it."""
+    pair = (writer, eraser.component)
+    if pair not in confirmed:
+        return eraser
+    return replace(eraser, outcome=outcomes[pair], remaining=confirmed[pair].remaining)
+
+
+def to_confirm(scan: Scan, most: int = 20) -> list[tuple[str, str]]:
+    """Return the pairs worth real forwards: of what is shown, writer by writer, the largest shares first."""
+    shown = scan.erased or scan.writers[:1]
+    pairs = [(w.label, e.component) for w in shown for e in sorted(w.erasers, key=lambda e: e.specific)]
+    return pairs[:most]
 
 
 def _writer(
-    pairs: Pairs,
-    w: int,
-    values: Mapping[str, np.ndarray],
-    decoys: np.ndarray,
-    n_sites: int,
-    t: Thresholds,
-    sampled: int,
+    pairs: Pairs, w: int, values: Mapping[str, np.ndarray], decoys: np.ndarray, t: Thresholds, positions: int
 ) -> Writer:
     claimed = pairs.claimed[w]
     order = sorted(np.flatnonzero(claimed), key=lambda c: step_of(pairs.components[c]))
@@ -147,10 +189,10 @@ def _writer(
     if np.isfinite(fixed).any():
         # Pooled over prompts before the ratio: the share that differs can be small in one prompt.
         rest = np.nansum(1 - fixed)
-        fall = (np.nansum(presence[start] - held[start]) - np.nansum(presence[end] - held[end])) / rest
-        kind = "content" if fall >= erased / 2 else "position"
+        fall = np.nansum(presence[start] - held[start]) - np.nansum(presence[end] - held[end])
+        kind = "content" if fall >= erased / 2 * rest and rest > 0 else "position"
     norm2, norm4 = np.nansum(values["norm2"][w]), np.nansum(values["norm4"][w])
-    count = max(sampled, 1) * values["norm2"].shape[-1]
+    count = positions * values["norm2"].shape[-1]
     share = float(norm2**2 / norm4 / count) if norm4 > 0 else 0.0
     own = [erased_share(row, pairs.components, claimed & np.isfinite(row)) for row in decoys]
     return Writer(
@@ -163,6 +205,7 @@ def _writer(
         cleared=bool(cleared),
         kind=kind,
         positions=share,
+        norm2=float(norm2 / count),
         erasers=erasers,
     )
 
@@ -170,7 +213,7 @@ def _writer(
 def _intervals(
     values: Mapping[str, np.ndarray],
     labels: list[str],
-    components: list[str],
+    judged: Pairs,
     found: list[str],
     t: Thresholds,
     draws: int,
@@ -183,7 +226,8 @@ def _intervals(
     drawn: dict[str, list[float]] = {label: [] for label in found}
     for _ in range(draws):
         rows = generator.integers(0, n_prompts, n_prompts)
-        pairs = judge_pairs(values["path"][..., rows], values["clean"][..., rows], labels, components, t)
+        pairs = judge_pairs(values["path"][..., rows], values["clean"][..., rows], labels, list(judged.components), t)
+        pairs = replace(pairs, kept=judged.kept)
         for label in found:
             w = pairs.writers.index(label)
             drawn[label].append(erased_share(pairs.specific[w], pairs.components, pairs.claimed[w]))

@@ -1,0 +1,136 @@
+"""The answer as lines for a terminal: a table of erased writers, what else was found, and the verdict last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import StringIO
+
+from rich.console import Console
+from rich.table import Table
+
+from repro.scan.verdict import Eraser, Scan, Writer
+
+WIDTH = 100
+MOST_WRITERS, MOST_ERASERS = 10, 4
+HEADS = ("writer", "erased share", "decoys", "kind", "presence", "by", "clean", "path", "z", "p adj.", "after ablation")
+
+
+def answer(rest: Scan, first: Scan, subject: str, n_positions: int, n_decoys: int) -> list[str]:
+    """Return what a scan says, under 100 columns: header, table, what is not claimed, and the verdict last."""
+    pairs = rest.pairs
+    size = f"{pairs.n_prompts} prompts x {n_positions:,} tokens"
+    lines = [f"{subject}: {size}, {pairs.n_pairs:,} pairs tested, {n_decoys} decoys", ""]
+    shown = (rest.erased or rest.writers[:1])[:MOST_WRITERS]
+    if shown:
+        lines += [*_table(shown), ""]
+    lines += _rest(rest, len(shown))
+    lines += _first_token(first)
+    return [*lines, "", verdict(rest)]
+
+
+def verdict(scan: Scan) -> str:
+    """Return the answer in one sentence."""
+    pairs = scan.pairs
+    if not scan.enough_prompts:
+        return (
+            f"Too few prompts: with {pairs.n_prompts} no pair of {pairs.n_pairs:,} can be claimed; "
+            f"at least {pairs.least_prompts} are needed."
+        )
+    erased = scan.erased
+    if not erased:
+        weaker = f" {len(scan.writers)} writers are taken back in smaller part." if scan.writers else ""
+        return f"No erasure found: no writer loses a quarter of what it writes.{weaker}"
+    mostly = [w for w in erased if w.erased >= scan.thresholds.mostly]
+    top = mostly or list(erased)
+    erasers = list(dict.fromkeys(e.component for w in top[:3] for e in w.erasers))
+    extent = "more than half" if mostly else "a quarter or more"
+    return (
+        f"Erasure found: {_listed(erasers)} {'take' if len(erasers) > 1 else 'takes'} back {extent} of what "
+        f"{_listed([w.label for w in top], 3)} {'write' if len(top) > 1 else 'writes'}."
+    )
+
+
+def _table(writers: Sequence[Writer]) -> list[str]:
+    """Return the table: a line for each eraser, the writer's own columns on its first."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for head in HEADS:
+        table.add_column(head, justify="right" if head in ("clean", "path", "z") else "left", no_wrap=True)
+    for writer in writers:
+        own = (
+            writer.label,
+            f"{writer.erased:.2f} [{writer.interval[0]:.2f}, {writer.interval[1]:.2f}]",
+            f"{writer.decoys:.2f}",
+            writer.kind,
+            f"{writer.before:.2f} -> {writer.after:.2f}",
+        )
+        strongest = sorted(writer.erasers, key=lambda e: e.specific)
+        for i, eraser in enumerate(strongest[:MOST_ERASERS]):
+            table.add_row(*(own if i == 0 else ("",) * len(own)), *_eraser(eraser))
+        left = strongest[MOST_ERASERS:]
+        if left:
+            each = sum(e.path for e in left)
+            table.add_row("", "", "", "", "", f"+{len(left)} more", "", f"{each:.2f}", "", "", "")
+    text = StringIO()
+    Console(file=text, width=WIDTH + 20, no_color=True, highlight=False).print(table)
+    return [line.rstrip() for line in text.getvalue().splitlines()]
+
+
+def _eraser(e: Eraser) -> tuple[str, ...]:
+    p = "<1e-6" if e.p_adjusted < 1e-6 else f"{e.p_adjusted:.1g}"
+    # Where little opposes on the prompts of the confirmation, a share of it says nothing.
+    told = e.remaining is not None and e.remaining <= 1
+    tested = f"{e.outcome}, {max(e.remaining or 0, 0):.0%} left" if told else e.outcome
+    return (e.component, f"{e.clean:.2f}", f"{e.path:.2f}", f"{e.z:.0f}", p, tested)
+
+
+def _rest(scan: Scan, shown: int) -> list[str]:
+    """Return what was found beside the table, and how sure it is."""
+    t = scan.thresholds
+    others = [w for w in scan.writers if w not in scan.erased]
+    slight = [w for w in others if w.words(t) == "slightly"]
+    uncleared = [w for w in others if w.words(t) == "taken back, not cleared"]
+    few = [w for w in others if w.words(t) == "in few positions"]
+    lines = [f"{len(scan.erased) - shown} more writers are erased"] if len(scan.erased) > shown else []
+    for found, words in (
+        (slight, "erased by less than a quarter"),
+        (uncleared, "taken back, not cleared"),
+        (few, "taken back in a few positions"),
+    ):
+        if found:
+            strongest = max(found, key=lambda w: w.erased)
+            lines.append(f"{words}: {_count(found, 'writer')} (most: {strongest.label}, {strongest.erased:.2f})")
+    if scan.opposed:
+        w, c, k = scan.opposed[0]
+        lines.append(
+            f"opposed in parallel, not because it was written: {len(scan.opposed)} pairs ({w} by {c}, {k:.2f})"
+        )
+    if scan.refuted:
+        lines.append(f"refuted by intervention: {', '.join(f'{w} by {c}' for w, c in scan.refuted[:4])}")
+    claimed = int(scan.pairs.claimed.sum())
+    sure = [f"expected false pairs: {scan.pairs.false_pairs:.1f} of {claimed} claimed"]
+    if scan.halves is not None:
+        sure.append(f"halves: r {scan.halves[0]:.2f}, median difference {scan.halves[1]:.3f}")
+    return [*lines, " · ".join(sure)]
+
+
+def _first_token(scan: Scan) -> list[str]:
+    """Return what is seen at position 0, which is one observation where all prompts begin alike."""
+    if not scan.writers:
+        return ["first token (one observation): nothing is taken back"]
+    top = sorted(scan.writers, key=lambda w: -w.norm2)[:2]
+    seen = [
+        f"{w.label} ({w.before:.1f} -> {w.after:.1f}) by {_listed([e.component for e in w.erasers], 3)}" for w in top
+    ]
+    return [f"first token (one observation): {'; '.join(seen)}"]
+
+
+def _count(items: Sequence[object], noun: str) -> str:
+    return f"{len(items)} {noun}{'s' if len(items) != 1 else ''}"
+
+
+def _listed(labels: Sequence[str], most: int = 4) -> str:
+    """Return labels as a phrase: A, B and C, cut after `most`."""
+    labels = list(labels)
+    if len(labels) > most:
+        return f"{', '.join(labels[:most])} and {len(labels) - most} more"
+    return labels[0] if len(labels) == 1 else f"{', '.join(labels[:-1])} and {labels[-1]}"
