@@ -39,6 +39,10 @@ def wrap(text: str, width: float, size: float, *, bold: bool = False) -> list[st
     """`text` in lines of at most `width` pixels; a word that is longer than a line is broken, nothing is lost."""
     lines, line = [], ""
     for word in text.split():
+        # A dot between two parts belongs to the first: no line begins with it.
+        if word == SPACE and line:
+            line += f" {SPACE}"
+            continue
         while text_width(word, size, bold=bold) > width and len(word) > 1:
             cut = next(i for i in range(len(word), 0, -1) if i == 1 or text_width(word[:i], size, bold=bold) <= width)
             lines += [line] if line else []
