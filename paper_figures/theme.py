@@ -83,7 +83,7 @@ def caveat(ds: xr.Dataset) -> str | None:
 def erasers(ds: xr.Dataset) -> list[str]:
     """Labels of the eraser heads; empty where a model has none."""
     given = ds.attrs.get("erasers", [])
-    return [given] if isinstance(given, str) else [str(label) for label in given]
+    return given.split(", ") if isinstance(given, str) else [str(label) for label in given]
 
 
 def counted(ds: xr.Dataset) -> str:
