@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 
-_FIGURES = (
-    "site_heads",
-    "site_writer",
-    "nodes_onto_writer",
-    "patched_sites",
-    "patched_heads",
-    "resampled_dla",
-    "scatter",
-    "resid_onto_nodes",
-    "by_position",
-)
+_SITES_ON_NODES = {"measure": "projection", "of": "sites", "onto": "nodes"}
+# Every chart and the experiments that it draws: the fields of an experiment that its summary's dimensions depend on.
+# A chart is entered here, not in its own file, so that a spec is checked without importing altair.
+_DRAWS: Mapping[str, Mapping[str, str]] = {
+    "site_heads": _SITES_ON_NODES,
+    "site_writer": _SITES_ON_NODES,
+    "nodes_onto_writer": {"measure": "projection", "of": "nodes", "onto": "$writer"},
+    "patched_sites": {"measure": "v_patch"},
+    "patched_heads": {"measure": "v_patch"},
+    "resampled_dla": {"measure": "resampled_dla"},
+    "scatter": {"measure": "dla_scatter"},
+    "resid_onto_nodes": _SITES_ON_NODES,
+    "by_position": {"measure": "projection", "summarise": "by_position"},
+}
 
 
 def names() -> tuple[str, ...]:
-    """Return the names of the figure views, in the order of the paper."""
-    return _FIGURES
+    """Names of the figure views, in the order of the paper."""
+    return tuple(_DRAWS)
+
+
+def draws(name: str) -> Mapping[str, str]:
+    """Return the fields, and their values, that an experiment must have for this view to draw it.
+
+    Raises KeyError with the name if there is no such view. Tests: tests/spec/test_charts.py.
+    """
+    return MappingProxyType(_DRAWS[name])
 
 
 def load(name: str) -> ModuleType:
@@ -29,6 +41,6 @@ def load(name: str) -> ModuleType:
     Raises KeyError with the name if there is no such view; `names()` lists them.
     Tests: tests/figures/test_paper_figures.py.
     """
-    if name not in _FIGURES:
+    if name not in _DRAWS:
         raise KeyError(name)
     return import_module(f"{__name__}.{name}")

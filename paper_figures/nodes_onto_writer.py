@@ -23,17 +23,20 @@ from .parts import (
     references,
     role_colour,
     span,
+    spread,
     whiskers,
     y_axis,
 )
-from .text import number
-from .theme import CLEAN, ERASER, INK, OTHER, SOFT, counted, erasers, frame, quartile_words, undefined
+from .text import number, text_width
+from .theme import CLEAN, ERASER, INK, LABEL, OTHER, SOFT, counted, erasers, frame, quartile_words, undefined
 
 OPTIONS = {"layers": "the layers whose components are drawn, as a list; all of them by default"}
 TALL = 400
 SUM, SUM_LABEL, SUM_ROOM = "erasers", "sum", 104.0
-# From so many components on there is no room for each one's label.
-MANY = 64
+# From so many components on there is no room for each one's label: erasers are named below leaders of this height.
+MANY, LEADER = 64, 20
+# Pixels that the number of a layer needs.
+NUMBER_ROOM = 18
 
 
 class Places:
@@ -41,6 +44,7 @@ class Places:
 
     def __init__(self, nodes: list[str], writer: str, roles: list[str], *, total: bool) -> None:
         self.nodes, self.many = nodes, len(nodes) > MANY
+        self.numbered = False
         self.step = (
             max(4.0, min(12.0, 1200 / len(nodes)))
             if self.many
@@ -50,26 +54,44 @@ class Places:
         places = [*nodes, *blank, *([SUM_LABEL] if total else [])]
         self.width = round(self.step * len(places))
         self.scale = alt.Scale(domain=places, padding=0)
-        named: dict[str, Any] = {"values": [*(node for node in nodes if node in roles), SUM_LABEL]} if self.many else {}
-        self.axis = alt.Axis(
-            title=f"component, in model order (all but {writer})",
-            labelAngle=-90,
-            labelColor=role_colour([*roles, SUM_LABEL]),
-            **named,
-        )
+        self.marked = {
+            label: (places.index(label) + 0.5) * self.step for label in (*roles, SUM_LABEL) if label in places
+        }
+        title = f"component, in model order (all but {writer})"
+        if self.many:
+            deep = LEADER + 12 + max((text_width(label, LABEL) for label in self.marked), default=0)
+            self.axis = alt.Axis(title=title, labels=False, titlePadding=deep)
+        else:
+            self.axis = alt.Axis(title=title, labelAngle=-90, labelColor=role_colour([*roles, SUM_LABEL]))
 
     def x(self, field: str = "component", band: float | None = None) -> alt.X:
         """Return the encoding, the same for every layer; `band` 0 or 1 takes the near or the far end of a place."""
         more: dict[str, Any] = {} if band is None else {"bandPosition": band}
         return alt.X(field=field, type="ordinal", scale=self.scale, axis=self.axis, **more)
 
+    def names(self) -> list[alt.Chart]:
+        """Return the labels of erasers and sum where the axis has none: moved apart, each led to its bar."""
+        if not self.many or not self.marked:
+            return []
+        placed = spread(list(self.marked.values()), LABEL + 2, 0, self.width)
+        layers = []
+        for (label, bar), at in zip(self.marked.items(), placed, strict=True):
+            base = alt.Chart(data([{"label": label}]))
+            lead = base.mark_rule(color=ERASER, strokeWidth=1, opacity=0.7)
+            name = base.mark_text(color=ERASER, angle=270, align="right", baseline="middle", fontSize=LABEL)
+            ends = {"y": alt.value(TALL + 4), "y2": alt.value(TALL + LEADER)}
+            layers.append(lead.encode(x=alt.value(bar), x2=alt.value(at), **ends))
+            layers.append(name.encode(text="label:N", x=alt.value(at), y=alt.value(TALL + LEADER + 4)))
+        return layers
+
     def layers(self) -> list[alt.Chart]:
         """Return every other layer shaded, each with its name above."""
         rows: list[Row] = []
         for layer, group in groupby(self.nodes, key=layer_of):
             members = list(group)
-            middle = (self.nodes.index(members[0]) + len(members) / 2) * self.step
-            words = f"layer {layer}" if len(members) * self.step > 60 else f"{layer}"
+            middle, wide = (self.nodes.index(members[0]) + len(members) / 2) * self.step, len(members) * self.step
+            words = f"layer {layer}" if wide > 60 else "" if layer % ceil(NUMBER_ROOM / wide) else f"{layer}"
+            self.numbered = self.numbered or wide <= 60
             rows.append({"from": members[0], "to": members[-1], "words": words, "middle": middle, "odd": layer % 2})
         odd = alt.Chart(data(row for row in rows if row["odd"])).mark_rect(color=SOFT, opacity=0.07)
         far = alt.X2(field="to", bandPosition=1)
@@ -137,5 +159,6 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     notes = [f"Bars: medians over {counted(ds)}; lines: {quartile_words(ds)}.", *undefined(here, "pr", "nan_count")]
     if total:
         notes.append(f"Sum of erasers ({', '.join(roles)}): added up at every position, then the median.")
-    body = layered([*places.layers(), *bars, *legend], places.width, TALL)
+    body = layered([*places.layers(), *bars, *places.names(), *legend], places.width, TALL)
+    notes += ["Numbers above the plot: layers."] if places.numbered else []
     return frame(body, ds, places.width, notes)

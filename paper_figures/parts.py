@@ -247,6 +247,11 @@ def key(entries: Sequence[tuple[str, str, str]], width: float, lift: float = 0) 
     return layers
 
 
+def haloed(base: alt.Chart, **mark: Any) -> list[alt.Chart]:
+    """Return text in a pale outline, so that lines and points behind it leave it legible."""
+    return [base.mark_text(stroke=PAPER, strokeWidth=3, **mark), base.mark_text(**mark)]
+
+
 def whiskers(base: alt.Chart, y: alt.Y) -> list[alt.Chart]:
     """Return the span of the quartiles as a dark line in a pale one, so that it shows on a bar as well as beside it."""
     return [

@@ -39,11 +39,12 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
         heads, notes = every, [f"No eraser in layer {layer}: all of its heads are shown."]
     here = ds.sel(head=heads)
     rows = [row | {"colour": RUNS[row["run"]][0]} for row in quartile_rows(here["head_pr"], here.get("head_nan_count"))]
-    domain, width = span(drawn(rows), 0), max(480, 74 * len(heads))
+    domain, width = span(drawn(rows), 0), max(480, (74 if len(heads) <= 16 else 52) * len(heads))
     middle, low = (y_axis(name, domain, f"projection ratio PR(L{layer}Hh, {writer})") for name in ("median", "lower"))
     across = alt.X(
         "head:O",
-        scale=alt.Scale(domain=heads, paddingInner=0.34, paddingOuter=0.2),
+        # Few heads stand in the middle: their bars do not fill the plot.
+        scale=alt.Scale(domain=heads, paddingInner=0.34, paddingOuter=1 if len(heads) < 4 else 0.2),
         axis=alt.Axis(title=f"head of layer {layer}", labelAngle=0, labelColor=role_colour(roles)),
     )
     base = alt.Chart(data(rows)).encode(

@@ -12,6 +12,7 @@ from .parts import (
     choice,
     data,
     drawn,
+    haloed,
     key,
     layered,
     options,
@@ -22,7 +23,7 @@ from .parts import (
     whiskers,
     y_axis,
 )
-from .text import ending, number, token, visible
+from .text import SPACE, ending, number, token, visible
 from .theme import CLEAN, INK, LABEL, PATCHED, PATCHED_TEXT, SOFT, frame, quartile_words
 
 OPTIONS = {"show": '"writer", the "others" (one head per example), or "both"'}
@@ -65,10 +66,13 @@ def _panel(ds: xr.Dataset, heads: dict[str, str], each: float, words: str, *, fi
     )
     bars = base.mark_bar().encode(y=y_axis("median", domain, words), color=alt.Color("colour:N", scale=None))
     values = [
-        base.transform_filter(alt.datum.below == below)
-        .mark_text(dy=9 if below else -9, color=SOFT)
-        .encode(y="end:Q", text="printed:N")
+        layer
         for below in (False, True)
+        for layer in haloed(
+            base.transform_filter(alt.datum.below == below).encode(y="end:Q", text="printed:N"),
+            dy=9 if below else -9,
+            color=SOFT,
+        )
     ]
     names = [
         alt.Chart(data([{"head": head}]))
@@ -110,6 +114,9 @@ def _notes(ds: xr.Dataset) -> list[str]:
         f"Resampled: median (bar) and {quartile_words(ds)} (line) over {int(ds.attrs['n_prompts']):,} unrelated texts. "
         "DLA: logit of the first answer minus the second, at the last position."
     ]
+    answers = (str(words) for name in ("answer", "other", "first", "second") for words in ds[name].values)
+    if any(SPACE in token(words) for words in answers):
+        notes.append(f"In the pairs of answers {SPACE} is a space.")
     if "nan_count" in ds and (most := int(ds["nan_count"].max())):
         notes.append(f"Up to {most:,} of these texts are left out of a median: an example's own prompt, or undefined.")
     for example in ds["example"].values:

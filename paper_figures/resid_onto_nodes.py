@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Any
 
 import altair as alt
@@ -39,7 +40,8 @@ class Grid:
         self.width, self.height = self.wide * len(sites), self.tall * len(nodes)
         self.firsts = [node for i, node in enumerate(nodes) if not i or layer_of(node) != layer_of(nodes[i - 1])]
         at = nodes.index(writer)
-        clear = [node for node in self.firsts if abs(nodes.index(node) - at) * self.tall > LABEL]
+        every = ceil((LABEL + 1) * len(self.firsts) / self.height)
+        clear = [node for node in self.firsts[::every] if abs(nodes.index(node) - at) * self.tall > LABEL]
         self._across: dict[str, Any] = {
             "scale": alt.Scale(domain=sites, padding=0),
             "axis": alt.Axis(title=None, orient="top", labelAngle=0 if level else -90),

@@ -9,13 +9,15 @@ import altair as alt
 import numpy as np
 import xarray as xr
 
-from .parts import Row, data, layered, options, span, table, y_axis
+from .parts import TOP, Row, data, haloed, layered, options, span, table, y_axis
 from .ramp import ramp
 from .text import MINUS, number
 from .theme import ERASER, INK, WRITER, erasers, frame
 
 OPTIONS: dict[str, str] = {}
 SIDE = 330
+# The line of the fit's numbers, between a panel and its title.
+FIT = 18
 PANELS = {"output": "their whole output", "v_composition": "their V-composition alone"}
 SHADES = ["#D5E2EE", "#8DB2D3", "#3B7BB0", "#123A5E"]
 
@@ -35,7 +37,7 @@ class Panel:
             scale=alt.Scale(domain=list(self.x), nice=False, zero=False),
             axis=alt.Axis(title=f"DLA of {self.ds.attrs['writer']} (logits)", grid=True, tickCount=6),
         )
-        return across, y_axis("y", self.y, f"DLA of the erasers, {PANELS[against]} (logits)")
+        return across, y_axis("y", self.y, f"DLA of the erasers, {PANELS[against]} (logits)", lift=FIT)
 
     def segment(self, slope: float, intercept: float) -> list[Row]:
         """Return the part of a straight line inside the panel, as its two ends; empty if it misses the panel."""
@@ -54,23 +56,22 @@ class Panel:
         layers = [marks]
         if perfect := self.segment(-1.0, 0.0):
             line = alt.Chart(data(perfect)).mark_line(color=INK, strokeWidth=1.4, strokeDash=[5, 4])
-            layers += [line.encode(x="x:Q", y="y:Q"), self._along(perfect)]
+            layers.append(line.encode(x="x:Q", y="y:Q"))
         if fit := self.segment(slope, intercept):
             layers.append(alt.Chart(data(fit)).mark_line(color=WRITER, strokeWidth=2.4).encode(x="x:Q", y="y:Q"))
-        words = f"r = {number(r, 3)}\nslope = {number(slope, 3)}\nn = {int(here['n_points']):,}"
-        text = alt.Chart(data([{"words": words}])).mark_text(
-            align="right", baseline="top", lineBreak="\n", lineHeight=16, fontSize=12, color=WRITER, fontWeight="bold"
-        )
-        layers.append(text.encode(text="words:N", x=alt.value(self.width - 6), y=alt.value(6)))
+        if perfect:
+            layers += self._along(perfect, above=slope * perfect[1]["x"] + intercept < perfect[1]["y"])
+        words = f"fit: r = {number(r, 3)}, slope = {number(slope, 3)}, n = {int(here['n_points']):,}"
+        text = alt.Chart(data([{"words": words}])).mark_text(align="left", baseline="middle", color=WRITER)
+        layers.append(text.encode(text="words:N", x=alt.value(0), y=alt.value(-TOP)))
         return layered(layers, self.width, self.height)
 
-    def _along(self, line: list[Row]) -> alt.Chart:
-        """Return the name of the dashed line, written along it at its lower end."""
+    def _along(self, line: list[Row], *, above: bool) -> list[alt.Chart]:
+        """Return the name of the dashed line, written along it at its lower end, on the side where the fit is not."""
         fall = (self.height / (self.y[1] - self.y[0])) / (self.width / (self.x[1] - self.x[0]))
-        mark = alt.Chart(data([line[1] | {"words": "perfect erasure"}])).mark_text(
-            align="right", baseline="bottom", dx=-8, dy=-3, angle=degrees(atan2(fall, 1)), color=INK
-        )
-        return mark.encode(x="x:Q", y="y:Q", text="words:N")
+        base = alt.Chart(data([line[1] | {"words": "perfect erasure"}])).encode(x="x:Q", y="y:Q", text="words:N")
+        side: dict[str, Any] = {"baseline": "bottom", "dy": -3} if above else {"baseline": "top", "dy": 3}
+        return haloed(base, align="right", dx=-8, angle=degrees(atan2(fall, 1)), color=INK, **side)
 
 
 def _edges(ds: xr.Dataset, name: str) -> np.ndarray:
@@ -150,6 +151,10 @@ def points(ds: xr.Dataset) -> alt.ConcatChart:
         left_out += int((~kept).sum())
         inline = table(f"points_{against}", x=writer[kept], y=answer[kept])
         across, up = panel.axes(against)
-        dots = alt.Chart(inline).mark_square(size=3, color=ERASER, opacity=0.16, aria=False).encode(x=across, y=up)
+        # Many points show by where they crowd, a few by themselves.
+        fewer = max(1.0, (20_000 / max(1, kept.sum())) ** 0.5)
+        size, opacity = min(14.0, 3 * fewer), min(0.7, 0.16 * fewer)
+        dots = alt.Chart(inline).mark_square(size=size, color=ERASER, opacity=opacity, aria=False)
+        dots = dots.encode(x=across, y=up)
         panels.append(panel.chart(dots, against))
     return frame(alt.hconcat(*panels, spacing=44), ds, 2 * SIDE + 60, _notes(ds, left_out, "All"))

@@ -23,7 +23,7 @@ from .theme import HEIGHT, MUTED, WRITER, counted, frame, undefined
 
 OPTIONS: dict[str, str] = {}
 # With more heads than colours the lines differ in their dashes too.
-DASHES = ([1, 0], [7, 3], [2, 3])
+DASHES = ([1, 0], [7, 3], [2, 3], [9, 3, 2, 3], [4, 2])
 
 
 def _ends(rows: list[Row], last: str, writer: str) -> list[Row]:

@@ -9,7 +9,7 @@ import altair as alt
 import numpy as np
 import xarray as xr
 
-from .text import TIMES, number, wrap
+from .text import TIMES, drawable, number, wrap
 
 # Liberation Sans is drawn by the renderer wherever it runs, and has the widths of Arial, which browsers have.
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
@@ -83,7 +83,7 @@ def caveat(ds: xr.Dataset) -> str | None:
 def erasers(ds: xr.Dataset) -> list[str]:
     """Return the labels of the eraser heads; empty where a model has none."""
     given = ds.attrs.get("erasers", [])
-    return [given] if isinstance(given, str) else [str(label) for label in given]
+    return given.split(", ") if isinstance(given, str) else [str(label) for label in given]
 
 
 def counted(ds: xr.Dataset) -> str:
@@ -130,7 +130,7 @@ def frame(body: Any, ds: xr.Dataset, width: float, notes: Sequence[str] = ()) ->
 
     body:  a layered or concatenated chart, `width` pixels wide; notes: sentences for the foot, wrapped to the width.
     """
-    title, subtitle = str(ds.attrs.get("title", "")), str(ds.attrs.get("subtitle", ""))
+    title, subtitle = (drawable(str(ds.attrs.get(key, ""))) for key in ("title", "subtitle"))
     wide = max(width, 480)
     warning = caveat(ds)
     parts = [_block(wrap(warning, wide, 12, bold=True), width, WRITER, 12, "bold")] if warning else []

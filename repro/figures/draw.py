@@ -142,7 +142,9 @@ def _filled(text: str, attrs: Mapping[str, Any]) -> str:
 def _labels(figure: Figure) -> str:
     named = (("post", figure.labels.post), ("paper", figure.labels.paper))
     return ", ".join(
-        f"{label if label == 'appendix' else f'Figure {label}'} of the {where}" for where, label in named if label
+        f"{label.capitalize() if label == 'appendix' else f'Figure {label}'} of the {where}"
+        for where, label in named
+        if label
     )
 
 

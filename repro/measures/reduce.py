@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import xarray as xr
 
 from repro.measures.base import VARIANT_FIELDS, Context, Decode, Measure, Prepared
+from repro.measures.describe import described
 from repro.store.excluded import NOTE, Raw, ValidPrompts
 
 
@@ -31,7 +32,7 @@ def summarise(
     )
     for key, value in context.roles.attrs().items():
         dataset.attrs.setdefault(key, value)
-    return dataset
+    return described(dataset, raw.layout)
 
 
 def _variant(experiment: Measure, context: Context) -> dict[str, object]:

@@ -66,8 +66,10 @@ class Roles:
 
     @classmethod
     def from_attrs(cls, attrs: Mapping[str, Any]) -> Roles:
-        """Return the roles that the attributes of a result tell of."""
-        return cls(str(attrs["writer"]), tuple(attrs.get("erasers", ())), bool(attrs["found"]), str(attrs["roles"]))
+        """Return the roles that the attributes of a result tell of; a stored one has its erasers in one text."""
+        erasers = attrs.get("erasers", ())
+        erasers = erasers.split(", ") if isinstance(erasers, str) else erasers
+        return cls(str(attrs["writer"]), tuple(erasers), bool(attrs["found"]), str(attrs["roles"]))
 
 
 def eraser_rows(roles: Roles) -> list[int]:

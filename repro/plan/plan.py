@@ -115,13 +115,14 @@ def select(loaded: Loaded, only: Sequence[str]) -> tuple[list[str], list[str]]:
     experiments: list[str] = []
     figures: list[str] = []
     for name in asked:
-        if name in spec.figure:
-            figures.append(name)
-            experiments.append(spec.figure[name].experiment)
-        elif name in spec.experiment or name in groups:
+        # An experiment before a figure: a figure that shares its experiment's name is one of the experiment's own.
+        if name in spec.experiment or name in groups:
             chosen = [key for key, value in spec.experiment.items() if name in (key, value.group)]
             experiments += chosen
             figures += [key for key, value in spec.figure.items() if value.experiment in chosen]
+        elif name in spec.figure:
+            figures.append(name)
+            experiments.append(spec.figure[name].experiment)
         else:
             known = [*spec.experiment, *spec.figure, *sorted(groups)]
             raise ReproError(

@@ -122,17 +122,17 @@ def _tokenised(subject: ResolvedSubject, item: Example) -> ExampleTokens:
 
 
 def _mined(subject: ResolvedSubject, item: Mapping[str, Any]) -> ExampleTokens:
-    decode = subject.tokenizer.decode
+    tokenizer = subject.tokenizer
     row = subject.tokens[item["prompt"], : item["position"] + 1].tolist()
-    answer = decode(item["first"])
+    answer = tokenizer.name(item["first"])
     return ExampleTokens(
-        label=f"{answer.strip() or answer!r} (prompt {item['prompt']})",
+        label=f"{answer!r} (prompt {item['prompt']})",
         tokens=tuple(row),
         answer=item["first"],
         other=item["second"],
-        text=decode(*row[1:]),
+        text=tokenizer.prompt(row),
         answer_text=answer,
-        other_text=decode(item["second"]),
+        other_text=tokenizer.name(item["second"]),
         prompt=item["prompt"],
         right=item["right"],
     )

@@ -122,7 +122,7 @@ class _Pass:
             return
         tokenizer = self.plan.subject.tokenizer
         prepared, without = self.work.prepared[name], excluded_prompts(item.path)
-        dataset = summarise(item.experiment, item.context, result, prepared, tokenizer.decode, without)
+        dataset = summarise(item.experiment, item.context, result, prepared, tokenizer.name, without)
         dataset.attrs.update(
             subject=self.plan.subject.name,
             model=self.plan.subject.subject.model,

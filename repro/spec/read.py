@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import tomli
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 import paper_figures
 from repro.errors import ReproError, did_you_mean, listing, plain
+from repro.spec.charts import misfit
 from repro.spec.lines import statements
 from repro.spec.messages import Vocabulary, Where, given, unfit
+from repro.spec.source import tables_of, text_of
 from repro.spec.types import NAME, NAME_WORDS, RESERVED_SUBJECTS, Common, Loaded, Spec, spec_type
 from repro.spec.variants import expanded, variant_name
 
@@ -27,9 +27,6 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 Problem = tuple[Where, str | Callable[[], str] | ErrorDetails]
 """A place, and what is wrong there: in words, in what gives the words, or as the types say it."""
 DEFAULT_GROUP: str = Common.model_fields["group"].default
-_LARGEST = 1 << 18
-"""Bytes of a spec."""
-_MOST_DIGITS = sys.get_int_max_str_digits()
 _WIDEST = 1 << 63
 """Whole numbers of TOML have 64 bits."""
 _MOST_PROBLEMS = 100
@@ -42,51 +39,12 @@ def read_spec(path: Path, measures: tuple[type[Common], ...]) -> Loaded:
     path: a TOML file; measures: the types that an experiment may have (`repro.measures.MEASURES`). Raises ReproError
     (exit 2) naming every problem as `file:line: [table] key: given …; allowed: …`. Agreement: tests/spec/test_spec.py.
     """
-    text = _text(path)
+    text = text_of(path)
     try:
-        spec = _Report(path, text, _parsed(path, text), spec_type(measures)).checked()
+        spec = _Report(path, text, tables_of(path, text), spec_type(measures)).checked()
     except RecursionError:
         raise ReproError(f"{path}:1: not a spec: nested too deeply") from None
     return Loaded(spec=spec, path=path.resolve())
-
-
-def _parsed(path: Path, text: str) -> dict[str, Any]:
-    """Return the tables of a TOML text."""
-    try:
-        data = tomli.loads(text)
-    except tomli.TOMLDecodeError as error:
-        raise ReproError(f"{path}:{error.lineno}: not TOML: {error.msg} (column {error.colno})") from None
-    except ValueError:  # Python refuses to convert so many digits
-        long = re.search(rf"[\d_]{{{_MOST_DIGITS}}}", text)
-        line = text.count("\n", 0, long.start()) + 1 if long else 1
-        raise ReproError(f"{path}:{line}: not TOML: a number of more than {_MOST_DIGITS} digits") from None
-    return {key: _tuples(value) for key, value in data.items()}
-
-
-def _text(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            content = file.read(_LARGEST + 1)
-    except OSError as error:
-        raise ReproError(f"{path}: cannot be read as a spec ({error.strerror}); name a TOML file with --spec") from None
-    if len(content) > _LARGEST:
-        raise ReproError(f"{path}:1: not a spec: more than {_LARGEST >> 10} KiB")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise ReproError(
-            f"{path}:{line}: not UTF-8: byte 0x{content[error.start]:02x}; save the file as UTF-8"
-        ) from None
-
-
-def _tuples(value: Any) -> Any:
-    """Turn arrays into tuples, which frozen types hold."""
-    if isinstance(value, list):
-        return tuple(_tuples(item) for item in value)
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return value
 
 
 class _Report:
@@ -238,9 +196,14 @@ class _Report:
         for name, figure in figures.items():
             yield from self._known(("figure", name, "experiment"), figure.get("experiment"), experiments, "experiment")
             yield from self._known(("figure", name, "chart"), figure.get("chart"), paper_figures.names(), "chart")
-            for other, kind in ((experiments, "an experiment"), (groups, "a group")):
-                if name in other:
-                    yield ("figure", name), f": {kind} has this name too; --only could not tell them apart"
+            yield from self._misfit(name, figure, experiments)
+            if name in experiments and figure.get("experiment") != name:
+                words = (
+                    f": [experiment.{name}] is not the experiment it views; only that one may have the figure's name"
+                )
+                yield ("figure", name), words
+            if name in groups:
+                yield ("figure", name), ": a group has this name too; --only could not tell them apart"
         for key in ("default_subjects", "paper_subject"):
             asked = run.get(key)
             for name in asked if isinstance(asked, tuple) else (asked,):
@@ -251,6 +214,22 @@ class _Report:
         for name in RESERVED_SUBJECTS:
             if name in subjects:
                 yield ("subject", name), ": the store keeps other things under this name; rename the subject"
+
+    def _misfit(self, name: str, figure: Mapping[str, Any], experiments: Mapping[str, Any]) -> Iterator[Problem]:
+        """Yield that the chart of a figure cannot draw its experiment, once both are what they may be."""
+        chart, viewed = figure.get("chart"), figure.get("experiment")
+        if chart not in paper_figures.names() or not isinstance(viewed, str) or viewed not in experiments:
+            return
+        entry = experiments[viewed]
+        measure = entry.get("measure")
+        kind = self.vocabulary.measures.get(measure) if isinstance(measure, str) else None
+        if kind is None:
+            return
+        fields = {key: entry.get(key, field.default) for key, field in kind.model_fields.items()}
+        read = {key for other in paper_figures.names() for key in paper_figures.draws(other)} & set(fields)
+        allowed = {key: self.vocabulary.words_at(("experiment", viewed, key), self.data) for key in read}
+        if all(fields[key] in allowed[key] for key in read) and (words := misfit(str(chart), viewed, fields)):
+            yield ("figure", name, "chart"), f": {words}"
 
     def _misplaced(self, name: str, variant: Mapping[str, Any], experiments: Mapping[str, Any]) -> Iterator[Problem]:
         """Yield what a variant varies must be there, and the variant's own name must not."""

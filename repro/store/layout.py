@@ -19,6 +19,21 @@ from repro.spec.types import RESERVED_SUBJECTS
 
 DATA = "data.zarr"
 UNLABELLED = ("prompt", "position")
+DIMENSIONS = {
+    "prompt": "row of the frozen prompts",
+    "position": "position in a prompt, from 0",
+    "node": "head or MLP, in model order",
+    "component": "head, MLP, or the sum of the erasers",
+    "head": "head, in model order",
+    "site": "state of the residual stream, in order",
+    "layer": "layer",
+    "run": "clean, or with the writer's output taken out of the value input",
+    "quantile": "lower quantile, median, upper quantile",
+    "example": "adversarial prompt",
+    "against": "what of the erasers' output is taken",
+    "source": "source of variance",
+}
+"""What the labels of each dimension are, for a reader."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 

@@ -20,7 +20,8 @@ from repro.errors import Exit, ReproError
 from repro.store import records
 from repro.store.claims import Claims
 from repro.store.committed import commit_reduced
-from repro.store.layout import Layout, check_place
+from repro.store.datasets import open_dataset, portable, write_dataset
+from repro.store.layout import DIMENSIONS, Layout, check_place
 from repro.store.records import status
 from repro.store.units import Chunk, Units, create
 
@@ -102,6 +103,7 @@ def _write_template(folder: Path, layout: Layout, unit: int) -> None:
             compressors=_codecs(SMALL_LEVEL),
             dimension_names=(dim,),
             chunk_key_encoding=keys,
+            attributes={"units": "", "long_name": DIMENSIONS.get(dim, dim)},
         )
         coordinate[:] = np.array(labels, dtype=object)
     for variable in layout.variables:
@@ -242,47 +244,13 @@ class Result(Units):
         Racing workers take turns: one commits, the others return when it has. Raises ReproError: exit 1 if units are
         missing, exit 5 if some changed on disk (they are forgotten, so that the next run recomputes them).
         """
-        self._commit(lambda folder: _write_dataset(summary, folder))
-
-
-def _write_dataset(dataset: xr.Dataset, folder: Path) -> None:
-    """Write a small labelled Dataset, one chunk a variable, the same bytes for the same values."""
-    plain = dataset.copy(deep=False).drop_encoding()
-    plain.attrs = records.plain(plain.attrs)
-    for name, variable in dataset.variables.items():
-        if variable.dtype.kind in "UST":
-            plain[name] = (variable.dims, variable.values.astype(object), records.plain(variable.attrs))
-    encoding: dict[Any, dict[str, Any]] = {}
-    for name, variable in plain.variables.items():
-        encoding[name] = {"compressors": _codecs(SMALL_LEVEL), "chunks": variable.shape}
-        if variable.dtype.kind == "f":
-            encoding[name]["_FillValue"] = None
-    plain.to_zarr(folder, mode="w", zarr_format=3, consolidated=False, encoding=encoding)
-
-
-def _open_dataset(where: Any, group: str | None = None) -> xr.Dataset:
-    """Return a Dataset as it was written, its strings as objects; arrays stay on disk until they are asked for."""
-    import xarray as xr
-
-    dataset = xr.open_zarr(
-        where,
-        group=group,
-        consolidated=False,
-        chunks=None,
-        mask_and_scale=False,
-        decode_times=False,
-        decode_timedelta=False,
-    )
-    for name, variable in dataset.variables.items():
-        if variable.dtype.kind in "UST":
-            dataset[name] = (variable.dims, variable.values.astype(object), variable.attrs)
-    return dataset
+        self._commit(lambda folder: write_dataset(summary, folder, _codecs(SMALL_LEVEL)))
 
 
 def read_summary(path: Path) -> xr.Dataset:
     """Return the reduced result at `path`, a result directory or a copy kept in git, loaded.
 
-    Its attrs["provenance"] holds where it came from.
+    Its attrs["provenance"] says where it came from, as JSON. All of it can be written with `to_netcdf`.
     Raises ReproError (exit 5) if it is not committed, or if a byte of it differs from what was committed.
     """
     path = Path(path)
@@ -291,10 +259,11 @@ def read_summary(path: Path) -> xr.Dataset:
         from zarr.storage import ZipStore
 
         with ZipStore(path / records.ARCHIVE, mode="r") as archive:
-            dataset = _open_dataset(archive).load()
+            dataset = open_dataset(archive).load()
     else:
-        dataset = _open_dataset(path / records.DATA, "summary").load()
+        dataset = open_dataset(path / records.DATA, "summary").load()
     dataset.attrs["provenance"] = files.load(path / records.PROVENANCE)
+    dataset.attrs = portable(dataset.attrs)
     return dataset
 
 
@@ -309,4 +278,4 @@ def read_raw(path: Path) -> xr.Dataset:
     found = status(path)
     if found.kind != "committed":
         raise ReproError(f"{path}: {found.why or found}; see `python -m repro verify`", Exit.CORRUPT)
-    return _open_dataset(path / records.DATA)
+    return open_dataset(path / records.DATA)

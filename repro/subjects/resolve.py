@@ -55,7 +55,11 @@ def choose(loaded: Loaded, name: str | None, access: Access) -> ResolvedSubject:
     Agreement: tests/subjects/test_subjects.py.
     """
     if name is not None:
-        return _named(loaded, name, access)
+        try:
+            return _named(loaded, name, access)
+        except ReproError as error:
+            # What failed may be a part of it, such as its tokenizer's repository: the subject asked for is named, too.
+            raise error if name in error.message else error.at(f"--subject {plain(name, _LONGEST)}") from None
     reasons: list[str] = []
     for candidate in loaded.spec.run.default_subjects:
         try:

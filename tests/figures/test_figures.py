@@ -94,7 +94,7 @@ def test_labels_of_both_sources_are_words() -> None:
     figures = read_spec(PAPER, MEASURES).spec.figure
     assert under_test._labels(figures["post_1_top"]) == "Figure 1 (top) of the post"
     assert under_test._labels(figures["paper_5"]) == "Figure 5 of the paper"
-    assert under_test._labels(figures["appendix"]) == "appendix of the post"
+    assert under_test._labels(figures["appendix"]) == "Appendix of the post"
     assert under_test._labels(figures["by_position"]) == ""
 
 

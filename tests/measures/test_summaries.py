@@ -15,9 +15,11 @@ from scipy.stats import linregress
 
 from repro.labels import head_index
 from repro.measures import DLAScatter, FindErasers, FindWriter, Measure, MineExamples, Projection, ResampledDLA, VPatch
+from repro.measures.describe import DERIVED, described
 from repro.measures.mine_examples import mined_positions
 from repro.measures.reduce import summarise
 from repro.measures.roles import ExampleTokens, Roles
+from repro.store.layout import DIMENSIONS
 from repro.store.result import open_result, read_summary
 from tests.scenes import ROLES, Scene, model, prompts, scaled_head, single_precision
 
@@ -77,7 +79,7 @@ def test_sites_on_nodes(reduce: Reduce) -> None:
         "n_prompts": 5, "n_positions": 12,
     }  # fmt: skip
     assert {key: dataset.attrs[key] for key in told} == told
-    assert list(dataset.attrs["erasers"]) == ["L2H0", "L2H3"]
+    assert dataset.attrs["erasers"] == "L2H0, L2H3"
     assert list(dataset.attrs["quantiles"]) == [0.25, 0.75]
 
 
@@ -224,7 +226,7 @@ def test_the_erasers_are_chosen_from_the_medians(reduce: Reduce, bar: float, wri
     found = writer_found and bool(chosen)
     expected = chosen if found else [min(medians, key=lambda head: medians[head])]
     np.testing.assert_allclose(dataset["layer_sum"].sel(layer=["layer 2", "layer 3"]), list(sums.values()), rtol=1e-6)
-    assert list(dataset.attrs["erasers"]) == expected
+    assert dataset.attrs["erasers"] == ", ".join(expected)
     assert dataset.attrs["layer"] == head_index(expected[0])[0]
     assert bool(dataset.attrs["found"]) == found
     assert (dataset.attrs["writer"], dataset.attrs["roles"]) == ("L1H4", "auto")
@@ -244,3 +246,41 @@ def test_examples_are_mined(reduce: Reduce) -> None:
     assert dataset.attrs["right"] == int((arrays["first"] == shown.tokens[:, start + 1 :]).sum())
     assert dataset.attrs["positions"] == arrays["first"].size
     np.testing.assert_allclose(dataset["writer_dla"].values, band(arrays["writer_dla"][None])[:, 0], rtol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------- units and long names
+
+
+@pytest.mark.parametrize(
+    "experiment",
+    [
+        SITES_ON_NODES,
+        NODES,
+        Projection(measure="projection", of="sites", onto="$writer", summarise="by_position"),
+        VPatch(measure="v_patch"),
+        DLAScatter(measure="dla_scatter"),
+        FindWriter(measure="find_writer"),
+        FindErasers(measure="find_erasers"),
+    ],
+    ids=lambda experiment: f"{experiment.measure} {getattr(experiment, 'of', '')}".strip(),
+)
+def test_every_variable_says_its_unit_and_what_it_is(reduce: Reduce, experiment: Measure) -> None:
+    dataset, _ = reduce(experiment, small())
+    declared = {variable.name for variable in experiment.layout(small().context).variables}
+    for name, variable in dataset.variables.items():
+        assert set(variable.attrs) >= {"units", "long_name"}, name
+        assert name in declared | set(DERIVED) | set(DIMENSIONS), f"{name}: only its name tells what it is"
+        assert (variable.attrs["units"] == "") == (variable.dtype.kind == "O"), name
+    units = {"DLAScatter": ("slope", "1", "intercept", "logits"), "FindWriter": ("score", "1", "pr", "1")}
+    if known := units.get(type(experiment).__name__):
+        one, its, other, others = known
+        assert (dataset[one].attrs["units"], dataset[other].attrs["units"]) == (its, others)
+
+
+def test_a_measure_may_say_itself_what_its_variables_are() -> None:
+    dataset = xr.Dataset({"pr": ("site", [1.0]), "mine_own": ("site", [1.0])}, {"site": ["resid_pre0"]})
+    dataset["pr"].attrs["long_name"] = "mine"
+    told = described(dataset, SITES_ON_NODES.layout(small().context))
+    assert told["pr"].attrs == {"units": "1", "long_name": "mine"}
+    assert told["mine_own"].attrs == {"units": "1", "long_name": "mine own"}
+    assert told["site"].attrs == {"units": "", "long_name": DIMENSIONS["site"]}

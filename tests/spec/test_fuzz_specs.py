@@ -138,9 +138,9 @@ def _sleeping(_path: Path) -> str:
 @pytest.mark.parametrize(
     ("name", "careless", "line", "noticed"),
     [
-        ("spec.read._parsed", _hasty, f"x = {NINES}", "Exceeds the limit"),
-        ("spec.read._text", _littering, "x = 1", "spec.bak"),
-        ("spec.read._text", _sleeping, "x = 1", "still busy"),
+        ("spec.read.tables_of", _hasty, f"x = {NINES}", "Exceeds the limit"),
+        ("spec.read.text_of", _littering, "x = 1", "spec.bak"),
+        ("spec.read.text_of", _sleeping, "x = 1", "still busy"),
         ("spec.read._CONTROL", re.compile("(?!)"), '[subject.toy]\nmodel = "toy"\nabout = "\\u0007"', "x07"),
         ("errors.plain", lambda text, *_: text, "[figure.'x\t']", r"\\t"),
     ],

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 import paper_figures
 from repro.errors import Exit, ReproError
 from repro.measures import MEASURES
-from repro.spec import schema
+from repro.spec import schema, source
 from repro.spec.read import read_spec
 from repro.spec.types import Spec, spec_type
 from tests.runs import PAPER, SPECS
@@ -153,10 +153,17 @@ def test_an_empty_file_lacks_every_table(tmp_path: Path) -> None:
     assert refusal(path) == [f"{path}:1: [{table}] is missing" for table in tables]
 
 
-def test_a_missing_file_and_a_folder_are_no_specs(tmp_path: Path) -> None:
+def test_a_missing_file_says_how_to_get_a_spec_and_a_folder_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "none.toml"
+    papers = f"the paper's is {PAPER} (with --out . its results land here)"
+    assert refusal(path) == [f"{path}: no such file; name a spec with --spec; {papers}"]
+    # An installed copy has no spec beside it.
+    monkeypatch.setattr(source, "_PAPERS", tmp_path / "nowhere")
     assert refusal(path) == [
-        f"{path}: cannot be read as a spec (No such file or directory); name a TOML file with --spec"
+        f"{path}: no such file; change to a checkout of this project, whose experiments.toml is the paper, or name a "
+        "spec with --spec"
     ]
     assert refusal(tmp_path) == [f"{tmp_path}: cannot be read as a spec (Is a directory); name a TOML file with --spec"]
 

@@ -130,6 +130,14 @@ def test_a_model_of_the_hub_that_is_not_here_is_one_sentence_offline(tmp_path: P
         assert "owner/name" in refused(lambda name=name: pick(spec, name), Exit.UNAVAILABLE)  # type: ignore[misc]
 
 
+def test_a_failed_subject_is_named_as_it_was_asked_for_and_no_other_is_blamed(tmp_path: Path) -> None:
+    spec = loaded(tmp_path, first={"model": "owner/first"}, toy={"model": "owner/name"})
+    for name in ("toy", "openai-community/gpt2"):
+        said = refused(lambda name=name: pick(spec, name), Exit.UNAVAILABLE)  # type: ignore[misc]
+        assert name in said
+        assert "first" not in said
+
+
 # --------------------------------------------------------------------------------------------------------------- roles
 
 EXAMPLE = {"text": "a", "answer": "b", "other": "c", "head": "L9H1", "label": "one"}
@@ -180,7 +188,7 @@ def write_tokenizer(path: Path) -> Path:
 
 def test_without_a_tokenizer_texts_are_token_ids() -> None:
     bare = Tokenizer(None, 61)
-    assert bare.decode(7, 12) == "‹7›‹12›"  # noqa: RUF001
+    assert bare.decode(7, 12) == "<7><12>"
     assert "need a tokenizer.json" in refused(lambda: bare.encode("a"), Exit.UNAVAILABLE)
 
 

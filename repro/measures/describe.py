@@ -1,0 +1,55 @@
+"""What the variables of a summary are: `units` and `long_name` of each."""
+
+from __future__ import annotations
+
+import xarray as xr
+
+from repro.store.layout import DIMENSIONS, Layout
+
+_UNDEFINED = ("1", "how many of the values are undefined")
+DERIVED = {
+    "nan_count": _UNDEFINED,
+    "site_nan_count": _UNDEFINED,
+    "head_nan_count": _UNDEFINED,
+    "score": ("1", "median presence right after writing, at most 1, minus the largest at the last two sites"),
+    "layer_sum": ("1", "sum of the median projection ratios of a layer's heads onto the writer"),
+    "variance_share": ("1", "share of the variance of the projection ratio"),
+    "clean": ("logits", "DLA on the clean prompt"),
+    "logit_diff": ("logits", "logit of the first answer minus that of the second"),
+    "top2_named": ("1", "whether the answers are the model's two first predictions"),
+    "pearson_r": ("1", "Pearson correlation of the erasers' DLA with the writer's"),
+    "slope": ("1", "slope of the erasers' DLA on the writer's, by least squares"),
+    "intercept": ("logits", "the fitted line where the writer's DLA is 0"),
+    "n_points": ("1", "points that enter correlation and line"),
+    "density": ("1", "points per bin"),
+    "x": ("logits", "centre of a bin of the writer's DLA"),
+    "y": ("logits", "centre of a bin of the erasers' DLA"),
+    "text": ("", "text of the prompt"),
+    "answer": ("", "first answer"),
+    "other": ("", "second answer"),
+    "first": ("", "the model's first prediction"),
+    "second": ("", "the model's second prediction"),
+    "head_shown": ("", "head shown beside the writer"),
+}
+"""Summary variables that are no reduction of a raw variable of the same name."""
+
+
+def described(dataset: xr.Dataset, layout: Layout) -> xr.Dataset:
+    """Return a summary whose every variable has `units` and `long_name`; what its measure says of it comes first.
+
+    layout: the raw variables; one of the same name lends its units, and its long name with what was done to it. A name
+    that nothing tells of is its own long name. Agreement: tests/measures/test_summaries.py.
+    """
+    raw = {variable.name: variable for variable in layout.variables}
+    for name, variable in dataset.variables.items():
+        known = str(name)
+        if known in raw:
+            reduced = ", quantiles" if "quantile" in variable.dims else ""
+            units, long_name = raw[known].units, raw[known].long_name + reduced
+        elif known in DERIVED:
+            units, long_name = DERIVED[known]
+        else:
+            units = "1" if variable.dtype.kind in "fiu" else ""
+            long_name = DIMENSIONS.get(known, known.replace("_", " "))
+        dataset[name].attrs = {"units": units, "long_name": long_name} | variable.attrs
+    return dataset
