@@ -1,4 +1,4 @@
-"""The four functions as plain einsum: the definition that every kernel is compared with, in any float dtype."""
+"""The kernels as plain einsum: the definition that every kernel is compared with, in any float dtype."""
 
 import torch
 from torch import Tensor

@@ -92,7 +92,7 @@ def top2_logits(resid: Tensor, W_U: Tensor, b_U: Tensor | None, chosen: Tensor |
         raise ShapeError(f"top2_logits: W_U[D, V] is {list(W_U.shape)}, but two logits need V of at least 2")
     if chosen is not None and chosen.dtype not in (torch.int32, torch.int64):
         raise KernelError(f"top2_logits: chosen must hold int32 or int64 token ids, not {chosen.dtype}")
-    if chosen is not None and not chosen.is_cuda and (int(chosen.min()) < 0 or int(chosen.max()) >= dims["V"]):
+    if chosen is not None and chosen.device.type == "cpu" and (int(chosen.min()) < 0 or int(chosen.max()) >= dims["V"]):
         raise KernelError(f"top2_logits: chosen holds ids outside 0 to {dims['V'] - 1}")
     return dims
 

@@ -1,4 +1,4 @@
-"""The four functions for CPUs: plain torch over tiles that stay in cache, with memory bounded by TILE_BYTES."""
+"""The kernels for CPUs: plain torch over tiles that stay in cache, with memory bounded by TILE_BYTES."""
 
 import math
 from collections.abc import Iterator

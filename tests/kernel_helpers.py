@@ -65,11 +65,11 @@ PRECISION = {torch.float32: "ieee", torch.float16: "fp16", torch.bfloat16: "bf16
 
 
 def kernels(name: str, precision: str = "ieee") -> Any:
-    """The four functions of a provider, for tensors on the CPU: Triton's visit a GPU if there is one."""
+    """The functions of a provider, for tensors on the CPU: Triton's visit a GPU if there is one."""
     if name != "triton" or os.environ.get("TRITON_INTERPRET") == "1":
         return select.provider(name, "cpu", precision)
     provider = select.provider(name, "cuda", precision)
-    return select.Kernels(name, *(_on_gpu(function) for function in provider[1:]))
+    return select.Kernels(name, {kernel: _on_gpu(function) for kernel, function in provider.functions.items()})
 
 
 def _on_gpu(function: Callable[..., Results]) -> Callable[..., Any]:

@@ -27,7 +27,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Provider:
-    """A way to compute the four functions; `function` raises a KernelError where it does not exist."""
+    """A way to compute the kernels; `function` raises a KernelError where it does not exist."""
 
     name: str
     function: Callable[[str, str], Function]
