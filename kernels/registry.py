@@ -39,7 +39,7 @@ class Kernel:
     shapes: tuple[str, ...] = ONE_WRITER
     """Names of the declared shapes at which it differs from its other cases."""
     launches: Callable[[Shape, int], Mapping[str, Work]] = lambda shape, size: {}
-    """Launch -> its work for elements of `size` bytes, where a call makes launches of other names than its own."""
+    """Launch -> its work for elements of `size` bytes, where it is less than the whole call's."""
     paper_calls: int = 0
     """Calls in one pass of the paper over a batch, as timed from end to end."""
 
@@ -68,6 +68,26 @@ _ENTRIES = (
         triton="projection",
         inputs=work.projection_onto_vectors,
         flop=work.projection_onto_vectors_flop,
+    ),
+    Kernel(
+        "gram",
+        results=("G",),
+        tiled="tiled_gram",
+        triton="gram",
+        inputs=work.gram,
+        flop=work.gram_flop,
+        shapes=("paper", "paper4"),
+        launches=work.gram_launches,
+    ),
+    Kernel(
+        "gram_sums",
+        results=("sums",),
+        tiled="tiled_gram",
+        triton="gram",
+        inputs=work.gram_sums,
+        flop=work.gram_flop,
+        shapes=("paper", "paper4", "smollm2", "gpt2xl"),
+        launches=work.gram_sums_launches,
     ),
     Kernel(
         "v_composition",

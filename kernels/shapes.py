@@ -53,6 +53,25 @@ def projection_onto_vectors(v: Tensor, of: Tensor) -> Dims:
     return bind("projection_onto_vectors", v=(v, "M B P D"), of=(of, "S B P D"))
 
 
+def gram(z: Tensor, W_O: Tensor, vectors: Tensor) -> Dims:
+    """Dimensions B, P, H, K, D, M of a Gram matrix of H heads and M vectors."""
+    return bind("gram", z=(z, "B P H K"), W_O=(W_O, "H K D"), vectors=(vectors, "M B P D"))
+
+
+def gram_sums(z: Tensor, W_O: Tensor, vectors: Tensor, strata: Tensor) -> Dims:
+    """Dimensions B, P, H, K, D, M, S of a Gram matrix summed over S strata of positions, given as a mask."""
+    dims = bind(
+        "gram_sums",
+        z=(z, "B P H K"),
+        W_O=(W_O, "H K D"),
+        vectors=(vectors, "M B P D"),
+        strata=(strata, "S B P"),
+    )
+    if strata.dtype != torch.bool:
+        raise KernelError(f"gram_sums: strata must be a mask of torch.bool, not {strata.dtype}")
+    return dims
+
+
 def v_composition(
     q: Tensor,
     k: Tensor,

@@ -41,6 +41,16 @@ class Shape:
         """Positions of all prompts."""
         return self.prompts * self.positions
 
+    @property
+    def layers(self) -> int:
+        """Layers that lie between so many sites."""
+        return (self.sites - 1) // 2
+
+    @property
+    def nodes(self) -> int:
+        """Heads and MLPs of all layers, the embedding and one sum of biases."""
+        return self.layers * (self.heads + 1) + 2
+
     def label(self) -> str:
         """Return the dimensions on one line."""
         return (
@@ -63,6 +73,11 @@ class Work:
 
     flop: float
     bytes: float
+
+
+def listed(results: Any) -> tuple[Tensor | None, ...]:
+    """Return the results of a kernel as a tuple, also where it returns one tensor alone."""
+    return (results,) if isinstance(results, Tensor) else tuple(results)
 
 
 def projection(s: Shape, draw: Draw) -> dict[str, Any]:
@@ -90,6 +105,44 @@ def projection_onto_vectors(s: Shape, draw: Draw) -> dict[str, Any]:
 def projection_onto_vectors_flop(s: Shape) -> float:
     """One product per site and one for the norm."""
     return 2.0 * s.rows * s.d_model * (s.sites + 1)
+
+
+def gram(s: Shape, draw: Draw) -> dict[str, Any]:
+    """Arguments of `gram`: the heads and MLPs of all layers, the embedding and one sum of biases."""
+    heads = s.layers * s.heads
+    return {
+        "z": draw(s.prompts, s.positions, heads, s.d_head),
+        "W_O": draw(heads, s.d_head, s.d_model, scale=s.d_head**-0.5),
+        "vectors": draw(s.layers + 2, s.prompts, s.positions, s.d_model),
+    }
+
+
+def gram_flop(s: Shape) -> float:
+    """Heads formed, then one product per pair of nodes, which are alike in either order."""
+    heads = 2.0 * s.rows * s.layers * s.heads * s.d_head * s.d_model
+    return heads + s.rows * s.d_model * s.nodes * (s.nodes + 1)
+
+
+def gram_sums(s: Shape, draw: Draw) -> dict[str, Any]:
+    """Arguments of `gram_sums`: those of `gram`, and the first position apart from the rest."""
+    given = gram(s, draw)
+    first = torch.arange(s.positions, device=given["z"].device) == 0
+    return given | {"strata": torch.stack([first, ~first])[:, None].repeat(1, s.prompts, 1)}
+
+
+def gram_launches(s: Shape, size: int) -> dict[str, Work]:
+    """The work of the launch, which reads nodes that were formed before, in elements of `size` bytes."""
+    return {"gram": _of_nodes(s, size * s.nodes * s.rows * s.d_model + 4 * s.rows * s.nodes**2)}
+
+
+def gram_sums_launches(s: Shape, size: int) -> dict[str, Work]:
+    """The same for the sums over two strata."""
+    sums = 4 * 2 * (s.rows + s.prompts * s.nodes**2)
+    return {"gram_sums": _of_nodes(s, size * s.nodes * s.rows * s.d_model + sums)}
+
+
+def _of_nodes(s: Shape, moved: float) -> Work:
+    return Work(float(s.rows * s.d_model * s.nodes * (s.nodes + 1)), moved)
 
 
 def v_composition(s: Shape, draw: Draw) -> dict[str, Any]:

@@ -72,14 +72,16 @@ def kernels(name: str, precision: str = "ieee") -> Any:
     return select.Kernels(name, {kernel: _on_gpu(function) for kernel, function in provider.functions.items()})
 
 
-def _on_gpu(function: Callable[..., Results]) -> Callable[..., Any]:
+def _on_gpu(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function with its arguments moved to the GPU and its results moved back."""
 
     def there(value: Any) -> Any:
         return value.cuda() if isinstance(value, Tensor) and value.device.type == "cpu" else value
 
-    def call(*arguments: Any, **named: Any) -> Results:
+    def call(*arguments: Any, **named: Any) -> Any:
         results = function(*map(there, arguments), **{name: there(value) for name, value in named.items()})
+        if isinstance(results, Tensor):
+            return results.cpu()
         return tuple(None if result is None else result.cpu() for result in results)
 
     return call

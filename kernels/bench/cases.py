@@ -11,7 +11,7 @@ from torch import Tensor
 
 from repro.kernels.errors import UnsupportedError
 from repro.kernels.registry import KERNELS, Kernel
-from repro.kernels.work import Shape, Work
+from repro.kernels.work import Shape, Work, listed
 
 SEED = 2310
 
@@ -62,7 +62,7 @@ class Case:
         """The same for a dtype without any numbers: shapes alone pass through the reference."""
         inputs = self.inputs(dtype, "meta")
         with torch.no_grad():
-            return self.work(inputs, self.kernel.function("reference")(**inputs))
+            return self.work(inputs, listed(self.kernel.function("reference")(**inputs)))
 
     def shortened(self, positions: int) -> Case:
         """Return the same case over fewer positions."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from repro.kernels.bench.providers import Results
 from repro.kernels.bench.tolerances import error_ratio, tolerance
 from repro.kernels.registry import KERNELS
+from repro.kernels.work import listed
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Truth:
             for name, value in inputs.items()
         }
         with torch.no_grad():
-            self.results: Results = self.kernel.function("reference")(**self.inputs)
+            self.results: Results = listed(self.kernel.function("reference")(**self.inputs))
 
     def check(self, results: Results, precision: str) -> Check:
         """Return the result that lies farthest beyond its bound, in units of that bound.

@@ -15,9 +15,10 @@ from torch import Tensor
 from repro.kernels.bench import roofline
 from repro.kernels.errors import UnsupportedError
 from repro.kernels.select import provider as kernels_of
+from repro.kernels.work import listed
 
 Results = tuple[Tensor | None, ...]
-Function = Callable[..., Results]
+Function = Callable[..., Any]
 # One case as a function without arguments.
 Call = Callable[[], Results]
 
@@ -68,7 +69,7 @@ def bind(function: Function, inputs: dict[str, Any]) -> Call:
 
     def call() -> Results:
         with torch.no_grad(), roofline.matmul_precision(tf32=False):
-            return function(**inputs)
+            return listed(function(**inputs))
 
     return call
 

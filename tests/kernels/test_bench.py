@@ -212,8 +212,8 @@ def fake_gpu(small: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def on_cpu(name: str, device: str, precision: str = "ieee") -> Kernels:
         assert name == "triton" or precision == "ieee"
-        module = tiled if name == "triton" else reference
-        return Kernels(name, {kernel: getattr(module, kernel) for kernel in KERNELS})
+        path = "tiled" if name == "triton" else "reference"
+        return Kernels(name, {kernel: entry.function(path) for kernel, entry in KERNELS.items()})
 
     inputs, meters = cases.Case.inputs, (roofline.copy_meter, roofline.matmul_meter)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

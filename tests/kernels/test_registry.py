@@ -18,7 +18,7 @@ from repro.kernels.bench import cases, compile_table, providers
 from repro.kernels.bench.gate import Truth
 from repro.kernels.registry import KERNELS, Kernel, triton_modules
 from repro.kernels.select import provider
-from repro.kernels.work import Shape
+from repro.kernels.work import Shape, listed
 
 ROOT = Path(__file__).parents[2]
 TINY = Shape("paper", "tiny", 32, 2, 1, 16, sites=3, vocab=31, center=True, bias=True, positions=5)
@@ -36,7 +36,7 @@ def test_every_path_has_the_reference_s_signature(kernel: Kernel, path: str) -> 
 def test_an_entry_is_whole(kernel: Kernel) -> None:
     case = cases.Case(kernel, TINY)
     inputs = case.inputs(torch.float32, "cpu")
-    results = kernel.function("reference")(**inputs)
+    results = listed(kernel.function("reference")(**inputs))
     assert len(results) == len(kernel.results), "each result has a name"
     assert kernel.ids in (None, *kernel.results)
     assert case.least(torch.float32) == case.work(inputs, results), "the same work with and without numbers"
