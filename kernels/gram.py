@@ -8,7 +8,7 @@ and columns again: at 302 nodes in blocks of 64 five times over. A chunk of node
 positions there are. Both kernels compute the blocks on and above the diagonal and store each twice.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 import triton
@@ -19,6 +19,7 @@ from repro.kernels import outputs, shapes
 from repro.kernels.launch import precision as precisions
 from repro.kernels.launch import tuning
 from repro.kernels.launch.launch import Argument, CompileSpec, Launch, kind, rows
+from repro.kernels.nodes import form
 
 # The most that the nodes of one chunk of positions take, where one position does not take more.
 SCRATCH_BYTES = 256 << 20
@@ -162,8 +163,12 @@ def gram(z: Tensor, W_O: Tensor, vectors: Tensor, *, precision: str = "ieee") ->
     vendor = precisions.check("gram", z.device, precision, z=z, W_O=W_O, vectors=vectors)
     B, P, N = dims["B"], dims["P"], dims["H"] + dims["M"]
     G = outputs.empty((N, N, B, P), torch.float32, z.device)
-    for b, t, nodes in _chunks(z, W_O, vectors):
-        multiply(nodes, G[:, :, b, t], precision, vendor).run()
+    scratch, step = _scratch(z, vectors)
+    for b in range(B):
+        for first in range(0, P, step):
+            t = slice(first, min(first + step, P))
+            nodes = form(z[b, t], W_O, vectors[:, b, t], scratch)
+            multiply(nodes, G[:, :, b, t], precision, vendor).run()
     return G
 
 
@@ -175,7 +180,7 @@ def gram_sums(z: Tensor, W_O: Tensor, vectors: Tensor, strata: Tensor, *, precis
     z, W_O, vectors: as for `gram`          strata: [stratum, prompt, pos], bool; a position may be in several or none
     precision: "ieee", or for float32 "tf32x3"
     Returns sums [stratum, prompt, node, node], float32, squared activation units; zero for a stratum without positions.
-    What lies outside every stratum is not summed. Memory beyond that: SCRATCH_BYTES, and one sum per stratum and SHARE
+    What lies outside every stratum is not read. Memory beyond that: SCRATCH_BYTES, and one sum per stratum and SHARE
     of its positions; the products of single positions never leave the registers.
     Raises ShapeError naming both shapes if they do not fit, UnsupportedError for a dtype or precision that does not
     exist on the device. Agreement: tests/kernels/test_gram.py.
@@ -184,28 +189,25 @@ def gram_sums(z: Tensor, W_O: Tensor, vectors: Tensor, strata: Tensor, *, precis
     vendor = precisions.check("gram_sums", z.device, precision, z=z, W_O=W_O, vectors=vectors)
     B, S, N = dims["B"], dims["S"], dims["H"] + dims["M"]
     sums = outputs.empty((S, B, N, N), torch.float32, z.device).zero_()
-    masks = rows(strata.to(torch.float32))
-    for b, t, nodes in _chunks(z, W_O, vectors):
-        partial = outputs.empty((triton.cdiv(nodes.shape[1], SHARE), S, N, N), torch.float32, z.device)
-        multiply_and_sum(nodes, masks[:, b, t], partial, precision, vendor).run()
-        sums[:, b] += partial.sum(0)
+    masks = strata.to(torch.float32)
+    scratch, step = _scratch(z, vectors)
+    for b in range(B):
+        # Positions outside every stratum are not even formed.
+        for t in strata[:, b].any(0).nonzero()[:, 0].split(step):
+            nodes = form(z[b, t], W_O, vectors[:, b, t], scratch)
+            partial = outputs.empty((triton.cdiv(nodes.shape[1], SHARE), S, N, N), torch.float32, z.device)
+            multiply_and_sum(nodes, masks[:, b, t], partial, precision, vendor).run()
+            sums[:, b] += partial.sum(0)
     return sums
 
 
-def _chunks(z: Tensor, W_O: Tensor, vectors: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
-    """Prompt, positions, and the nodes [node, pos, d_model] there, in scratch that the next ones overwrite."""
-    (B, P, H, _), (M, _, _, D) = z.shape, vectors.shape
+def _scratch(z: Tensor, vectors: Tensor) -> tuple[Tensor, int]:
+    """Room for the nodes of one chunk of positions, and how many positions that is."""
+    (_, P, H, _), (M, _, _, D) = z.shape, vectors.shape
     N = H + M
     # A multiple of 16, so that chunks of G begin where whole vectors can be stored.
     step = min(max(SCRATCH_BYTES // (N * D * z.element_size()) // 16 * 16, 16), P)
-    scratch = z.new_empty(N * step * D)
-    for b in range(B):
-        for first in range(0, P, step):
-            t = slice(first, min(first + step, P))
-            nodes = scratch[: N * (t.stop - first) * D].view(N, t.stop - first, D)
-            torch.bmm(z[b, t].transpose(0, 1), W_O, out=nodes[:H])
-            nodes[H:] = vectors[:, b, t]
-            yield b, t, nodes
+    return z.new_empty(N * step * D), step
 
 
 def multiply(nodes: Tensor, G: Tensor, precision: str, vendor: str) -> Launch:
@@ -225,6 +227,7 @@ def multiply(nodes: Tensor, G: Tensor, precision: str, vendor: str) -> Launch:
 
 def multiply_and_sum(nodes: Tensor, strata: Tensor, partial: Tensor, precision: str, vendor: str) -> Launch:
     """Return the launch that writes partial [share, stratum, node, node], sums over SHARE positions of each stratum."""
+    strata = rows(strata)
     (N, T, D), S = nodes.shape, len(strata)
     arguments: dict[str, Argument] = {"nodes_ptr": nodes, "strata_ptr": strata, "partial_ptr": partial}
     numbers = {"strata_s": strata.stride(0), "N": N, "T": T, "D": D, "S": S}

@@ -65,13 +65,13 @@ def gram_sums(z: Tensor, W_O: Tensor, vectors: Tensor, strata: Tensor) -> Tensor
 
     z, W_O, vectors: as for `gram`          strata: [stratum, prompt, pos], bool; a position may be in several or none
     Returns sums [stratum, prompt, node, node] in squared activation units, float32 or wider; zero for a stratum
-    without positions. What lies outside every stratum is not read, except by this definition.
+    without positions. What lies outside every stratum does not count, whatever it is.
     Raises ShapeError naming both shapes if they do not fit. Agreement: tests/kernels/test_gram.py.
     """
     shapes.gram_sums(z, W_O, vectors, strata)
     nodes = _nodes(z, W_O, vectors)
-    each = [torch.einsum("bp,ibpd,jbpd->bij", mask.to(nodes.dtype), nodes, nodes) for mask in strata]
-    return torch.stack(each)
+    inside = (nodes.masked_fill(~mask[..., None], 0) for mask in strata)
+    return torch.stack([torch.einsum("ibpd,jbpd->bij", part, part) for part in inside])
 
 
 def _nodes(z: Tensor, W_O: Tensor, vectors: Tensor) -> Tensor:

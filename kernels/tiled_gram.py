@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from repro.kernels import outputs, shapes
+from repro.kernels.nodes import form
 from repro.kernels.tiled import fit, tiles
 
 
@@ -31,7 +32,7 @@ def gram(z: Tensor, W_O: Tensor, vectors: Tensor) -> Tensor:
     tile = weight.new_empty(N * step * D)
     for b in range(B):
         for t in tiles(P, step):
-            nodes = _nodes(z[b, t], weight, vectors[:, b, t], tile)
+            nodes = form(z[b, t], weight, vectors[:, b, t], tile)
             # [pos, node, d_model] with itself: one product a position.
             products = torch.bmm(nodes.transpose(0, 1), nodes.permute(1, 2, 0))
             G[:, :, b, t] = products.permute(1, 2, 0)
@@ -60,18 +61,6 @@ def gram_sums(z: Tensor, W_O: Tensor, vectors: Tensor, strata: Tensor) -> Tensor
         for b in range(B):
             chosen = strata[s, b].nonzero()[:, 0]
             for t in chosen.split(step):
-                flat = _nodes(z[b, t], weight, vectors[:, b, t], tile).view(N, -1)
+                flat = form(z[b, t], weight, vectors[:, b, t], tile).view(N, -1)
                 sums[s, b].addmm_(flat, flat.T)
     return sums
-
-
-def _nodes(z: Tensor, W_O: Tensor, vectors: Tensor, tile: Tensor) -> Tensor:
-    """Nodes [node, pos, d_model] of some positions, heads before vectors, in the front of a tile.
-
-    z [pos, head, d_head]; W_O [head, d_head, d_model]; vectors [vector, pos, d_model].
-    """
-    (T, H, _), (M, _, D) = z.shape, vectors.shape
-    nodes = tile[: (H + M) * T * D].view(H + M, T, D)
-    torch.bmm(z.transpose(0, 1).to(tile.dtype), W_O, out=nodes[:H])
-    nodes[H:] = vectors
-    return nodes

@@ -129,6 +129,7 @@ def test_what_lies_outside_every_stratum_is_not_read(name: str, dtype: torch.dty
     arguments["z"][outside] = torch.nan
     arguments["vectors"][:, outside] = torch.inf
     assert torch.equal(kernels(name).gram_sums(**arguments, strata=strata), before)
+    agree((before,), (reference.gram_sums(**wide(arguments), strata=strata),), PRECISION[dtype])
     arguments["z"][0, 0] = torch.nan
     assert kernels(name).gram_sums(**arguments, strata=strata)[0, 0].isnan().any(), "what lies inside is"
 
