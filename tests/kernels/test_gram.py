@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,9 @@ from repro.kernels import reference, tiled
 from repro.kernels.bench.memory import peak_memory
 from repro.kernels.bench.tolerances import error_ratio
 from repro.kernels.errors import KernelError, ShapeError, UnsupportedError
+from repro.model.folder import read_folder
+from repro.model.forward import trace
+from repro.model.load import load
 from tests.kernel_helpers import (
     PRECISION,
     PROVIDERS,
@@ -142,6 +146,23 @@ def test_strides_do_not_matter(name: str, dtype: torch.dtype) -> None:
     for other in ({key: apart(tensor) for key, tensor in arguments.items()}, turned):
         got = kernels(name).gram(**other), kernels(name).gram_sums(**other, strata=strata.mT.contiguous().mT)
         agree(got, tuple(tensor.double() for tensor in true), "ieee")
+
+
+@pytest.mark.parametrize("kind", ["native", "llama"])
+def test_sites_are_sums_of_nodes(folders: dict[str, Path], kind: str) -> None:
+    """In a model's own pass: what was written before a site, added up, projects as the site itself does."""
+    model = load(read_folder(folders[kind]))
+    seen = trace(model, torch.arange(24).view(2, 12) % 7 + 1)
+    W_O = torch.cat([block.W_O for block in model.blocks])
+    biases = torch.stack([block.b_O for block in model.blocks])[:, None, None].expand(-1, *seen.final.shape)
+    G = kernels("torch").gram(seen.z, W_O, torch.cat([seen.sites[:1], torch.stack(seen.mlp_out), biases]))
+    H, L = model.shape.n_heads, model.shape.n_layers
+    for site, layers, mlps in ((0, 0, 0), (1, 1, 0), (2, 1, 1), (2 * L, L, L)):
+        first = len(W_O) + 1
+        written = [*range(layers * H), len(W_O), *range(first, first + mlps), *range(first + L, first + L + layers)]
+        num, _ = reference.projection(seen.z.double(), W_O.double(), seen.sites[site : site + 1].double())
+        assert error_ratio(G[written, : len(W_O)].sum(0), num[0]) < 1e-5
+        assert error_ratio(G[written[1:], : len(W_O)].sum(0), num[0]) > 1e-3 or not layers, "a node is left out"
 
 
 def test_sums_take_memory_that_does_not_grow_with_positions(monkeypatch: pytest.MonkeyPatch) -> None:
