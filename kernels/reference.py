@@ -1,4 +1,4 @@
-"""The four functions as plain einsum: the definition that every kernel is compared with, in any float dtype."""
+"""The kernels as plain einsum: the definition that every kernel is compared with, in any float dtype."""
 
 import torch
 from torch import Tensor
@@ -40,6 +40,45 @@ def projection_onto_vectors(v: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
     dtype = shapes.at_least_fp32(v, of)
     v = v.to(dtype)
     return torch.einsum("sbpd,mbpd->smbp", of.to(dtype), v), torch.einsum("mbpd,mbpd->mbp", v, v)
+
+
+def gram(z: Tensor, W_O: Tensor, vectors: Tensor) -> Tensor:
+    """Return inner products of all nodes with all nodes at every position.
+
+    G[i, j, b, t] = <x_i[b, t], x_j[b, t]>, with the nodes x = the heads' outputs z[b, t, h] W_O[h], then the vectors
+    (a site is the sum of the nodes written before it, so PR(site, w) of arXiv 2310.07325 is a sum of G / G[w, w])
+
+    z:   [prompt, pos, head, d_head], heads of all layers       W_O: [head, d_head, d_model]
+    vectors: [vector, prompt, pos, d_model]: embedding, positions, MLP outputs, biases; in activation units
+    Returns G [node, node, prompt, pos] in squared activation units, float32 or wider.
+    Raises ShapeError naming both shapes if they do not fit. Agreement: tests/kernels/test_gram.py.
+    """
+    shapes.gram(z, W_O, vectors)
+    nodes = _nodes(z, W_O, vectors)
+    return torch.einsum("ibpd,jbpd->ijbp", nodes, nodes)
+
+
+def gram_sums(z: Tensor, W_O: Tensor, vectors: Tensor, strata: Tensor) -> Tensor:
+    """Return inner products of all nodes with all nodes, summed over the positions of every stratum.
+
+    sums[s, b, i, j] = sum_{t in stratum s of prompt b} <x_i[b, t], x_j[b, t]>, nodes as in `gram`
+
+    z, W_O, vectors: as for `gram`          strata: [stratum, prompt, pos], bool; a position may be in several or none
+    Returns sums [stratum, prompt, node, node] in squared activation units, float32 or wider; zero for a stratum
+    without positions. What lies outside every stratum does not count, whatever it is.
+    Raises ShapeError naming both shapes if they do not fit. Agreement: tests/kernels/test_gram.py.
+    """
+    shapes.gram_sums(z, W_O, vectors, strata)
+    nodes = _nodes(z, W_O, vectors)
+    inside = (nodes.masked_fill(~mask[..., None], 0) for mask in strata)
+    return torch.stack([torch.einsum("ibpd,jbpd->bij", part, part) for part in inside])
+
+
+def _nodes(z: Tensor, W_O: Tensor, vectors: Tensor) -> Tensor:
+    """Return what every node wrote, [node, prompt, pos, d_model]: heads, then vectors."""
+    dtype = shapes.at_least_fp32(z, W_O, vectors)
+    heads = torch.einsum("bphk,hkd->hbpd", z.to(dtype), W_O.to(dtype))
+    return torch.cat([heads, vectors.to(dtype)])
 
 
 def v_composition(

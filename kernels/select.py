@@ -2,34 +2,32 @@
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
-
-from torch import Tensor
+from typing import Any
 
 from repro.kernels.errors import UnsupportedError
+from repro.kernels.registry import KERNELS
 
-# Name -> module that holds the four functions. An entry is all that a further provider needs.
-PROVIDERS = {
-    "reference": "repro.kernels.reference",
-    "torch": "repro.kernels.tiled",
-    "triton": "repro.kernels.triton_path",
-}
+# Name -> the field of a registry entry that names its module.
+PROVIDERS = {"reference": "reference", "torch": "tiled", "triton": "triton"}
 
 
-class Kernels(NamedTuple):
-    """The four functions of one provider, with the signatures and meaning of `repro.kernels.reference`."""
+class Kernels:
+    """The functions of one provider, one attribute per kernel of the registry, each as its reference defines it."""
 
-    name: str
-    projection: Callable[..., tuple[Tensor, Tensor]]
-    projection_onto_vectors: Callable[..., tuple[Tensor, Tensor]]
-    v_composition: Callable[..., tuple[Tensor | None, Tensor | None]]
-    top2_logits: Callable[..., tuple[Tensor, Tensor, Tensor | None]]
+    def __init__(self, name: str, functions: Mapping[str, Callable[..., Any]]) -> None:
+        self.name = name
+        self.functions = functions
+
+    def __getattr__(self, kernel: str) -> Callable[..., Any]:
+        if kernel not in KERNELS:
+            raise AttributeError(f"no kernel {kernel!r}; there are {', '.join(KERNELS)}")
+        return self.functions[kernel]
 
 
 def provider(name: str, device: str, precision: str = "ieee") -> Kernels:
-    """Return the four functions of the provider `name` on `device` ("cpu", "cuda", "cuda:0", ...).
+    """Return the functions of the provider `name` on `device` ("cpu", "cuda", "cuda:0", ...).
 
     precision: how float32 is multiplied: "ieee", or with Triton on an NVIDIA GPU "tf32x3".
     Raises UnsupportedError by name: an unknown provider, Triton where it is not installed, any provider on mps, a
@@ -43,11 +41,10 @@ def provider(name: str, device: str, precision: str = "ieee") -> Kernels:
         _require_triton(device)
     if precision != "ieee" and name != "triton":
         raise UnsupportedError(f"kernels: provider {name!r} has no precision {precision!r}; it has 'ieee'")
-    module = importlib.import_module(PROVIDERS[name])
-    functions = [getattr(module, function) for function in Kernels._fields[1:]]
+    functions = {kernel: entry.function(PROVIDERS[name]) for kernel, entry in KERNELS.items()}
     if precision != "ieee":
-        functions = [partial(function, precision=precision) for function in functions]
-    return Kernels(name, *functions)
+        functions = {kernel: partial(function, precision=precision) for kernel, function in functions.items()}
+    return Kernels(name, functions)
 
 
 def _require_triton(device: str) -> None:

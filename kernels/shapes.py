@@ -53,6 +53,25 @@ def projection_onto_vectors(v: Tensor, of: Tensor) -> Dims:
     return bind("projection_onto_vectors", v=(v, "M B P D"), of=(of, "S B P D"))
 
 
+def gram(z: Tensor, W_O: Tensor, vectors: Tensor) -> Dims:
+    """Return dimensions B, P, H, K, D, M of a Gram matrix of H heads and M vectors."""
+    return bind("gram", z=(z, "B P H K"), W_O=(W_O, "H K D"), vectors=(vectors, "M B P D"))
+
+
+def gram_sums(z: Tensor, W_O: Tensor, vectors: Tensor, strata: Tensor) -> Dims:
+    """Return dimensions B, P, H, K, D, M, S of a Gram matrix summed over S strata of positions, given as a mask."""
+    dims = bind(
+        "gram_sums",
+        z=(z, "B P H K"),
+        W_O=(W_O, "H K D"),
+        vectors=(vectors, "M B P D"),
+        strata=(strata, "S B P"),
+    )
+    if strata.dtype != torch.bool:
+        raise KernelError(f"gram_sums: strata must be a mask of torch.bool, not {strata.dtype}")
+    return dims
+
+
 def v_composition(
     q: Tensor,
     k: Tensor,
@@ -92,7 +111,7 @@ def top2_logits(resid: Tensor, W_U: Tensor, b_U: Tensor | None, chosen: Tensor |
         raise ShapeError(f"top2_logits: W_U[D, V] is {list(W_U.shape)}, but two logits need V of at least 2")
     if chosen is not None and chosen.dtype not in (torch.int32, torch.int64):
         raise KernelError(f"top2_logits: chosen must hold int32 or int64 token ids, not {chosen.dtype}")
-    if chosen is not None and not chosen.is_cuda and (int(chosen.min()) < 0 or int(chosen.max()) >= dims["V"]):
+    if chosen is not None and chosen.device.type == "cpu" and (int(chosen.min()) < 0 or int(chosen.max()) >= dims["V"]):
         raise KernelError(f"top2_logits: chosen holds ids outside 0 to {dims['V'] - 1}")
     return dims
 

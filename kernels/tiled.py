@@ -1,4 +1,4 @@
-"""The four functions for CPUs: plain torch over tiles that stay in cache, with memory bounded by TILE_BYTES."""
+"""The kernels for CPUs: plain torch over tiles that stay in cache, with memory bounded by TILE_BYTES."""
 
 import math
 from collections.abc import Iterator
@@ -35,11 +35,11 @@ def projection(z: Tensor, W_O: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
     dtype = shapes.at_least_fp32(z, W_O, of)
     num = outputs.empty((S, H, B, P), dtype, z.device)
     norm2 = outputs.empty((H, B, P), dtype, z.device)
-    for h in _tiles(H, _fit(TILE_POSITIONS * D, dtype)):
+    for h in tiles(H, fit(TILE_POSITIONS * D, dtype)):
         weight = W_O[h].to(dtype)
         tile = weight.new_empty(len(weight) * TILE_POSITIONS * D)
         for b in range(B):
-            for t in _tiles(P, TILE_POSITIONS):
+            for t in tiles(P, TILE_POSITIONS):
                 heads = _product(z[b, t, h].transpose(0, 1).to(dtype), weight, tile)
                 num[:, h, b, t] = _dots(heads, of[:, b, t].to(dtype)).transpose(0, 1)
                 norm2[h, b, t] = torch.linalg.vector_norm(heads.view(-1, D), dim=-1).view(heads.shape[:2])
@@ -64,7 +64,7 @@ def projection_onto_vectors(v: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
     num = outputs.empty((S, M, B, P), dtype, v.device)
     norm2 = outputs.empty((M, B, P), dtype, v.device)
     for b in range(B):
-        for t in _tiles(P, _fit((S + M) * D, dtype)):
+        for t in tiles(P, fit((S + M) * D, dtype)):
             onto = v[:, b, t].to(dtype)
             num[:, :, b, t] = _dots(onto, of[:, b, t].to(dtype)).transpose(0, 1)
             norm2[:, b, t] = torch.linalg.vecdot(onto, onto)
@@ -113,7 +113,7 @@ def v_composition(
 
     group = H // G
     future = torch.full((TILE_QUERIES, TILE_QUERIES), -math.inf, dtype=dtype, device=q.device).triu_(1)
-    for g in _tiles(G, _fit(TILE_QUERIES * group * max(P, D), dtype)):
+    for g in tiles(G, fit(TILE_QUERIES * group * max(P, D), dtype)):
         heads = slice(g.start * group, g.stop * group)
         weight = W_O[heads].to(dtype)
         # Scores are done with before head outputs are formed, and normed writers before either: one tile serves all.
@@ -121,7 +121,7 @@ def v_composition(
         for b in range(B):
             keys = k[b, :, g].permute(1, 2, 0).to(dtype)
             values = _values(writer[:, b], scale[b], W_V[g], center, tile)
-            for t in _tiles(P, TILE_QUERIES):
+            for t in tiles(P, TILE_QUERIES):
                 z = _attend(q[b, t, heads].to(dtype), keys[:, :, : t.stop], values[:, :, : t.stop], future, alpha, tile)
                 directions = None if onto is None else onto[:, b, t].to(dtype)
                 if dots is not None and directions is not None and not form:
@@ -157,11 +157,11 @@ def top2_logits(
     values = outputs.empty((T, 2), dtype, resid.device)
     ids = torch.empty((T, 2), dtype=torch.int64, device=resid.device)
     picked = None if chosen is None else outputs.empty((T, dims["C"]), dtype, resid.device)
-    for t in _tiles(T, 16 * TILE_POSITIONS):
+    for t in tiles(T, 16 * TILE_POSITIONS):
         rows = resid[t].to(dtype)
         best = rows.new_full((rows.shape[0], 2), -math.inf)
         best_ids = torch.full_like(best, V, dtype=torch.int64)
-        for v in _tiles(V, _fit(rows.shape[0], dtype)):
+        for v in tiles(V, fit(rows.shape[0], dtype)):
             weight = W_U[:, v].to(dtype)
             logits = rows @ weight if b_U is None else torch.addmm(b_U[v].to(dtype), rows, weight)
             _merge_top2(best, best_ids, logits, v.start)
@@ -174,12 +174,12 @@ def top2_logits(
     return values, ids, picked
 
 
-def _tiles(size: int, step: int) -> Iterator[slice]:
+def tiles(size: int, step: int) -> Iterator[slice]:
     """Return slices of at most `step` that cover `size`."""
     return (slice(start, min(start + step, size)) for start in range(0, size, step))
 
 
-def _fit(elements: int, dtype: torch.dtype) -> int:
+def fit(elements: int, dtype: torch.dtype) -> int:
     """Return how many times `elements` fit in a tile, at least once."""
     return max(TILE_BYTES // (elements * dtype.itemsize), 1)
 
@@ -207,7 +207,7 @@ def _values(writer: Tensor, scale: Tensor, W_V: Tensor, center: bool, tile: Tens
     weight = W_V.to(tile.dtype)
     values = tile.new_empty((W, G, P, K))
     for w in range(W):
-        for i in _tiles(P, len(tile) // D):
+        for i in tiles(P, len(tile) // D):
             x = writer[w, i].to(tile.dtype)
             normed = torch.div(x, scale[i, None].to(tile.dtype), out=tile[: x.numel()].view(x.shape))
             if center:

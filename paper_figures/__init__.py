@@ -23,7 +23,7 @@ _DRAWS: Mapping[str, Mapping[str, str]] = {
 
 
 def names() -> tuple[str, ...]:
-    """Names of the figure views, in the order of the paper."""
+    """Return names of the figure views, in the order of the paper."""
     return tuple(_DRAWS)
 
 

@@ -74,12 +74,12 @@ def ending(text: str, width: float, size: float, lines: int) -> list[str]:
 
 
 def drawable(text: str) -> str:
-    """`text` with every character that the figures' font cannot draw as an escape, such as emoji, CJK and tabs."""
+    """Return `text` with what the figures' font cannot draw, such as emoji, CJK and tabs, as escapes."""
     return "".join(c if c == " " or (_DRAWN.match(c) and c.isprintable()) else _escape(c) for c in text)
 
 
 def visible(text: str) -> str:
-    """`text` as a prompt shows it: drawable, and spaces at either end or beside another as dots.
+    """Return `text` as a prompt shows it: drawable, and spaces at either end or beside another as dots.
 
     Backslashes and dots of the text itself are escaped, so that no two texts look alike.
     """

@@ -65,21 +65,23 @@ PRECISION = {torch.float32: "ieee", torch.float16: "fp16", torch.bfloat16: "bf16
 
 
 def kernels(name: str, precision: str = "ieee") -> Any:
-    """The four functions of a provider, for tensors on the CPU: Triton's visit a GPU if there is one."""
+    """The functions of a provider, for tensors on the CPU: Triton's visit a GPU if there is one."""
     if name != "triton" or os.environ.get("TRITON_INTERPRET") == "1":
         return select.provider(name, "cpu", precision)
     provider = select.provider(name, "cuda", precision)
-    return select.Kernels(name, *(_on_gpu(function) for function in provider[1:]))
+    return select.Kernels(name, {kernel: _on_gpu(function) for kernel, function in provider.functions.items()})
 
 
-def _on_gpu(function: Callable[..., Results]) -> Callable[..., Any]:
+def _on_gpu(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function with its arguments moved to the GPU and its results moved back."""
 
     def there(value: Any) -> Any:
         return value.cuda() if isinstance(value, Tensor) and value.device.type == "cpu" else value
 
-    def call(*arguments: Any, **named: Any) -> Results:
+    def call(*arguments: Any, **named: Any) -> Any:
         results = function(*map(there, arguments), **{name: there(value) for name, value in named.items()})
+        if isinstance(results, Tensor):
+            return results.cpu()
         return tuple(None if result is None else result.cpu() for result in results)
 
     return call

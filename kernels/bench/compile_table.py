@@ -20,13 +20,13 @@ from typing import Any
 
 from repro.kernels.bench import cases, roofline
 from repro.kernels.bench.providers import DTYPES
+from repro.kernels.registry import KERNELS, triton_modules
+from repro.kernels.work import Shape, Work
 
 PREDICTED = (
     "compiled ahead of time, not run: the times are PREDICTED from declared rates (the longer of FLOP / matrix-product "
     "rate and bytes / memory rate), no kernel can be faster and none was measured"
 )
-# Modules that launch Triton kernels. A further one is one more entry, and its launches in LAUNCHES.
-MODULES = ("projection", "v_composition", "top2_logits")
 SHAPE = "paper"
 
 _WIDE = re.compile(r"\b(?:LDG\S*\.128|LDGSTS\S*\.128|UTMALDG\S*|(?:buffer|global)_load_dwordx4)\b")
@@ -50,7 +50,7 @@ def entries() -> list[Entry]:
         for card in roofline.CARDS
         for dtype, precision in (("fp32", "ieee"), ("fp32", "tf32x3"), ("bf16", "bf16"), ("fp16", "fp16"))
         if roofline.exists(card, precision)
-        for module in MODULES
+        for module in triton_modules()
     ]
 
 
@@ -100,27 +100,17 @@ class Compiled:
         return found
 
 
-def _work(launch: str, dtype: str) -> cases.Work | None:
-    """Return the least FLOP and bytes of a launch at the measured shape; None for one not declared here."""
-    s = next(shape for shape in cases.SHAPES if shape.name == SHAPE)
-    size, rows = DTYPES[dtype].itemsize, s.prompts * s.positions
-    pattern = s.positions * (s.positions + 1) / 2 * s.prompts * s.heads
-    flop = {kernel.name: kernel.flop(s) for kernel in cases.KERNELS} | {
-        "v_composition.values": 2.0 * s.writers * rows * s.groups * s.d_model * s.d_head,
-        "v_composition.attend": 2.0 * pattern * s.d_head * (1 + s.writers),
-        "v_composition.sum_heads": 2.0 * s.writers * rows * s.heads * s.d_model * s.d_head,
-    }
-    stream, weights = rows * s.d_model, s.heads * s.d_head * s.d_model
-    z, values = rows * s.heads * s.d_head, rows * s.groups * s.d_head
-    moved = {
-        "projection": size * (z + weights + s.sites * stream) + 4 * rows * s.heads * (s.sites + 1),
-        "projection_onto_vectors": size * (s.sites + 1) * stream + 4 * rows * (s.sites + 1),
-        "v_composition.values": size * (s.writers * (stream + values) + s.groups * s.d_head * s.d_model) + 4 * rows,
-        "v_composition.attend": size * (z + values + s.writers * (values + z)),
-        "v_composition.sum_heads": size * (s.writers * z + weights) + 4 * s.writers * stream,
-        "top2_logits": size * (stream + s.d_model * s.vocab + s.vocab) + rows * (4 * 2 + 8 * 2 + 4 + 8),
-    }
-    return cases.Work(flop[launch], moved[launch]) if launch in moved else None
+def _work(launch: str, dtype: str) -> Work | None:
+    """Return the least FLOP and bytes of a launch at the measured shape; None for a launch that is not declared."""
+    kernel, shape = KERNELS[launch.split(".")[0]], _shape()
+    declared = kernel.launches(shape, DTYPES[dtype].itemsize)
+    if launch == kernel.name and launch not in declared:
+        return cases.Case(kernel, shape).least(DTYPES[dtype])
+    return declared.get(launch)
+
+
+def _shape() -> Shape:
+    return next(shape for shape in cases.SHAPES if shape.name == SHAPE)
 
 
 def compile_entry(entry: Entry, everything: bool = False) -> Iterator[Compiled]:
@@ -139,7 +129,7 @@ def compile_entry(entry: Entry, everything: bool = False) -> Iterator[Compiled]:
 
         tuning.choose = choose
         try:
-            specs = module.compile_specs(DTYPES[entry.dtype], _sizes(), card.backend, precision)
+            specs = module.compile_specs(DTYPES[entry.dtype], _shape().sizes(), card.backend, precision)
         finally:
             tuning.choose = chosen
         new = {name: spec for name, spec in specs.items() if f"{name} {_configuration(spec)}" not in seen}
@@ -150,14 +140,6 @@ def compile_entry(entry: Entry, everything: bool = False) -> Iterator[Compiled]:
             # Without a matrix product one precision of float32 is like another.
             if "PRECISION" in spec.constexprs or entry.precision != "tf32x3":
                 yield _compiled(entry, card, name, spec, default=index == 0)
-
-
-def _sizes() -> dict[str, int]:
-    s = next(shape for shape in cases.SHAPES if shape.name == SHAPE)
-    return {
-        "B": s.prompts, "P": s.positions, "H": s.heads, "G": s.groups, "K": s.d_head, "D": s.d_model, "S": s.sites,
-        "W": s.writers, "N": s.directions, "V": s.vocab, "T": s.prompts * s.positions, "C": 1,
-    }  # fmt: skip
 
 
 def _configuration(spec: Any) -> str:

@@ -10,16 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repro.kernels import reference
 from repro.kernels.bench.providers import Results
 from repro.kernels.bench.tolerances import error_ratio, tolerance
-
-RESULTS = {
-    "projection": ("num", "norm2"),
-    "projection_onto_vectors": ("num", "norm2"),
-    "v_composition": ("dots", "total"),
-    "top2_logits": ("values", "ids", "chosen_values"),
-}
+from repro.kernels.registry import KERNELS
+from repro.kernels.work import listed
 
 
 @dataclass(frozen=True)
@@ -41,13 +35,13 @@ class Truth:
     """The float64 results for one case's arguments, computed once and compared with many."""
 
     def __init__(self, kernel: str, inputs: Mapping[str, Any]) -> None:
-        self.kernel = kernel
+        self.kernel = KERNELS[kernel]
         self.inputs = {
             name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
             for name, value in inputs.items()
         }
         with torch.no_grad():
-            self.results: Results = getattr(reference, kernel)(**self.inputs)
+            self.results: Results = listed(self.kernel.function("reference")(**self.inputs))
 
     def check(self, results: Results, precision: str) -> Check:
         """Return the result that lies farthest beyond its bound, in units of that bound.
@@ -55,10 +49,9 @@ class Truth:
         results: those of the kernel under test; precision: an entry of the table of tolerances.
         Agreement: tests/kernels/test_bench.py, test_one_flipped_sign_prints_no_speed.
         """
-        names = RESULTS[self.kernel]
         checks = [
             Check(name, self._error(name, got, true), tolerance(precision))
-            for name, got, true in zip(names, results, self.results, strict=True)
+            for name, got, true in zip(self.kernel.results, results, self.results, strict=True)
             if true is not None or got is not None
         ]
         return max(checks, key=lambda check: check.error / check.allowed if check.error == check.error else math.inf)
@@ -66,13 +59,13 @@ class Truth:
     def _error(self, name: str, got: Tensor | None, true: Tensor | None) -> float:
         if got is None or true is None or got.shape != true.shape:
             return math.inf
-        if name != "ids":
+        if name != self.kernel.ids:
             return error_ratio(got, true)
         vocab = self.inputs["W_U"].shape[1]
         if bool((got[:, 0] == got[:, 1]).any()) or int(got.min()) < 0 or int(got.max()) >= vocab:
             return math.inf
         # Equal logits may swap within rounding: so not the ids are compared, but the true logits of the ids.
-        _, _, chosen = reference.top2_logits(**{**self.inputs, "chosen": got})
+        _, _, chosen = self.kernel.function("reference")(**{**self.inputs, "chosen": got})
         values = self.results[0]
         assert chosen is not None
         assert values is not None

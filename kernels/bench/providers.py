@@ -15,9 +15,10 @@ from torch import Tensor
 from repro.kernels.bench import roofline
 from repro.kernels.errors import UnsupportedError
 from repro.kernels.select import provider as kernels_of
+from repro.kernels.work import listed
 
 Results = tuple[Tensor | None, ...]
-Function = Callable[..., Results]
+Function = Callable[..., Any]
 # One case as a function without arguments.
 Call = Callable[[], Results]
 
@@ -27,7 +28,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Provider:
-    """A way to compute the four functions; `function` raises a KernelError where it does not exist."""
+    """A way to compute the kernels; `function` raises a KernelError where it does not exist."""
 
     name: str
     function: Callable[[str, str], Function]
@@ -68,7 +69,7 @@ def bind(function: Function, inputs: dict[str, Any]) -> Call:
 
     def call() -> Results:
         with torch.no_grad(), roofline.matmul_precision(tf32=False):
-            return function(**inputs)
+            return listed(function(**inputs))
 
     return call
 

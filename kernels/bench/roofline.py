@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from repro.kernels.bench.cases import Work
 from repro.kernels.errors import UnsupportedError
+from repro.kernels.work import Work
 
 # Larger than any cache but the largest servers', small enough to be repeated in every round of a measurement.
 COPY_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from repro.kernels.bench import roofline, timing
-from repro.kernels.bench.cases import Case, Work
+from repro.kernels.bench.cases import Case
 from repro.kernels.bench.gate import Check, Truth
 from repro.kernels.bench.memory import peak_memory
 from repro.kernels.bench.providers import (
@@ -27,6 +27,8 @@ from repro.kernels.bench.providers import (
 from repro.kernels.bench.report import FAILED, SKIPPED, UNAVAILABLE, Report, Row, device_name
 from repro.kernels.bench.timing import Budget, Samples
 from repro.kernels.errors import KernelError
+from repro.kernels.registry import KERNELS
+from repro.kernels.work import Work
 
 # Shares of the budget: until when checks may start, and until when timing may.
 CHECK_SHARE, TIME_SHARE = 0.45, 0.8
@@ -78,7 +80,8 @@ class Bench:
 
     def meters(self, dtype: str) -> dict[str, roofline.Meter]:
         """Return the meters that bound a dtype's providers: the copy and one matrix product per precision."""
-        names = dict.fromkeys(entry.precision(dtype) for entry in of_kernel("projection", dtype, self.device))
+        entries = (entry for kernel in KERNELS for entry in of_kernel(kernel, dtype, self.device))
+        names = dict.fromkeys(entry.precision(dtype) for entry in entries)
         if torch.version.hip:
             names.pop("tf32x3", None)
         found = [roofline.copy_meter(self.device), *(roofline.matmul_meter(self.device, name) for name in names)]

@@ -10,9 +10,9 @@ import torch
 from repro.kernels.bench import timing
 from repro.kernels.bench.providers import BASELINE, DTYPES, PROVIDERS, Call, bind
 from repro.kernels.bench.run import Bench, Group
+from repro.kernels.registry import KERNELS
 
-PARTS = ("projection", "v_composition", "top2_logits")
-LAYERS = 4
+CALLS = {name: entry.paper_calls for name, entry in KERNELS.items() if entry.paper_calls}
 PROFILE_CALLS = 5
 # What the steps take at least, in seconds: they are skipped when less is left.
 PROFILE_SECONDS, WHOLE_SECONDS = 10.0, 15.0
@@ -64,18 +64,18 @@ def profiled(call: Callable[[], Any], device: str) -> str:
 
 
 def end_to_end(bench: Bench, todo: Iterable[Group], shape: str, dtype: str = "fp32") -> None:
-    """Time the kernels' part of the paper: sites on the heads of four layers, one V-composition, top-2 of every row.
+    """Time the kernels' part of the paper, each as often as its entry in the registry says.
 
     todo: the groups that were checked; shape: the name of a declared shape. Adds one record per provider that has
-    passed its check in all three.
+    passed its check in all of them.
     """
     groups = {g.case.kernel.name: g for g in todo if (g.case.shape.name, g.dtype) == (shape, dtype)}
     passed = [
         entry.name
         for entry in PROVIDERS
-        if all(kernel in groups and entry.name in groups[kernel].functions for kernel in PARTS)
+        if all(kernel in groups and entry.name in groups[kernel].functions for kernel in CALLS)
     ]
-    failed = sorted(bench.failed & set(PARTS))
+    failed = sorted(bench.failed & set(CALLS))
     reason = f"a check of {', '.join(failed)} failed" if failed else "" if passed else "its parts were not all checked"
     if not bench.budget.fits(WHOLE_SECONDS):
         reason = reason or "the budget ended"
@@ -87,18 +87,19 @@ def end_to_end(bench: Bench, todo: Iterable[Group], shape: str, dtype: str = "fp
     for call in calls.values():
         call()
     samples = timing.interleaved(calls, bench.budget.left / 4, bench.sync)
-    where = groups[PARTS[0]].case.shape
+    where = next(iter(groups.values())).case.shape
+    parts = ", ".join(f"{times} {kernel}" for kernel, times in CALLS.items())
     for name, taken in samples.items():
         low, ms, high = (1e3 * seconds for seconds in (taken.p20, taken.median, taken.p80))
         faster = taken.against(samples[BASELINE]).median if BASELINE in samples else None
         record = {
             "record": "end_to_end", "status": "ok", "provider": name, "shape": shape, "dims": where.label(),
-            "dtype": dtype, "prompts": where.prompts, "layers": LAYERS, "timer": timing.WALL_CLOCK,
+            "dtype": dtype, "prompts": where.prompts, "calls": CALLS, "timer": timing.WALL_CLOCK,
             "samples": len(taken.seconds), "median_ms": ms, "p20_ms": low, "p80_ms": high, "faster": faster,
         }  # fmt: skip
         bench.report.add(
             record,
-            f"end to end ({LAYERS} projections, V-composition, top-2), {where.prompts} x {where.positions} tokens of "
+            f"end to end ({parts}), {where.prompts} x {where.positions} tokens of "
             f"{shape}, {dtype}, {name}: {ms:.2f} ms ({low:.2f}, {high:.2f})"
             + (f", {faster:.2f}x the einsum reference" if faster is not None else ""),
         )
@@ -106,11 +107,15 @@ def end_to_end(bench: Bench, todo: Iterable[Group], shape: str, dtype: str = "fp
 
 def _arguments(groups: dict[str, Group], device: str) -> list[tuple[str, dict[str, Any]]]:
     """Return (kernel, arguments) of every call, layer after layer: the sites are the same, the heads are not."""
-    made = {kernel: groups[kernel].case.inputs(DTYPES[groups[kernel].dtype], device) for kernel in PARTS}
-    first = made["projection"]
-    # The same numbers in other places, so that no layer finds its data in a cache.
-    layers = [{**first, **{name: first[name].roll(i, dims=-1) for name in ("z", "W_O")}} for i in range(LAYERS)]
-    return [*(("projection", layer) for layer in layers), *((kernel, made[kernel]) for kernel in PARTS[1:])]
+    calls = []
+    for kernel, times in CALLS.items():
+        given = groups[kernel].case.inputs(DTYPES[groups[kernel].dtype], device)
+        # The same numbers in other places, so that no layer finds its data in a cache.
+        heads = {name: given[name] for name in ("z", "W_O") if times > 1}
+        calls += [
+            (kernel, given | {name: tensor.roll(i, dims=-1) for name, tensor in heads.items()}) for i in range(times)
+        ]
+    return calls
 
 
 def _whole(calls: list[Call]) -> Callable[[], None]:

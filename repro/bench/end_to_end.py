@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ import numpy as np
 from repro.bench.end_to_end_report import baseline_line, growth, line, medians, unfit
 from repro.bench.meter import above, age, peak
 from repro.errors import Exit, ReproError
+from repro.files import disk
 
 if TYPE_CHECKING:
     from repro.request import Workspace
@@ -169,51 +170,62 @@ def end_to_end(spec: Path, store: Path, sizes: Sequence[int], repeats: int, say:
     """Measure the paper at several numbers of prompts, then beside the baseline, and keep the rows.
 
     spec: the paper's spec; store: the store's root, rows go to `bench/end_to_end.jsonl`; sizes: numbers of prompts;
-    repeats: processes per size, taken in turn so that a busy hour does not fall on one size alone. Returns all rows,
-    whose `record` is "paper" or "baseline". Raises ReproError (exit 1) if a run fails.
+    repeats: processes per size, taken in turn so that a busy hour does not fall on one size alone. Each row is written
+    as soon as it is measured, to a file beside the last whole one, whose place it takes at the end. Returns all rows,
+    whose `record` is "paper" or "baseline". Raises ReproError (exit 1) if a run fails or a row cannot be written.
     Agreement: tests/bench/test_endtoend.py.
     """
+    path = store / "bench" / "end_to_end.jsonl"
+    unfinished = path.with_name(f"{path.name}.part")
     folder = Path(tempfile.mkdtemp(prefix="end-to-end-"))
     rows: list[dict[str, Any]] = []
     try:
+        with disk(unfinished):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.write_text("")
         made = make_subject(folder, spec, max(*sizes, *BASELINE_SIZES))
-        for repeat in range(repeats):
-            for size in sizes:
-                rows.append({"record": "paper", **_in_child("end_to_end", made, size), "repeat": repeat})
-                say(line(rows[-1]))
-        rows += _beside_baseline(made, repeats, say)
+        for row in _measured(made, sizes, repeats, say):
+            rows.append(row)
+            with disk(unfinished), unfinished.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, sort_keys=True) + "\n")
+            say(line(row) if row["record"] == "paper" else baseline_line(row))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     for text in (*medians(rows), *growth(rows)):
         say(text)
-    (store / "bench").mkdir(parents=True, exist_ok=True)
-    (store / "bench" / "end_to_end.jsonl").write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows))
+    with disk(path):
+        unfinished.replace(path)
     return rows
 
 
-def _beside_baseline(spec: Path, repeats: int, say: Say) -> list[dict[str, Any]]:
-    """Run the paper and the baseline in turn over the same prompts, at each size that the one before says will fit."""
-    rows: list[dict[str, Any]] = []
+def _measured(spec: Path, sizes: Sequence[int], repeats: int, say: Say) -> Iterator[dict[str, Any]]:
+    """Return rows as they are measured: the paper at every size, then beside the baseline."""
+    for repeat in range(repeats):
+        for size in sizes:
+            yield {"record": "paper", **_in_child("end_to_end", spec, size), "repeat": repeat}
+    yield from _beside_baseline(spec, repeats, say)
+
+
+def _beside_baseline(spec: Path, repeats: int, say: Say) -> Iterator[dict[str, Any]]:
+    """Measure paper and baseline in turn over the same prompts, at each size that the one before says will fit."""
+    row: dict[str, Any] = {}
     for size in BASELINE_SIZES:
-        if rows and (why := unfit(rows[-1], size)):
+        if row and (why := unfit(row, size)):
             say(why)
             break
         for repeat in range(repeats):
             paper, baseline = (_in_child(module, spec, size) for module in ("end_to_end", "baseline"))
             seconds = baseline["experiment_s"]
-            rows.append(
-                {
-                    "record": "baseline",
-                    **baseline,
-                    "paper_s": paper["paper_s"],
-                    "paper_peak_bytes": paper["peak_bytes"],
-                    "ratio": baseline["baseline_s"] / paper["paper_s"],
-                    "experiment_ratio": {name: spent / paper["paper_s"] for name, spent in seconds.items()},
-                    "repeat": repeat,
-                }
-            )
-            say(baseline_line(rows[-1]))
-    return rows
+            row = {
+                "record": "baseline",
+                **baseline,
+                "paper_s": paper["paper_s"],
+                "paper_peak_bytes": paper["peak_bytes"],
+                "ratio": baseline["baseline_s"] / paper["paper_s"],
+                "experiment_ratio": {name: spent / paper["paper_s"] for name, spent in seconds.items()},
+                "repeat": repeat,
+            }
+            yield row
 
 
 def _in_child(module: str, spec: Path, prompts: int) -> dict[str, Any]:

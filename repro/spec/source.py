@@ -59,7 +59,7 @@ def _where_to_get_one() -> str:
 
 
 def _tuples(value: Any) -> Any:
-    """Arrays as tuples, which frozen types hold."""
+    """Return arrays as tuples, which frozen types hold."""
     if isinstance(value, list):
         return tuple(_tuples(item) for item in value)
     if isinstance(value, dict):

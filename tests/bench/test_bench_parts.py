@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from repro.kernels.bench import cases, roofline, timing, tolerances
 from repro.kernels.bench.gate import Truth
 from repro.kernels.bench.memory import peak_memory
 from repro.kernels.errors import UnsupportedError
+from repro.kernels.registry import KERNELS
+from repro.kernels.work import Shape, Work, listed
 
-TINY = cases.Shape("paper", "tiny", 64, 4, 2, 16, sites=3, vocab=301, center=True, bias=True, positions=96)
+TINY = Shape("paper", "tiny", 64, 4, 2, 16, sites=3, vocab=301, center=True, bias=True, positions=96)
 
 
 class Turned:
@@ -28,12 +31,11 @@ class Turned:
         return self.now
 
 
-@pytest.mark.parametrize("kernel", [kernel.name for kernel in cases.KERNELS])
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_the_gate_sees_each_result(kernel: str) -> None:
-    (case,) = (c for c in (cases.Case(k, TINY) for k in cases.KERNELS) if c.kernel.name == kernel)
-    inputs = case.inputs(torch.float32, "cpu")
+    inputs = cases.Case(KERNELS[kernel], TINY).inputs(torch.float32, "cpu")
     truth = Truth(kernel, inputs)
-    results = list(getattr(reference, kernel)(**inputs))
+    results: list[Any] = list(listed(getattr(reference, kernel)(**inputs)))
     assert truth.check(tuple(results), "ieee").passed
     for i, result in enumerate(results):
         for spoil in (lambda x: -x, lambda x: x[..., :-1], lambda x: None, _poisoned, lambda x: x.roll(1)):
@@ -114,33 +116,34 @@ def test_budgets_are_read(text: str, seconds: float) -> None:
 
 def test_cases_are_declared_and_selected() -> None:
     names = [case.name for case in cases.every()]
-    assert len(names) == len(set(names)) == 21
+    assert len(names) == len(set(names)) == 27
     assert [case.name for case in cases.select(None, "cpu")] == [
-        f"{kernel.name}/{shape}" for shape in cases.CPU_SHAPES for kernel in cases.KERNELS
+        f"{kernel}/{shape}" for shape in cases.CPU_SHAPES for kernel in KERNELS
     ]
     assert len(cases.select(None, "cuda")) == len(names)
     assert [case.name for case in cases.select("projection, pythia", "cpu")] == [
         *(f"projection/{shape}" for shape in cases.CPU_SHAPES),
-        *(f"{kernel.name}/pythia" for kernel in cases.KERNELS),
+        *(f"{name}/pythia" for name, kernel in KERNELS.items() if "pythia" in kernel.shapes),
     ]
     assert [case.name for case in cases.select("v_composition/writers", "cpu")] == ["v_composition/writers"]
 
 
 def test_work_is_what_the_formulas_say() -> None:
     s = next(shape for shape in cases.SHAPES if shape.name == "paper")
-    flop = {kernel.name: kernel.flop(s) for kernel in cases.KERNELS}
+    flop = {name: kernel.flop(s) for name, kernel in KERNELS.items()}
     assert flop["projection"] == 2 * 1024 * 8 * 512 * (64 + 9 + 1)
+    assert flop["gram"] == flop["gram_sums"] == 2 * 1024 * 512 * (32 * 64 + 38 * 39 / 2)
     assert flop["top2_logits"] == 2 * 1024 * 512 * 48262
     assert flop["v_composition"] == 2 * 8 * (1024 * 1025 / 2) * 64 * 2 + 2 * 1024 * 8 * 512 * (64 + 64 + 2)
-    case = cases.Case(cases.KERNELS[1], TINY)
+    case = cases.Case(KERNELS["projection_onto_vectors"], TINY)
     inputs = case.inputs(torch.float32, "cpu")
     assert case.work(inputs, reference.projection_onto_vectors(**inputs)).bytes == 4 * 96 * (64 + 3 * 64 + 3 + 1)
 
 
 def test_the_floor_is_the_longer_of_arithmetic_and_traffic() -> None:
-    assert roofline.floor_seconds(cases.Work(100.0, 10.0), 50.0, 10.0) == 2.0
-    assert roofline.floor_seconds(cases.Work(100.0, 40.0), 50.0, 10.0) == 4.0
-    assert roofline.bound(cases.Work(100.0, 40.0), 50.0, 10.0) == "memory"
+    assert roofline.floor_seconds(Work(100.0, 10.0), 50.0, 10.0) == 2.0
+    assert roofline.floor_seconds(Work(100.0, 40.0), 50.0, 10.0) == 4.0
+    assert roofline.bound(Work(100.0, 40.0), 50.0, 10.0) == "memory"
     assert roofline.exists(roofline.card("H100"), "tf32x3")
     assert not roofline.exists(roofline.card("MI300X"), "tf32x3")
     with pytest.raises(UnsupportedError, match="no card 'B200'; there are A100, H100, MI300X"):

@@ -88,6 +88,7 @@ def test_rows_are_kept_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert asked == [("end_to_end", 10), ("end_to_end", 30)] * 2 + both, "in turn, not one after the other"
     kept = [json.loads(text) for text in (tmp_path / "bench" / "end_to_end.jsonl").read_text().splitlines()]
     assert kept == rows
+    assert not (tmp_path / "bench" / "end_to_end.jsonl.part").exists()
     assert [row["record"] for row in rows] == ["paper"] * 4 + ["baseline"] * 4
     assert rows[-1]["ratio"] == 10.0
     assert rows[-1]["experiment_ratio"] == {"v_patch": 6.0, "dla_scatter": 4.0}
@@ -99,6 +100,30 @@ def test_rows_are_kept_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "baseline 10.00 s a prompt, paper 1.00 s, ratio 10.0; one figure alone beside the whole" in said[4]
     assert "v_patch 6.00 s (6x), dla_scatter 4.00 s (4x); peak 3072 MiB, the paper's 1024" in said[4]
     assert "  10 prompts, median of 2: paper 2.0 s, paper to bare forward 2.00 (2.00 to 2.00)" in said
+
+
+def test_a_run_that_fails_keeps_its_rows_beside_the_last_whole_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, part = (tmp_path / "bench" / f"end_to_end.jsonl{end}" for end in ("", ".part"))
+    kept.parent.mkdir()
+    kept.write_text("an earlier run\n")
+    part.write_text("a run that was killed\n")
+
+    def in_child(module: str, spec: Path, prompts: int) -> dict[str, Any]:
+        if prompts == 30:
+            assert len(part.read_text().splitlines()) == 1, "written before the next is measured"
+            raise ReproError("the second run fails")
+        return {key: value for key, value in PAPER.items() if key != "record"} | {"prompts": prompts}
+
+    monkeypatch.setattr(endtoend, "make_subject", lambda root, spec, prompts: spec)
+    monkeypatch.setattr(endtoend, "_in_child", in_child)
+    with pytest.raises(ReproError, match="the second run fails"):
+        endtoend.end_to_end(SPEC, tmp_path, [10, 30], 1, lambda _: None)
+    assert kept.read_text() == "an earlier run\n"
+    assert [json.loads(text)["prompts"] for text in part.read_text().splitlines()] == [10]
+    with pytest.raises(ReproError, match=r"cannot write .*end_to_end.jsonl.part: Not a directory"):
+        endtoend.end_to_end(SPEC, part, [10], 1, lambda _: None)
 
 
 def test_the_baseline_stops_where_it_would_not_fit() -> None:

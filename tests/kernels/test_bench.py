@@ -24,10 +24,12 @@ from repro.kernels.bench import run as bench_run
 from repro.kernels.bench import whole as bench_whole
 from repro.kernels.bench.memory import peak_memory
 from repro.kernels.errors import UnsupportedError
+from repro.kernels.registry import KERNELS
 from repro.kernels.select import Kernels
+from repro.kernels.work import Shape
 
 ROOT = Path(__file__).parents[2]
-TINY = cases.Shape("paper", "tiny", 64, 4, 2, 16, sites=3, vocab=301, center=True, bias=True, positions=96)
+TINY = Shape("paper", "tiny", 64, 4, 2, 16, sites=3, vocab=301, center=True, bias=True, positions=96)
 
 
 class Turned:
@@ -75,7 +77,7 @@ def test_every_provider_is_checked_and_then_timed(tmp_path: Path) -> None:
     report = run(said, out=tmp_path / "rows.jsonl")
     assert not report.failed
     assert not report.broken
-    for kernel in cases.KERNELS:
+    for kernel in KERNELS.values():
         rows = speeds(report, kernel.name)
         assert {"einsum", "tiled"} <= {row["provider"] for row in rows}
         for row in rows:
@@ -210,8 +212,8 @@ def fake_gpu(small: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def on_cpu(name: str, device: str, precision: str = "ieee") -> Kernels:
         assert name == "triton" or precision == "ieee"
-        module = tiled if name == "triton" else reference
-        return Kernels(name, *(getattr(module, function) for function in Kernels._fields[1:]))
+        path = "tiled" if name == "triton" else "reference"
+        return Kernels(name, {kernel: entry.function(path) for kernel, entry in KERNELS.items()})
 
     inputs, meters = cases.Case.inputs, (roofline.copy_meter, roofline.matmul_meter)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -286,7 +288,7 @@ def test_the_command_keeps_rows_and_draws_them(tmp_path: Path, monkeypatch: pyte
     records = command.read(rows)
     assert {"environment", "rate", "speed", "end_to_end", "compile"} <= {r["record"] for r in records}
     page = (tmp_path / "out" / "bench.html").read_text()
-    assert all(f"{kernel.name} \\u00b7 tiny \\u00b7 fp32" in page for kernel in cases.KERNELS)
+    assert all(f"{kernel} \\u00b7 tiny \\u00b7 fp32" in page for kernel in KERNELS)
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"bench.html", "bench.png", "bench.svg"}
 
     # A selection, and a run with a failed check, leave the whole table as it is.

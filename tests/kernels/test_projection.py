@@ -15,6 +15,7 @@ from repro.kernels import outputs, reference, select, tiled
 from repro.kernels.errors import KernelError, ShapeError, UnsupportedError
 from repro.kernels.launch import precision, tuning
 from repro.kernels.launch.launch import Launch
+from repro.kernels.registry import KERNELS
 from tests.kernel_helpers import (
     PRECISION,
     PROVIDERS,
@@ -251,11 +252,11 @@ def test_tuning_is_lazy_and_remembered() -> None:
 @pytest.mark.parametrize(("vendor", "asked"), [("cuda", "ieee"), ("cuda", "tf32x3"), ("hip", "ieee")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_compiler_is_given_every_argument(vendor: str, asked: str, dtype: torch.dtype) -> None:
-    from repro.kernels import triton_path
-
     shape = dict(zip("BPHGKDSWTVC", (1, 100, 3, 1, 80, 64, 9, 2, 100, 1001, 2), strict=True))
-    specs = triton_path.compile_specs(dtype, shape, vendor, asked)
-    assert len(specs) == 7
+    modules = {entry.triton: entry.module("triton") for entry in KERNELS.values()}
+    groups = [module.compile_specs(dtype, shape, vendor, asked) for module in modules.values()]
+    specs = {name: spec for group in groups for name, spec in group.items()}
+    assert {name.split(".")[0] for name in specs} == set(KERNELS)
     for spec in specs.values():
         assert list(spec.signature) == list(spec.fn.arg_names)
         constants = {name for name, kind in spec.signature.items() if kind == "constexpr"}

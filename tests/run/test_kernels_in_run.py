@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from repro.kernels import triton_path
+from repro.kernels.registry import KERNELS
 from repro.store.result import read_raw
 from tests.runs import PAPER, cli
 from tests.toys import make_native, write_prompts
@@ -62,12 +62,12 @@ def test_the_whole_spec_on_triton_equals_the_reference(model: Path, reference: d
 def test_a_corrupted_kernel_is_seen(
     kernel: str, model: Path, reference: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = getattr(triton_path, kernel)
+    whole = KERNELS[kernel].function("triton")
 
     def flipped(*given: object, **named: object) -> tuple[object, object]:
         first, second = whole(*given, **named)
         return -first, second
 
-    monkeypatch.setattr(triton_path, kernel, flipped)
+    monkeypatch.setattr(KERNELS[kernel].module("triton"), kernel, flipped)
     found = run_on("triton", model, tmp_path)
     assert largest_difference(found, {name: reference[name] for name in found}) > 0.1
