@@ -120,7 +120,8 @@ class Scene:
         with torch.inference_mode():
             batches = (self.batch(first, first + size, asked, kernels) for first in starts)
             parts = [experiment.compute(self.context, prepared, batch) for batch in batches]
-        axes = {name: _prompt_axis(name) for name in parts[0]}
+        layout = experiment.layout(self.context)
+        axes = {name: layout.variable(name).dims.index("prompt") for name in parts[0]}
         return {name: torch.cat([part[name] for part in parts], axis).numpy() for name, axis in axes.items()}
 
     def batch(self, first: int, stop: int, asked: Directions, kernels: str = "torch") -> Batch:
@@ -131,11 +132,6 @@ class Scene:
     def with_model(self, changed: Model) -> Scene:
         """The same scene on another model."""
         return replace(self, model=changed)
-
-
-def _prompt_axis(name: str) -> int:
-    """Arrays end in [..., prompt, position], but for the resampled ones, which end in [..., prompt]."""
-    return -1 if name == "resampled" else -2
 
 
 @cache

@@ -42,6 +42,7 @@ SCATTER: Entries = {"measure": "dla_scatter"}
 WRITER: Entries = {"measure": "find_writer"}
 ERASERS: Entries = {"measure": "find_erasers"}
 EXAMPLES: Entries = {"measure": "mine_examples"}
+PATHS: Entries = {"measure": "path_shares", "stride": 5, "decoys": 8}
 
 COMMON: list[tuple[str, object]] = [("prompts", 5), ("precision", "bf16")]
 BANDED: list[tuple[str, object]] = [("quantiles", [0.1, 0.9])]
@@ -67,6 +68,10 @@ FLIPS: list[tuple[str, Entries, str, object]] = [
     ("FindErasers", ERASERS | {"bar": -1000.0}, "bar", 1000.0),
     *(("MineExamples", EXAMPLES, *flip) for flip in (*COMMON, *BANDED)),
     ("MineExamples", EXAMPLES, "count", 2),
+    *(("PathShares", PATHS, *flip) for flip in COMMON),
+    ("PathShares", PATHS, "stride", 3),
+    ("PathShares", PATHS, "decoys", 9),
+    ("PathShares", PATHS, "seed", 1),
 ]
 EXPERIMENT_TYPES = {flip[0] for flip in FLIPS}
 
