@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from repro.errors import ReproError
+from repro.errors import Exit, ReproError
+from repro.kernels.select import provider
+from repro.measures.batch import Engine
 from repro.model.folder import read_folder
 from repro.model.forward import Model, logits, trace
 from repro.model.load import load
@@ -89,6 +91,11 @@ def test_a_model_that_predicts_fewer_tokens_than_it_reads(tmp_path: Path) -> Non
     found, expected = (logits(each, trace(each, torch.from_numpy(TOKENS)).final)[..., :50] for each in (ours, whole))
     apart = found - expected
     assert_close(apart, apart.mean(-1, keepdim=True).expand_as(apart))
+    engine = Engine(ours, provider("torch", "cpu"))
+    assert torch.equal(engine.unembedding_rows(torch.tensor([[0, 49]]))[0, 1], ours.W_U[:, 49])
+    with pytest.raises(ReproError, match="token id 50 has no logit: the model predicts only the first 50 tokens") as no:
+        engine.unembedding_rows(torch.tensor([3, 50]))
+    assert no.value.code == Exit.FAILED
 
 
 @pytest.mark.parametrize("changes", [{"d_mlp": 32}, toys.ROTARY | {"d_mlp": 24}], ids=["plain", "gated"])

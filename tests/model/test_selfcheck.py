@@ -18,11 +18,12 @@ import repro.model.forward
 import repro.model.linear
 from repro.errors import Exit, ReproError
 from repro.model.folder import read_folder
-from repro.model.forward import Model, logits, trace
+from repro.model.forward import Model, Rotary, logits, trace
 from repro.model.load import load
 from repro.model.original import Original, Seen
 from repro.model.selfcheck import check_against_original
 from tests import toys
+from tests.runs import cli
 from tests.scenes import model, prompts
 
 TOKENS = torch.from_numpy(prompts(2, 64, seed=3))
@@ -229,6 +230,42 @@ def test_a_pass_that_computes_something_else_is_caught(
     for attribute, value in wrong.items():
         monkeypatch.setattr(repro.model.linear if attribute == "ACTIVATIONS" else repro.model.forward, attribute, value)
     assert f"{folders[kind]}: {quantity} {DIFFERS}" in refusal(folders[kind])
+
+
+def late(rotary: Rotary, x: torch.Tensor) -> torch.Tensor:
+    """Rotation that goes wrong from position 30 on, as a window or a scaling for long texts would."""
+    turned = ROTATE(rotary, x)
+    return torch.cat((turned[:, :30], 0.5 * turned[:, 30:]), 1)
+
+
+ROTATE = repro.model.forward.rotate
+
+
+def test_what_binds_late_is_seen_on_the_subjects_own_prompt(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repro.model.forward, "rotate", late)
+    folder = read_folder(folders["llama"])
+    load(folder)  # the probe is too short
+    load(folder, prompts=prompts(2, 30))
+    with pytest.raises(ReproError, match=f"z of layer 0 {DIFFERS}"):
+        load(folder, prompts=prompts(2, 31))
+    answer = cli("run", "--subject", folders["llama"], "--out", tmp_path, "--prompts", "4")
+    assert answer.code == Exit.UNAVAILABLE
+    assert f"z of layer 0 {DIFFERS}" in answer.err
+    assert not [path for path in tmp_path.rglob("*") if path.name in ("units", "COMMIT")]
+
+
+def test_windows_that_the_prompts_do_not_reach_are_no_obstacle(tmp_path: Path) -> None:
+    path, module = made(tmp_path / "model", "Mistral", sliding_window=40)
+    ours = load(read_folder(path), prompts=prompts(2, 40))
+    with torch.no_grad():
+        moved = logits(ours, trace(ours, TOKENS[:, :40]).final) - module(TOKENS[:, :40]).logits
+        beyond = logits(ours, trace(ours, TOKENS).final) - module(TOKENS).logits
+    assert float((moved - moved.mean(-1, keepdim=True)).abs().max()) < 1e-4
+    assert float((beyond - beyond.mean(-1, keepdim=True)).abs().max()) > 1e-2
+    with pytest.raises(ReproError, match="shorter than prompts of 41 tokens; prompts of at most 40 tokens would do"):
+        load(read_folder(path), prompts=prompts(2, 41))
 
 
 def agreeing(given: Model, raw_logits: torch.Tensor) -> Original:
