@@ -22,8 +22,6 @@ _REFUSED: dict[str, Callable[[Any], bool]] = {
     "embedding_multiplier": lambda value: value not in (None, 1),
     "final_logit_softcapping": bool,
     "is_encoder_decoder": bool,
-    "logit_scale": lambda value: value not in (None, 1),
-    "logits_scaling": lambda value: value not in (None, 1),
     "num_experts": bool,
     "num_local_experts": bool,
     "n_routed_experts": bool,

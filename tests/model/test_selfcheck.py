@@ -44,7 +44,7 @@ def made(path: Path, kind: str, **changes: Any) -> tuple[Path, Any]:
     import transformers
 
     sizes = toys.LLAMA_SIZES | {"bos_token_id": 0, "eos_token_id": 0}
-    if kind == "GPT2":
+    if kind in ("GPT2", "GPTBigCode"):
         names = {"n_layer": "num_hidden_layers", "n_head": "num_attention_heads", "n_embd": "hidden_size"}
         names |= {name: name for name in ("vocab_size", "bos_token_id", "eos_token_id")}
         sizes = {ours: sizes[theirs] for ours, theirs in names.items()} | {"n_positions": 64}
@@ -92,7 +92,6 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         "not supported: layers without a norm before attention, norms after",
     ),
     "norms of queries": ("StableLm", {"qk_layernorm": True}, "not supported: qk_layernorm = True"),
-    "scaled logits": ("Cohere", {}, "not supported: logit_scale = 0.0625"),
     "scaled residuals": ("Granite", {"residual_multiplier": 0.5}, "not supported: residual_multiplier = 0.5"),
     "clipped queries": ("Olmo", {"clip_qkv": 8.0}, "not supported: clip_qkv = 8.0"),
     "no rotary": ("Falcon", {"alibi": True}, "not supported: alibi = True"),
@@ -121,6 +120,18 @@ ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
     "another activation and eps": ("GPT2", {"activation_function": "relu", "layer_norm_epsilon": 1e-3}),
     "sequential blocks": ("GPTNeoX", {"use_parallel_residual": False}),
     "a window as long as the context": ("Mistral", {"sliding_window": 64}),
+    "scaled logits, parallel, interleaved rotary": ("Cohere", {"logit_scale": 0.0625}),
+    "scaled scores and logits": ("Granite", {"attention_multiplier": 0.2, "logits_scaling": 4.0}),
+    "parallel with one norm": ("StableLm", {"use_parallel_residual": True, "partial_rotary_factor": 0.5}),
+    "norms without weights": ("Olmo", {}),
+    "joint gate": ("Glm", {"head_dim": 8, "pad_token_id": 0}),
+    "interleaved rotary": ("Ernie4_5", {"head_dim": 8}),
+    "some layers without rotation": ("SmolLM3", {"no_rope_layers": [1, 0, 1], "pad_token_id": 0}),
+    "rotation in windowed layers only": (
+        "Cohere2",
+        {"sliding_window": 64, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    ),
+    "a shared key/value head": ("GPTBigCode", {}),
 }
 
 
