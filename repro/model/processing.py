@@ -51,7 +51,7 @@ def process(folder: Folder, original: Original, dtype: torch.dtype) -> tuple[Mod
         W_pos=W_pos,
         rotary=None if original.rotary is None else _cast(original.rotary, dtype),
         blocks=tuple(blocks),
-        W_U=(W_U - W_U.mean(1, keepdim=True)) * original.logit_scale,
+        W_U=W_U.sub_(W_U.mean(1, keepdim=True)).mul_(original.logit_scale),  # in place: the largest matrix
         b_U=(b_U - b_U.mean()) * original.logit_scale,
         parallel=bool(getattr(cfg, "parallel_attn_mlp", False)),
     )
@@ -132,7 +132,7 @@ def _read_through(norm: Affine, read: Affine, center: bool) -> Affine:
     """Fold a norm into what reads through it: x w + b, then W, becomes x, then w W, b W added to the bias."""
     (weight, bias), (W, b) = norm, read
     folded = weight[:, None] * W
-    return folded - folded.mean(0) if center else folded, b + bias @ W
+    return folded.sub_(folded.mean(0)) if center else folded, b + bias @ W
 
 
 def _written(write: Affine, center: bool) -> Affine:
@@ -149,7 +149,7 @@ def _embeddings(bridge: Any, shape: Shape, rotary: Rotary | None, center: bool) 
         table = module.weight.detach()
         scale = torch.as_tensor(getattr(module, "embed_scale", 1.0)).to(table.dtype)
         table = table.double() * scale.double()
-        found.append(table - table.mean(1, keepdim=True) if center else table)
+        found.append(table.sub_(table.mean(1, keepdim=True)) if center else table)
     if rotary is not None:
         return found[0], None
     # OPT keeps rows for positions of padding in front.

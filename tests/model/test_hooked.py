@@ -43,7 +43,8 @@ def buffers(ignore: float, layers: int = 3, n_ctx: int = 64) -> dict[str, Tensor
 def assert_same(ours: Model, theirs: Model) -> None:
     """The same weights in both."""
     for name, tensor in vars(theirs.blocks[-1]).items():
-        assert tensor is None or torch.equal(getattr(ours.blocks[-1], name), tensor)
+        other = getattr(ours.blocks[-1], name)
+        assert torch.equal(other, tensor) if isinstance(tensor, Tensor) else other == tensor
     assert torch.equal(ours.W_U, theirs.W_U)
     assert torch.equal(ours.W_E, theirs.W_E)
 
