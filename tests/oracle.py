@@ -123,6 +123,9 @@ def attention(model: Any, layer: int, x: Array, edit: Edit | None) -> tuple[Arra
         parts.append([])
         for row, values in zip(normed(model, x), value_input, strict=True):
             q, k = row @ w["W_Q"] + w["b_Q"], row @ w["W_K"] + w["b_K"]
+            if model.blocks[layer].q_norm is not None:
+                q = q / np.sqrt((q * q).mean(-1, keepdims=True) + model.eps) * plain(model.blocks[layer].q_norm)
+                k = k / np.sqrt((k * k).mean(-1, keepdims=True) + model.eps) * plain(model.blocks[layer].k_norm)
             if model.rotary is not None:
                 q, k = rotated(model.rotary, q), rotated(model.rotary, k)
             v = values @ w["W_V"] + w["b_V"]
@@ -142,7 +145,7 @@ def forward(model: Any, tokens: Array, edit: Edit | None = None) -> Run:
         scales.append(scale_of(model, sites[-1]))
         q, k, v, pattern, out = attention(model, layer, sites[-1], edit)
         sites.append(sites[-1] + out.sum(0) + plain(model.blocks[layer].b_O))
-        mlps.append(mlp_out(model, layer, sites[-1]))
+        mlps.append(mlp_out(model, layer, sites[-2] if model.parallel else sites[-1]))
         sites.append(sites[-1] + mlps[-1])
         heads.append(out)
         seen.append((q, k, v, pattern))

@@ -24,7 +24,8 @@ from repro.model.forward import Model
 from repro.model.load import load
 from tests import oracle, toys
 
-# Two norms, learned and rotary positions (both pairings), grouped heads, tied embeddings, gated MLPs, 2 to 4 layers.
+# Two norms, learned and rotary positions (both pairings), grouped heads, tied embeddings, gated MLPs, parallel blocks,
+# query and key norms, 2 to 4 layers.
 ROLES = {
     "native": Roles("L0H1", ("L2H0", "L2H3")),
     "gpt2": Roles("L1H2", ("L2H1",)),
@@ -32,6 +33,8 @@ ROLES = {
     "rotary": Roles("L0H2", ("L1H0", "L1H2")),
     "wide": Roles("L1H4", ("L2H0", "L2H4")),
     "lopsided": Roles("L0H2", ("L1H0", "L1H1")),
+    "pythia": Roles("L0H1", ("L1H0", "L1H3")),
+    "qwen3": Roles("L0H0", ("L1H2",)),
 }
 KINDS = tuple(ROLES)
 MAKERS = {
@@ -40,6 +43,8 @@ MAKERS = {
     "llama": toys.make_llama,
     "rotary": lambda folder: toys.make_native(folder, **toys.ROTARY),
     "wide": lambda folder: toys.make_native(folder, **toys.WIDE),
+    "pythia": lambda folder: toys.make_kind(folder, "pythia"),
+    "qwen3": lambda folder: toys.make_kind(folder, "qwen3"),
 }
 
 

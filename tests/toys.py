@@ -138,6 +138,54 @@ def make_llama(folder: Path, **changes: Any) -> Path:
     return save_hugging_face(LlamaForCausalLM(LlamaConfig(**LLAMA_SIZES, tie_word_embeddings=True, **changes)), folder)
 
 
+LLAMA_LIKE: dict[str, Any] = {
+    **LLAMA_SIZES,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+EVEN = {key: value for key, value in LLAMA_LIKE.items() if key != "num_key_value_heads"}
+GPT2_SIZES: dict[str, Any] = {
+    "n_layer": 2,
+    "n_head": 4,
+    "n_embd": 32,
+    "vocab_size": VOCAB,
+    "n_positions": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "pythia": ("GPTNeoX", EVEN | {"rotary_pct": 0.25, "num_hidden_layers": 3}),
+    "gpt-j": ("GPTJ", GPT2_SIZES | {"rotary_dim": 4}),
+    "qwen3": ("Qwen3", LLAMA_LIKE | {"head_dim": 6}),
+    "gemma": ("Gemma", LLAMA_LIKE | {"head_dim": 12}),
+    "opt": (
+        "OPT",
+        {key: EVEN[key] for key in EVEN if key != "intermediate_size"} | {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    ),
+    "phi": ("Phi", LLAMA_LIKE | {"partial_rotary_factor": 0.5}),
+    "phi-3": ("Phi3", LLAMA_LIKE | {"sliding_window": 40}),
+    "starcoder2": ("Starcoder2", LLAMA_LIKE),
+    "gpt2, scores scaled by layer": ("GPT2", GPT2_SIZES | {"scale_attn_by_inverse_layer_idx": True}),
+    "gpt2, unscaled scores": ("GPT2", GPT2_SIZES | {"scale_attn_weights": False}),
+    "gpt2, square MLP": ("GPT2", GPT2_SIZES | {"n_inner": 32}),
+    "llama, square MLP": ("Llama", LLAMA_LIKE | {"intermediate_size": 32}),
+    "mistral, window not reached": ("Mistral", LLAMA_LIKE | {"sliding_window": 40}),
+}
+"""By name the kind and the configuration of tiny models in Hugging Face's format; prompts have 40 tokens."""
+
+
+def make_kind(folder: Path, name: str) -> Path:
+    """One of the architectures, seeded, in a folder."""
+    import transformers
+
+    kind, config = ARCHITECTURES[name]
+    module = getattr(transformers, f"{kind}LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM")
+    return save_hugging_face(module(getattr(transformers, f"{kind}Config")(**config)), folder)
+
+
 def save_hugging_face(model: Any, folder: Path) -> Path:
     """Fills a model with seeded weights, norms and biases far from trivial, and saves it with prompts."""
     from repro.process import quiet

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from repro.errors import Exit, ReproError
 from repro.kernels.select import Kernels
 from repro.labels import head_index
 from repro.measures.directions import Directions
@@ -26,7 +27,17 @@ class Engine:
     kernels: Kernels
 
     def unembedding_rows(self, tokens: Tensor) -> Tensor:
-        """Return the columns of W_U for token ids, as rows: [..., D]."""
+        """Return the columns of W_U for token ids, as rows: [..., D].
+
+        Raises ReproError (exit 1) for a token that the model reads but never predicts (d_vocab_out < d_vocab).
+        """
+        predicted = self.model.W_U.shape[1]
+        if predicted < self.model.W_E.shape[0] and (tokens >= predicted).any():
+            raise ReproError(
+                f"token id {int(tokens.max())} has no logit: the model predicts only the first {predicted} tokens "
+                "(d_vocab_out in config.json); direct logit attribution needs tokens that it predicts",
+                Exit.FAILED,
+            )
         return self.model.W_U.T[tokens]
 
     def direction(self, u: Tensor, scale_final: Tensor) -> Tensor:
@@ -105,7 +116,9 @@ class Batch:
             ids = self.top2[1]
             u = rows(ids[..., 0]) - rows(ids[..., 1])
         else:
-            u = rows(torch.roll(self.tokens, -1, dims=1))
+            following = torch.roll(self.tokens, -1, dims=1)
+            following[:, -1] = 0  # there is none, and what was rolled there need not have a logit
+            u = rows(following)
             u[:, -1] = torch.nan
         return self.engine.direction(u, self.trace.scale_final)
 

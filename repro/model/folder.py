@@ -36,7 +36,7 @@ _ALIASES: dict[str, tuple[str, ...]] = {
 _OPTIONAL: dict[str, tuple[str, ...]] = {
     "n_kv_heads": ("n_key_value_heads", "num_key_value_heads"),
     "d_head": ("d_head", "head_dim"),
-    "d_mlp": ("d_mlp", "intermediate_size", "n_inner"),
+    "d_mlp": ("d_mlp", "intermediate_size", "n_inner", "ffn_dim"),
 }
 
 # What else of a configuration is read here or by the libraries, which do not say what is wrong with it.

@@ -47,6 +47,8 @@ class Block:
     q_norm: Tensor | None = None  # [K]
     k_norm: Tensor | None = None  # [K]
     """Weights of RMS norms of every query and key before rotation, where the model has them."""
+    rotated: bool = True
+    """Whether queries and keys of this layer are rotated, if the model has rotary positions."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def attend(model: Model, layer: int, resid: Tensor) -> Attention:
     q, k, v = qkv.split((shape.n_heads, shape.n_kv_heads, shape.n_kv_heads), dim=2)
     if block.q_norm is not None and block.k_norm is not None:
         q, k = (F.rms_norm(x, x.shape[-1:], w, model.eps) for x, w in ((q, block.q_norm), (k, block.k_norm)))
-    if model.rotary is not None:
+    if model.rotary is not None and block.rotated:
         q, k = rotate(model.rotary, q).to(v.dtype), rotate(model.rotary, k).to(v.dtype)
     z = F.scaled_dot_product_attention(
         q.transpose(1, 2),

@@ -19,7 +19,7 @@ from repro.model.folder import Folder
 from repro.model.forward import Rotary
 from repro.model.native import native_bridge
 from repro.model.refusals import refuse_incomplete, refuse_layout, refuse_not_finite, refuse_settings
-from repro.model.rotary import rotary_of_module, rotary_of_native
+from repro.model.rotary import rotary_of_module, rotary_of_native, unrotated_layers
 
 LOGITS = 64
 """Positions, the last ones, whose logits are compared: those of a whole prompt may be larger than the model."""
@@ -48,6 +48,10 @@ class Original:
     seen: tuple[Seen, ...]
     changed: dict[str, Any]
     """Settings of config.json that are not the architecture's defaults."""
+    logit_scale: float = 1.0
+    """What the original multiplies its logits by (Cohere, Granite)."""
+    unrotated: frozenset[int] = frozenset()
+    """Layers without rotary positions (SmolLM3, Cohere 2)."""
 
 
 def read_original(folder: Folder, dtype: torch.dtype, tokens: Sequence[Tensor], length: int) -> Original:
@@ -96,7 +100,8 @@ def _hugging_face(folder: Folder, dtype: torch.dtype, tokens: Sequence[Tensor], 
     )
     default = type(module.config)().to_dict()
     changed = {key: value for key, value in module.config.to_dict().items() if value != default.get(key)}
-    return Original(bridge.eval(), rotary, tuple(seen), changed)
+    scale = float(getattr(module.config, "logit_scale", 1.0)) / float(getattr(module.config, "logits_scaling", 1.0))
+    return Original(bridge.eval(), rotary, tuple(seen), changed, scale, unrotated_layers(module.config))
 
 
 def _find(module: nn.Module, mapping: Any, name: str) -> nn.Module:

@@ -1,8 +1,8 @@
 """Raw weights become the processed ones that direct logit attribution is defined on.
 
-Norms are folded into what reads through them, value biases into b_O, scales of the embedding and of single layers'
-scores into W_E and W_Q; what LayerNorm models write to the stream is centred, and so is every unembedding. Computed in
-float64, whatever the type of the weights.
+Norms are folded into what reads through them, value biases into b_O, scales of the embedding into W_E, of single
+layers' scores into W_Q, and of logits into W_U; what LayerNorm models write to the stream is centred, and so is every
+unembedding. Computed in float64, whatever the type of the weights.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ def process(folder: Folder, original: Original, dtype: torch.dtype) -> tuple[Mod
     center = str(cfg.normalization_type).upper().startswith("LN")
     offset = 1.0 if getattr(cfg, "rmsnorm_uses_offset", False) else 0.0
     scales = [_softmax_scale(_module(block.attn), shape) for block in bridge.blocks]
-    blocks, value_biases = [], []
+    blocks: list[Block] = []
+    value_biases: list[Tensor] = []
     for block, scale in zip(bridge.blocks, scales, strict=True):
         made, value_bias = _block(folder, block._modules, center, offset, scale / scales[0])
-        blocks.append(_cast(made, dtype))
+        blocks.append(_cast(replace(made, rotated=len(blocks) not in original.unrotated), dtype))
         value_biases.append(value_bias.to(dtype))
     W_U, b_U = _read_through(_norm(bridge.ln_final, shape.d_model, offset), _affine(bridge.unembed), center)
     W_E, W_pos = _embeddings(bridge, shape, original.rotary, center)
@@ -50,8 +51,8 @@ def process(folder: Folder, original: Original, dtype: torch.dtype) -> tuple[Mod
         W_pos=W_pos,
         rotary=None if original.rotary is None else _cast(original.rotary, dtype),
         blocks=tuple(blocks),
-        W_U=W_U - W_U.mean(1, keepdim=True),
-        b_U=b_U - b_U.mean(),
+        W_U=W_U.sub_(W_U.mean(1, keepdim=True)).mul_(original.logit_scale),  # in place: the largest matrix
+        b_U=(b_U - b_U.mean()) * original.logit_scale,
         parallel=bool(getattr(cfg, "parallel_attn_mlp", False)),
     )
     return _cast(model, dtype), value_biases
@@ -131,7 +132,7 @@ def _read_through(norm: Affine, read: Affine, center: bool) -> Affine:
     """Fold a norm into what reads through it: x w + b, then W, becomes x, then w W, b W added to the bias."""
     (weight, bias), (W, b) = norm, read
     folded = weight[:, None] * W
-    return folded - folded.mean(0) if center else folded, b + bias @ W
+    return folded.sub_(folded.mean(0)) if center else folded, b + bias @ W
 
 
 def _written(write: Affine, center: bool) -> Affine:
@@ -148,7 +149,7 @@ def _embeddings(bridge: Any, shape: Shape, rotary: Rotary | None, center: bool) 
         table = module.weight.detach()
         scale = torch.as_tensor(getattr(module, "embed_scale", 1.0)).to(table.dtype)
         table = table.double() * scale.double()
-        found.append(table - table.mean(1, keepdim=True) if center else table)
+        found.append(table.sub_(table.mean(1, keepdim=True)) if center else table)
     if rotary is not None:
         return found[0], None
     # OPT keeps rows for positions of padding in front.

@@ -22,8 +22,6 @@ _REFUSED: dict[str, Callable[[Any], bool]] = {
     "embedding_multiplier": lambda value: value not in (None, 1),
     "final_logit_softcapping": bool,
     "is_encoder_decoder": bool,
-    "logit_scale": lambda value: value not in (None, 1),
-    "logits_scaling": lambda value: value not in (None, 1),
     "num_experts": bool,
     "num_local_experts": bool,
     "n_routed_experts": bool,
@@ -75,6 +73,8 @@ def refuse_layout(folder: Folder, mapping: Mapping[str, Any]) -> None:
     lacking = [f"layers without {name}" for name, present in wanted.items() if not present]
     if {"ln1_post", "ln2_post"} & set(layer):
         lacking.append("norms after attention or MLP")
+    if "ln_final" not in mapping:
+        lacking.append("no final norm")
     if "embed_ln" in mapping:
         lacking.append("a norm of the embeddings")
     if lacking:
@@ -89,6 +89,7 @@ def refuse_parts(folder: Folder, bridge: Any) -> None:
     q_norm = first.attn._modules.get("q_norm")
     unsupported = {
         "query/key norms of all heads at once": q_norm is not None and q_norm.weight.numel() != folder.shape.d_head,
+        "query/key norms after rotation": bool(getattr(cfg, "qk_norm_after_rope", False)),
         f"normalisation {cfg.normalization_type!r}": not norm.startswith(("LN", "RMS")),
         f"positions of kind {cfg.positional_embedding_type!r}": cfg.positional_embedding_type
         not in ("standard", "rotary"),

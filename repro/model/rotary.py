@@ -46,6 +46,16 @@ def _of_frequencies(folder: Folder, part: Any, adjacent: bool) -> Rotary:
     return Rotary(angles.cos() * strength, angles.sin() * strength, adjacent)
 
 
+def unrotated_layers(config: Any) -> frozenset[int]:
+    """Return the layers of a Hugging Face model with rotary positions that do without them."""
+    kinds = getattr(config, "layer_types", None) or ()
+    if getattr(config, "model_type", "") == "cohere2":
+        return frozenset(layer for layer, kind in enumerate(kinds) if kind == "full_attention")
+    return frozenset(
+        layer for layer, rotated in enumerate(getattr(config, "no_rope_layers", None) or ()) if not rotated
+    )
+
+
 def rotary_of_native(bridge: Any) -> Rotary | None:
     """Return the tables of TransformerLens' native model, or nothing if it has no rotary positions."""
     tables = getattr(bridge.original_model, "rotary", None)

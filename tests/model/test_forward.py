@@ -59,9 +59,9 @@ def test_a_site_is_exactly_the_sum_of_what_was_written_before(kind: str) -> None
             missing = sum(part for other, part in parts.items() if other != name)
             assert is_close(stream, missing) == (not parts[name].any()), name
     absent = {name for name, part in parts.items() if not part.any()}
-    # Rotary models have no positional summand, and only the Llama here has no attention bias.
+    # Rotary models have no positional summand, and only the Llama and Qwen3 here have no attention bias.
     assert ("positions" in absent) == (shown.model.W_pos is None)
-    assert {name[:3] for name in absent} <= ({"pos", "b_O"} if kind == "llama" else {"pos"})
+    assert {name[:3] for name in absent} <= ({"pos", "b_O"} if kind in ("llama", "qwen3") else {"pos"})
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -98,7 +98,7 @@ def test_a_norm_is_its_numerator_over_its_scale(kind: str) -> None:
     given, x = scene(kind).model, torch.from_numpy(scene(kind).clean.sites[-1])
     numerator = x - x.mean(-1, keepdim=True) if given.center else x
     assert_close(normed(given, x), numerator / norm_scale(given, x)[..., None])
-    assert given.center == (kind not in ("llama", "rotary"))
+    assert given.center == (kind not in ("llama", "rotary", "qwen3"))
     shifted = is_close(normed(given, x + 3), normed(given, x))
     assert shifted == given.center
 

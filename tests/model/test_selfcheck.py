@@ -18,11 +18,12 @@ import repro.model.forward
 import repro.model.linear
 from repro.errors import Exit, ReproError
 from repro.model.folder import read_folder
-from repro.model.forward import Model, logits, trace
+from repro.model.forward import Model, Rotary, logits, trace
 from repro.model.load import load
 from repro.model.original import Original, Seen
 from repro.model.selfcheck import check_against_original
 from tests import toys
+from tests.runs import cli
 from tests.scenes import model, prompts
 
 TOKENS = torch.from_numpy(prompts(2, 64, seed=3))
@@ -43,7 +44,7 @@ def made(path: Path, kind: str, **changes: Any) -> tuple[Path, Any]:
     import transformers
 
     sizes = toys.LLAMA_SIZES | {"bos_token_id": 0, "eos_token_id": 0}
-    if kind == "GPT2":
+    if kind in ("GPT2", "GPTBigCode"):
         names = {"n_layer": "num_hidden_layers", "n_head": "num_attention_heads", "n_embd": "hidden_size"}
         names |= {name: name for name in ("vocab_size", "bos_token_id", "eos_token_id")}
         sizes = {ours: sizes[theirs] for ours, theirs in names.items()} | {"n_positions": 64}
@@ -91,7 +92,6 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         "not supported: layers without a norm before attention, norms after",
     ),
     "norms of queries": ("StableLm", {"qk_layernorm": True}, "not supported: qk_layernorm = True"),
-    "scaled logits": ("Cohere", {}, "not supported: logit_scale = 0.0625"),
     "scaled residuals": ("Granite", {"residual_multiplier": 0.5}, "not supported: residual_multiplier = 0.5"),
     "clipped queries": ("Olmo", {"clip_qkv": 8.0}, "not supported: clip_qkv = 8.0"),
     "no rotary": ("Falcon", {"alibi": True}, "not supported: alibi = True"),
@@ -120,6 +120,18 @@ ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
     "another activation and eps": ("GPT2", {"activation_function": "relu", "layer_norm_epsilon": 1e-3}),
     "sequential blocks": ("GPTNeoX", {"use_parallel_residual": False}),
     "a window as long as the context": ("Mistral", {"sliding_window": 64}),
+    "scaled logits, parallel, interleaved rotary": ("Cohere", {"logit_scale": 0.0625}),
+    "scaled scores and logits": ("Granite", {"attention_multiplier": 0.2, "logits_scaling": 4.0}),
+    "parallel with one norm": ("StableLm", {"use_parallel_residual": True, "partial_rotary_factor": 0.5}),
+    "norms without weights": ("Olmo", {}),
+    "joint gate": ("Glm", {"head_dim": 8, "pad_token_id": 0}),
+    "interleaved rotary": ("Ernie4_5", {"head_dim": 8}),
+    "some layers without rotation": ("SmolLM3", {"no_rope_layers": [1, 0, 1], "pad_token_id": 0}),
+    "rotation in windowed layers only": (
+        "Cohere2",
+        {"sliding_window": 64, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    ),
+    "a shared key/value head": ("GPTBigCode", {}),
 }
 
 
@@ -229,6 +241,42 @@ def test_a_pass_that_computes_something_else_is_caught(
     for attribute, value in wrong.items():
         monkeypatch.setattr(repro.model.linear if attribute == "ACTIVATIONS" else repro.model.forward, attribute, value)
     assert f"{folders[kind]}: {quantity} {DIFFERS}" in refusal(folders[kind])
+
+
+def late(rotary: Rotary, x: torch.Tensor) -> torch.Tensor:
+    """Rotation that goes wrong from position 30 on, as a window or a scaling for long texts would."""
+    turned = ROTATE(rotary, x)
+    return torch.cat((turned[:, :30], 0.5 * turned[:, 30:]), 1)
+
+
+ROTATE = repro.model.forward.rotate
+
+
+def test_what_binds_late_is_seen_on_the_subjects_own_prompt(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repro.model.forward, "rotate", late)
+    folder = read_folder(folders["llama"])
+    load(folder)  # the probe is too short
+    load(folder, prompts=prompts(2, 30))
+    with pytest.raises(ReproError, match=f"z of layer 0 {DIFFERS}"):
+        load(folder, prompts=prompts(2, 31))
+    answer = cli("run", "--subject", folders["llama"], "--out", tmp_path, "--prompts", "4")
+    assert answer.code == Exit.UNAVAILABLE
+    assert f"z of layer 0 {DIFFERS}" in answer.err
+    assert not [path for path in tmp_path.rglob("*") if path.name in ("units", "COMMIT")]
+
+
+def test_windows_that_the_prompts_do_not_reach_are_no_obstacle(tmp_path: Path) -> None:
+    path, module = made(tmp_path / "model", "Mistral", sliding_window=40)
+    ours = load(read_folder(path), prompts=prompts(2, 40))
+    with torch.no_grad():
+        moved = logits(ours, trace(ours, TOKENS[:, :40]).final) - module(TOKENS[:, :40]).logits
+        beyond = logits(ours, trace(ours, TOKENS).final) - module(TOKENS).logits
+    assert float((moved - moved.mean(-1, keepdim=True)).abs().max()) < 1e-4
+    assert float((beyond - beyond.mean(-1, keepdim=True)).abs().max()) > 1e-2
+    with pytest.raises(ReproError, match="shorter than prompts of 41 tokens; prompts of at most 40 tokens would do"):
+        load(read_folder(path), prompts=prompts(2, 41))
 
 
 def agreeing(given: Model, raw_logits: torch.Tensor) -> Original:
