@@ -65,8 +65,9 @@ def gram_kernel(
     BD: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    # One program multiplies a block of nodes with another at BT positions: a batch of small products, one a position.
-    # A node is read once for every block of nodes, and what it costs to store G is more than that unless N is small.
+    # One program multiplies a block of nodes with another at BT positions: a batch of small products, one a position,
+    # so that neighbouring lanes store neighbouring positions of G. Every node is read once for each block of nodes;
+    # blocks are small because the sums of all BT positions stay in registers.
     i_t, i_i, i_j = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     if i_j < i_i:
         return

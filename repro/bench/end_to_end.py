@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,6 @@ import numpy as np
 from repro.bench.end_to_end_report import baseline_line, growth, line, medians, unfit
 from repro.bench.meter import above, age, peak
 from repro.errors import Exit, ReproError
-from repro.files import disk
 
 if TYPE_CHECKING:
     from repro.request import Workspace
@@ -180,22 +180,34 @@ def end_to_end(spec: Path, store: Path, sizes: Sequence[int], repeats: int, say:
     folder = Path(tempfile.mkdtemp(prefix="end-to-end-"))
     rows: list[dict[str, Any]] = []
     try:
-        with disk(unfinished):
+        with _writing(unfinished):
             path.parent.mkdir(parents=True, exist_ok=True)
             unfinished.write_text("")
         made = make_subject(folder, spec, max(*sizes, *BASELINE_SIZES))
         for row in _measured(made, sizes, repeats, say):
             rows.append(row)
-            with disk(unfinished), unfinished.open("a", encoding="utf-8") as file:
+            with _writing(unfinished), unfinished.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, sort_keys=True) + "\n")
             say(line(row) if row["record"] == "paper" else baseline_line(row))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     for text in (*medians(rows), *growth(rows)):
         say(text)
-    with disk(path):
+    with _writing(path):
         unfinished.replace(path)
     return rows
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn what the operating system says about a write into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise ReproError(
+            f"cannot write {path}: {reason}; free the disk or choose another --out", Exit.FAILED
+        ) from error
 
 
 def _measured(spec: Path, sizes: Sequence[int], repeats: int, say: Say) -> Iterator[dict[str, Any]]:

@@ -122,7 +122,7 @@ def test_a_run_that_fails_keeps_its_rows_beside_the_last_whole_ones(
         endtoend.end_to_end(SPEC, tmp_path, [10, 30], 1, lambda _: None)
     assert kept.read_text() == "an earlier run\n"
     assert [json.loads(text)["prompts"] for text in part.read_text().splitlines()] == [10]
-    with pytest.raises(ReproError, match=r"cannot write .*end_to_end.jsonl.part: Not a directory"):
+    with pytest.raises(ReproError, match=r"cannot write .*end_to_end.jsonl.part: Not a directory; free the disk"):
         endtoend.end_to_end(SPEC, part, [10], 1, lambda _: None)
 
 

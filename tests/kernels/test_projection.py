@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -107,6 +107,7 @@ def test_strides_do_not_matter(name: str, dtype: torch.dtype) -> None:
         agree(kernels(name).projection(**other), tuple(tensor.double() for tensor in true), "ieee")
 
 
+@settings(deadline=None)
 @given(
     st.builds(
         Shape,

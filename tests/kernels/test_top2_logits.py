@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repro.kernels import reference, tiled
@@ -129,6 +129,7 @@ def test_aligned_copies_only_what_is_not_aligned() -> None:
     assert aligned(randn(777, 16).T).stride() == (1, 16)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 9), st.integers(1, 12), st.integers(2, 90), st.integers(1, 3), st.integers(1, 2000))
 def test_tiles_of_any_shape_are_the_reference(T: int, D: int, V: int, C: int, tile: int) -> None:
     arguments = {**whole_numbers(T, D, V, torch.float64), "chosen": torch.arange(T * C).view(T, C) % V}
