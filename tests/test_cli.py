@@ -100,7 +100,7 @@ def test_the_defaults_fall_back_loudly(tmp_path: Path) -> None:
         (["--memory", "lots"], "--memory lots: give a size such as 2GiB or 512MiB"),
         (["--only", "post_7"], "no experiment, figure or group 'post_7'. Did you mean 'post_5'? Known: "),
         (["--subject", "minni"], "--subject minni: no such subject. Did you mean 'mini'? Declared: gelu-4l, mini; a "),
-        (["--spec", "none.toml"], "none.toml: cannot be read as a spec (No such file or directory); name a TOML file"),
+        (["--spec", "none.toml"], "none.toml: no such file; name a spec with --spec; the paper's is "),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

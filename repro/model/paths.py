@@ -23,7 +23,7 @@ from torch import Tensor
 
 from repro.labels import step_of, writers
 from repro.model.forward import Model, Trace, norm_scale, normed
-from repro.model.linear import ACTIVATIONS
+from repro.model.linear import ACTIVATIONS, linear
 
 DECOY_LAYERS = 4
 """Decoys are made anew at layers 0, 1, 4, 16, …, so that a component's are always made from nodes written before it."""
@@ -231,12 +231,11 @@ def pattern(model: Model, trace: Trace, layer: int, row: int, positions: Tensor)
 def gates(model: Model, layer: int, resid: Tensor) -> Tensor:
     """Return the held gate g of each hidden unit of an MLP that reads `resid` [T, D]: [T, M]."""
     block, x = model.blocks[layer], normed(model, resid)
-    activation = ACTIVATIONS[model.act]
     if block.W_gate is not None and block.b_gate is not None:
-        return activation(x @ block.W_gate + block.b_gate)
-    u = x @ block.W_in + block.b_in
+        return linear(x, block.W_gate, block.b_gate, model.act).to(x.dtype)
+    u = linear(x, block.W_in, block.b_in).to(x.dtype)
     u = torch.where(u.abs() < _NEAR_ZERO, _NEAR_ZERO, u)  # act(u) / u has a limit at 0, and 0 / 0 has none
-    return activation(u) / u
+    return ACTIVATIONS[model.act](u) / u
 
 
 def _head_dots(
@@ -278,8 +277,9 @@ def _mlp_dots(model: Model, layer: int, mid: Tensor, at: Tensor) -> Tensor:
     """Return <path_{w->MLP}, h_w> [w, 1, T] of writers and decoys `at` [w, T, D]; mid: what the MLP reads [T, D]."""
     block = model.blocks[layer]
     g = gates(model, layer, mid) / norm_scale(model, mid)[:, None]
-    parts = []
+    # Products of the forward may be in bf16; what is measured of them is not.
+    W_in, W_out, parts = block.W_in.to(at.dtype), block.W_out.to(at.dtype), []
     for some in at.split(TOGETHER):
-        hidden = (some @ block.W_in).mul_(some @ block.W_out.T)  # [w, T, M]
+        hidden = (some @ W_in).mul_(some @ W_out.T)  # [w, T, M]
         parts.append(torch.einsum("wtm,tm->wt", hidden, g))
     return torch.cat(parts)[:, None]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from repro.labels import head_index, is_head, layer_of, step_of
 from repro.model.forward import Model, Trace, attend, attn_out, mlp, norm_scale, trace
-from repro.model.linear import ACTIVATIONS
+from repro.model.linear import linear
 from repro.model.paths import centred
 from repro.scan.confirmation import Confirmation
 
@@ -79,12 +79,12 @@ def _patched(model: Model, run: Trace, component: str, h: Tensor, own_scale: boo
     if own_scale:
         return centred(model, mlp(model, layer, resid - h))
     block, x = model.blocks[layer], centred(model, resid - h) / norm_scale(model, resid)[..., None]
-    activation, hidden = ACTIVATIONS[model.act], x @ block.W_in + block.b_in
+    x = x.view(-1, x.shape[-1])
     if block.W_gate is None or block.b_gate is None:
-        hidden = activation(hidden)
+        hidden = linear(x, block.W_in, block.b_in, model.act)
     else:
-        hidden = hidden * activation(x @ block.W_gate + block.b_gate)
-    return centred(model, hidden @ block.W_out + block.b_out)
+        hidden = linear(x, block.W_in, block.b_in) * linear(x, block.W_gate, block.b_gate, model.act)
+    return centred(model, linear(hidden, block.W_out, block.b_out).to(resid.dtype).view_as(resid))
 
 
 def _patched_head(model: Model, run: Trace, component: str, h: Tensor, own_scale: bool) -> Tensor:

@@ -280,10 +280,13 @@ def test_quartiles_keep_their_order_and_no_row_is_lost(view: str, subject: str) 
         ("LW 3a", ["clean", "patched", "layer 2: patched"]),
         ("LW 3b", ["clean", "patched", *(f"L2H{h}" for h in range(8))]),
         ("P 3", ["clean", "patched", *(f"L2H{h}" for h in range(2, 8))]),
-        ("LW 4a", ["bottom / top", "__ / get", "class MyClass:\\n\\tdef", "logit difference 3.02", "0.247", "0.248"]),
+        (
+            "LW 4a",
+            ["·bottom / ·top", "·__ / ·get", "class MyClass:\\n\\tdef", "logit difference 3.02", "0.248"],
+        ),
         ("LW 4b", ["L3H1", "L2H1", "L3H5", "L2H2", "2.300", "0.720"]),
-        ("P 5", ["L3H1", "L2H1", "L3H5", "L2H2", "0.950", "0.975", "Church / church"]),
-        ("LW 5", ["perfect erasure", "n = 30,720", "points per bin"]),
+        ("P 5", ["L3H1", "L2H1", "L3H5", "L2H2", "0.950", "0.975", "·Church / ·church"]),
+        ("LW 5", ["perfect erasure", "points per bin"]),
         ("appendix", [*labels(4, 8)[0], *labels(4, 8)[1], "10.14", "\u22122.41"]),
         ("by position", ["PR(resid_mid0, L0H2)", "PR(resid_post1, L0H2)", "PR(resid_mid2, L0H2)", "prompt", "1024"]),
     ],
@@ -294,6 +297,8 @@ def test_labels_a_reader_of_the_paper_looks_for(view: str, expected: list[str]) 
     assert set(wanted) <= set(words(picture))
     assert "Infinity" not in picture
     assert ds.attrs["title"] in picture
+    if view == "LW 5":
+        assert sum(line.startswith("fit: r = ") and line.endswith("n = 30,720") for line in words(picture)) == 2
 
 
 def test_views_limited_by_an_option_show_nothing_else() -> None:
@@ -342,7 +347,7 @@ def test_undefined_values_are_told_and_leave_a_gap() -> None:
         assert "left out" not in " ".join(words(drawn(view, "gelu-4l")[2]))
     gone = dataset("LW 4a").copy(deep=True)
     gone["resampled"][:] = np.nan
-    assert words(svg(draw("LW 4a", gone))).count("undefined") == 4
+    assert words(svg(draw("LW 4a", gone))).count("undefined") == 8, "each with its outline"
 
 
 @every_view

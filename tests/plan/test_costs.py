@@ -166,4 +166,4 @@ def test_only_running_needs_torch(finished: Finished, tmp_path: Path) -> None:
     )
     assert found.returncode == 0, found.stderr
     assert found.stdout.count("done ") == len(commands)
-    assert "figures: 1 drawn, 13 unchanged" in found.stdout
+    assert "figures: 1 drawn, 13 unchanged" in found.stdout, found.stdout[-3000:]

@@ -274,7 +274,7 @@ def test_named_roles_are_taken_as_they_are(finished: Finished, tmp_path: Path) -
     assert {path.name for path in (tmp_path / "store" / "named").iterdir()} == {"v_patch"}, "nothing to be found"
     (path,) = (tmp_path / "store" / "named" / "v_patch").iterdir()
     attrs = read_summary(path).attrs
-    assert (attrs["writer"], attrs["erasers"], attrs["layer"]) == ("L0H1", ["L2H0", "L2H3"], 2)
+    assert (attrs["writer"], attrs["erasers"], attrs["layer"]) == ("L0H1", "L2H0, L2H3", 2)
     assert (attrs["roles"], attrs["found"]) == ("named", True)
 
 

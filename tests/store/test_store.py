@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import warnings
@@ -276,15 +275,3 @@ def test_an_interrupt_leaves_nothing_half_done(path: Path, monkeypatch: pytest.M
         monkeypatch.undo()
         assert campaigns.contents(path) == before
         assert result.missing() == [0, 1, 2, 3, 4]
-
-
-def test_the_examples_in_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    readme = (Path(__file__).parents[2] / "store" / "README.md").read_text()
-    examples = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    assert len(examples) >= 2
-    faulty.run(tmp_path / "store" / "mini" / "nodes_onto_writer" / "0123456789ab", N_PROMPTS)
-    monkeypatch.chdir(tmp_path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for example in examples:
-            exec(example, {})
