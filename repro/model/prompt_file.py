@@ -82,7 +82,8 @@ def _refuse_padding(path: Path, tokens: np.ndarray, config: Mapping[str, Any]) -
         special |= {item for item in (given if isinstance(given, list) else [given]) if type(item) is int}
     for where, ordered in (("ends", tokens[:, ::-1]), ("begins", tokens)):
         runs = _runs(ordered)
-        padded = (runs >= _RUN) & np.isin(ordered[:, 0], list(special)) | _unusual(ordered, runs)
+        # Documents that end where a prompt begins or ends leave two special tokens there.
+        padded = np.where(np.isin(ordered[:, 0], list(special)), runs >= _RUN, _unusual(ordered, runs))
         if padded.any():
             row = int(np.argmax(padded))
             raise unavailable(
