@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from repro.errors import AbsentError, Exit, ReproError, plain, words_of
+from repro.model.config_keys import refuse_config
 from repro.model.contents import refuse_other_content
 from repro.model.prompt_file import read_tokens
 from repro.model.weights import is_file, refuse_other_copy, weight_files
@@ -101,7 +102,7 @@ class Folder:
 
 
 def _is_hugging_face(config: Mapping[str, Any]) -> bool:
-    return "architectures" in config or "model_type" in config
+    return config.get("architectures") is not None or config.get("model_type") is not None
 
 
 def read_folder(path: Path, prompts: Path | None = None) -> Folder:
@@ -113,6 +114,7 @@ def read_folder(path: Path, prompts: Path | None = None) -> Folder:
     if not path.is_dir():
         raise AbsentError(f"{path}: model directory not found")
     config = _read_json(path / "config.json", _CONFIG)
+    refuse_config(path / "config.json", config)
     shape = _shape(path / "config.json", config)
     weights = weight_files(path, _is_hugging_face(config))
     found = prompts if prompts is not None else path / PROMPTS

@@ -24,7 +24,7 @@ from repro.model.folder import (
 )
 
 TL = {"n_layers": 3, "n_heads": 4, "d_model": 32, "n_ctx": 64, "d_vocab": 61, "d_head": 8, "d_mlp": 48}
-GPT2 = {"n_layer": 3, "n_head": 4, "n_embd": 32, "n_positions": 64, "vocab_size": 61, "n_inner": None}
+GPT2 = {"n_layer": 3, "n_head": 4, "n_embd": 32, "n_positions": 64, "vocab_size": 61, "model_type": "gpt2"}
 LLAMA = {
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
@@ -33,6 +33,7 @@ LLAMA = {
     "max_position_embeddings": 64,
     "vocab_size": 61,
     "intermediate_size": 48,
+    "model_type": "llama",
 }
 
 
@@ -103,7 +104,7 @@ def test_flop_per_token_counts_every_matrix_product() -> None:
         (TL | {"d_vocab": 2**31}, f"d_vocab is {2**31}; a positive whole number is expected"),
         (TL | {"attn_only": True}, "attn_only models are not supported: every layer needs an MLP"),
         (LLAMA | {"num_key_value_heads": 3}, "4 heads cannot be shared out evenly among 3 key/value heads"),
-        (LLAMA | {"n_layers": 4}, "n_layers and num_hidden_layers name the same size and must not differ"),
+        (TL | {"num_hidden_layers": 4}, "n_layers and num_hidden_layers name the same size and must not differ"),
         (
             TL | {"n_layers": 2**30},
             "1073741824 layers of 4 heads and a context of 64 tokens; at most 65536 heads in all",
