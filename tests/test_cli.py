@@ -68,7 +68,7 @@ def test_json_is_all_that_machines_are_told(finished: Finished) -> None:
     rows = json.loads(answer.out)
     assert rows["subject"] == run.subject
     assert set(rows["items"][0]) == {"experiment", "about", "precision", "state", "why", "key", "flop", "bytes"}
-    assert "subject: native" in answer.err
+    assert f"subject: {run.subject}" in answer.err
     assert json.loads(run.cli("check", "--json").out)["subject"] == run.subject
     names = [row["name"] for row in json.loads(cli("subjects", "--spec", PAPER, "--json").out)]
     assert names[:2] == ["gelu-4l", "mini"]

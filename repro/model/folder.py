@@ -15,6 +15,7 @@ from repro.errors import AbsentError, Exit, ReproError, plain, words_of
 from repro.model.config_keys import refuse_config
 from repro.model.contents import refuse_other_content
 from repro.model.prompt_file import read_tokens
+from repro.model.sizes import refuse_other_sizes
 from repro.model.weights import is_file, refuse_other_copy, weight_files
 
 PROMPTS = "prompts.safetensors"
@@ -132,6 +133,8 @@ def read_folder(path: Path, prompts: Path | None = None) -> Folder:
         tokenizer=tokenizer if is_file(tokenizer) else None,
     )
     _refuse_claims(folder)
+    if not folder.is_hugging_face:
+        refuse_other_sizes(path, vars(shape), weights)
     return folder
 
 

@@ -140,3 +140,13 @@ def test_a_header_length_that_looks_like_text_is_no_page(tmp_path: Path, folders
             (len(header) + length).to_bytes(8, "little") + header + b" " * length + np.zeros(4, "u1").tobytes()
         )
         assert list(read_header(path)) == ["a"]
+
+
+def test_weights_of_other_sizes_than_the_configuration_says_are_named(folders: dict[str, Path], tmp_path: Path) -> None:
+    model = Path(shutil.copytree(folders["native"], tmp_path / "model"))
+    path = model / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"d_mlp": 40}))
+    assert refused(lambda: read_folder(model), Exit.UNAVAILABLE) == (
+        f"{model}: config.json says d_model = 32, d_mlp = 40, and blocks.0.mlp.W_in in the weights is [32, 48]"
+    )

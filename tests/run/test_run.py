@@ -45,7 +45,7 @@ def drawn(answer: Answer) -> tuple[int, int]:
 def test_the_default_spec_runs_on_every_kind_of_model(finished: Finished, kind: str) -> None:
     run = finished(kind)
     assert run.answer.code == Exit.OK, run.answer.text
-    assert run.answer.out.startswith(f"subject: {kind} ({run.model})")
+    assert run.answer.out.startswith(f"subject: {run.subject} ({run.model})")
     assert drawn(run.answer) == (14, 0)
     assert {path.name for path in run.store.iterdir()} == {*EXPERIMENTS, *ROLES}
     passes = [line.split(": ")[1] for line in run.answer.out.splitlines() if line.startswith("pass over ")]
@@ -63,7 +63,7 @@ def test_every_figure_is_there_as_html_png_and_svg(finished: Finished, kind: str
         if (ending := path.suffix[1:]) in starts:
             assert path.read_bytes().startswith(starts[ending]), path
     svg = (folder / "post_2.svg").read_text()
-    assert f"subject {kind}" in svg
+    assert f"subject {finished(kind).subject}" in svg
     assert "Figure 2 of the post" in svg
 
 
@@ -119,7 +119,7 @@ def test_the_second_run_recomputes_and_redraws_nothing(finished: Finished, tmp_p
     assert "pass over" not in answer.out
     after = tree(tmp_path)
     rewritten = {name for name in before if before[name] != after.get(name)}
-    assert rewritten <= {f"paper_figures/out/native/check.{kind}" for kind in ("md", "json")}
+    assert rewritten <= {f"paper_figures/out/{finished('native').subject}/check.{kind}" for kind in ("md", "json")}
     assert set(before) == set(after)
 
 
