@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from repro.computer import Computer, remove_result
 from repro.errors import Exit, ReproError
 from repro.figures import draw as drawing
+from repro.files import load
 from repro.labels import in_precision
 from repro.plan.cost import cost_line, item_bytes, item_flop, total_cost
 from repro.plan.plan import Item, Plan
@@ -21,6 +22,7 @@ from repro.plan.roles import role_experiments
 from repro.request import Workspace
 from repro.spec.types import HubPrompts
 from repro.store.excluded import NOTE, excluded_prompts, kept, left_out_line
+from repro.store.records import PROVENANCE
 from repro.subjects.access import cache_folder
 from repro.subjects.resolve import ResolvedSubject
 
@@ -284,6 +286,19 @@ def plan_rows(plan: Plan) -> list[dict[str, Any]]:
     ]
 
 
+def _is_own(plan: Plan, path: Path) -> bool:
+    """Return whether a result says that it is of the plan's subject: another spec may give the same name to another."""
+    try:
+        origin = load(path / PROVENANCE) or {}
+    except ReproError:
+        return False
+    same = (
+        origin.get("model") == plan.subject.subject.model
+        or origin.get("key", {}).get("weights") == plan.subject.weights
+    )
+    return bool(origin.get("subject") == plan.subject.name and same)
+
+
 def clean(paper: Paper, remove: bool) -> list[Path]:
     """Show the subject's results that the spec does not use, and with `remove` delete them.
 
@@ -296,7 +311,7 @@ def clean(paper: Paper, remove: bool) -> list[Path]:
     found = [
         path
         for path in sorted((workspace.store / plan.subject.name).glob("*/*"))
-        if path.is_dir() and path not in used and path.parent.name not in waiting
+        if path.is_dir() and path not in used and path.parent.name not in waiting and _is_own(plan, path)
     ]
     for path in found:
         workspace.say(f"{'removed' if remove else 'would remove'} {path}")

@@ -16,6 +16,10 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from repro.__main__ import main
+from repro.measures import MEASURES
+from repro.spec.read import read_spec
+from repro.subjects.access import Access
+from repro.subjects.resolve import choose
 
 ROOT = Path(__file__).parents[1]
 PAPER = ROOT / "experiments.toml"
@@ -63,7 +67,7 @@ class Run:
     @property
     def subject(self) -> str:
         """The subject's name."""
-        return self.model.name
+        return subject_name(self.model)
 
     @property
     def store(self) -> Path:
@@ -88,6 +92,11 @@ class Run:
         """The one result of an experiment."""
         (found,) = (self.store / experiment).iterdir()
         return found
+
+
+def subject_name(model: Path) -> str:
+    """The name that a directory goes by, its digest included."""
+    return choose(read_spec(PAPER, MEASURES), str(model), Access(model, offline=True, ask=False)).name
 
 
 def run_all(model: Path, out: Path) -> Run:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from repro.errors import Exit
+from repro.files import load, sealed, write_durably
 from tests.runs import PAPER, ROOT, SPECS, Run, cli, only_error
 
 Finished = Callable[[str], Run]
@@ -65,10 +66,10 @@ def test_json_is_all_that_machines_are_told(finished: Finished) -> None:
     run = finished("native")
     answer = run.cli("plan", "--json")
     rows = json.loads(answer.out)
-    assert rows["subject"] == "native"
+    assert rows["subject"] == run.subject
     assert set(rows["items"][0]) == {"experiment", "about", "precision", "state", "why", "key", "flop", "bytes"}
-    assert "subject: native" in answer.err
-    assert json.loads(run.cli("check", "--json").out)["subject"] == "native"
+    assert f"subject: {run.subject}" in answer.err
+    assert json.loads(run.cli("check", "--json").out)["subject"] == run.subject
     names = [row["name"] for row in json.loads(cli("subjects", "--spec", PAPER, "--json").out)]
     assert names[:2] == ["gelu-4l", "mini"]
 
@@ -176,3 +177,17 @@ def test_clean_keeps_what_may_be_used_once_roles_are_known(finished: Finished, t
     shutil.rmtree(run.store / "writer")
     assert run.cli("clean", "--yes").out == "nothing to remove\n"
     assert (run.store / "v_patch").is_dir()
+
+
+def test_clean_leaves_what_another_spec_computed_under_the_same_name(finished: Finished, tmp_path: Path) -> None:
+    run = finished("native").copy(tmp_path)
+    theirs = run.store / "dla_scatter" / "0123456789ab"
+    shutil.copytree(run.result("dla_scatter"), theirs)
+    body = load(theirs / "provenance.json") or {}
+    for change in ({"subject": "another"}, {"model": "elsewhere", "key": {**body["key"], "weights": "0" * 64}}):
+        write_durably(theirs / "provenance.json", sealed({**body, **change}))
+        assert run.cli("clean", "--yes").out == "nothing to remove\n"
+    (theirs / "provenance.json").unlink()
+    assert run.cli("clean", "--yes").out == "nothing to remove\n"
+    write_durably(theirs / "provenance.json", sealed(body))
+    assert run.cli("clean", "--yes").out == f"removed {theirs}\n"

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from repro.errors import AbsentError, Exit, ReproError, plain, words_of
+from repro.model.config_keys import refuse_config
+from repro.model.contents import refuse_other_content
+from repro.model.prompt_file import read_tokens
+from repro.model.sizes import refuse_other_sizes
+from repro.model.weights import is_file, refuse_other_copy, weight_files
 
 PROMPTS = "prompts.safetensors"
-INDEX = "model.safetensors.index.json"
 _CONFIG = "model configuration"
 _LARGEST = 1 << 26
 """Bytes of a configuration."""
@@ -95,8 +98,12 @@ class Folder:
 
     @property
     def is_hugging_face(self) -> bool:
-        """Return whether the directory is in Hugging Face's format rather than in TransformerLens'."""
-        return "architectures" in self.config or "model_type" in self.config
+        """Whether the folder is in Hugging Face's format rather than in TransformerLens'."""
+        return _is_hugging_face(self.config)
+
+
+def _is_hugging_face(config: Mapping[str, Any]) -> bool:
+    return config.get("architectures") is not None or config.get("model_type") is not None
 
 
 def read_folder(path: Path, prompts: Path | None = None) -> Folder:
@@ -108,10 +115,11 @@ def read_folder(path: Path, prompts: Path | None = None) -> Folder:
     if not path.is_dir():
         raise AbsentError(f"{path}: model directory not found")
     config = _read_json(path / "config.json", _CONFIG)
+    refuse_config(path / "config.json", config)
     shape = _shape(path / "config.json", config)
-    weights = _weights(path)
+    weights = weight_files(path, _is_hugging_face(config))
     found = prompts if prompts is not None else path / PROMPTS
-    if not _is_file(found):
+    if not is_file(found):
         raise ReproError(
             f"{found}: no prompts; a safetensors file with `tokens`, int32 [prompts, positions], BOS first, is needed"
         )
@@ -122,9 +130,11 @@ def read_folder(path: Path, prompts: Path | None = None) -> Folder:
         shape=shape,
         weights=weights,
         prompts=found,
-        tokenizer=tokenizer if _is_file(tokenizer) else None,
+        tokenizer=tokenizer if is_file(tokenizer) else None,
     )
     _refuse_claims(folder)
+    if not folder.is_hugging_face:
+        refuse_other_sizes(path, vars(shape), weights)
     return folder
 
 
@@ -137,6 +147,7 @@ def _read_json(path: Path, what: str) -> Mapping[str, Any]:
     try:
         if path.stat().st_size > _LARGEST or not path.is_file():
             raise ValueError(f"a file of at most {_LARGEST >> 20} MiB is expected")
+        refuse_other_content(path)
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else words_of(error)
@@ -197,39 +208,6 @@ def _shape(path: Path, config: Mapping[str, Any]) -> Shape:
     return shape
 
 
-def _weights(path: Path) -> tuple[Path, ...]:
-    """Return the weight files, in name order: safetensors before a `*final.pth`."""
-    safe = sorted(file for file in path.glob("model*.safetensors") if _is_file(file))
-    if safe:
-        _refuse_strangers(path, {file.name for file in safe})
-        return tuple(safe)
-    pth = sorted(file for file in path.glob("*final.pth") if _is_file(file))
-    if len(pth) == 1:
-        return tuple(pth)
-    what = "no weights" if not pth else f"{len(pth)} files *final.pth"
-    raise ReproError(f"{path}: {what}; one model.safetensors or one *final.pth is expected", Exit.UNAVAILABLE)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name that the system cannot even look up
-        return False
-
-
-def _refuse_strangers(path: Path, own: Collection[str]) -> None:
-    """Refuse an index of weights that lie in other files than those of the folder."""
-    index = path / INDEX
-    if "model.safetensors" in own or not _is_file(index):
-        return
-    names = _read_json(index, "index of weights").get("weight_map")
-    strange = [name for name in names.values() if name not in own] if isinstance(names, dict) else [names]
-    if strange:
-        raise ReproError(
-            f"{index}: {plain(repr(strange[0]), 80)} is not a file of weights in this directory", Exit.UNAVAILABLE
-        )
-
-
 def _refuse_claims(folder: Folder) -> None:
     """Refuse, before anything is allocated, sizes that the files of weights, or the library, could not hold."""
     shape, native = folder.shape, not folder.is_hugging_face
@@ -252,39 +230,9 @@ def _refuse_claims(folder: Folder) -> None:
 def read_prompts(folder: Folder) -> np.ndarray:
     """Return the prompts' token ids: int32 [prompt, position], BOS first, checked against the model.
 
-    Raises ReproError: exit 4 for an unreadable file or a token id outside the vocabulary (naming row and column),
-    exit 2 for prompts longer than the model's context. Agreement: tests/model/test_folder.py.
+    Raises ReproError like `read_tokens`. Agreement: tests/model/test_folder.py.
     """
-    path = folder.prompts
-    try:
-        with safe_open(str(path), framework="numpy") as file:
-            if "tokens" not in file.keys():  # noqa: SIM118 - not a mapping
-                raise ReproError(f"{path}: holds no tensor `tokens`", Exit.UNAVAILABLE)
-            tokens = file.get_tensor("tokens")
-    except (OSError, SafetensorError, ValueError, TypeError) as error:
-        raise ReproError(f"{path}: unreadable prompts ({words_of(error)})", Exit.UNAVAILABLE) from None
-    if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or tokens.size == 0:
-        raise ReproError(
-            f"{path}: tokens are {tokens.dtype} {list(tokens.shape)}; int32 [prompts, positions] is expected",
-            Exit.UNAVAILABLE,
-        )
-    if tokens.shape[1] > folder.shape.n_ctx:
-        raise ReproError(
-            f"{path}: prompts of {tokens.shape[1]} tokens are longer than the model's context of {folder.shape.n_ctx}"
-        )
-    outside = np.argwhere((tokens < 0) | (tokens >= folder.shape.d_vocab))
-    if len(outside):
-        row, column = outside[0]
-        raise ReproError(
-            f"{path}: token id {tokens[row, column]} at row {row}, position {column} is outside the vocabulary of "
-            f"{folder.shape.d_vocab}",
-            Exit.UNAVAILABLE,
-        )
-    if len(np.unique(tokens[:, 0])) > 1:
-        raise ReproError(
-            f"{path}: rows start with different tokens; every prompt must start with BOS", Exit.UNAVAILABLE
-        )
-    return tokens.astype(np.int32)
+    return read_tokens(folder.prompts, folder.shape.n_ctx, folder.shape.d_vocab, folder.config)
 
 
 def sha256(path: Path) -> str:
@@ -294,7 +242,11 @@ def sha256(path: Path) -> str:
 
 
 def weights_fingerprint(folder: Folder) -> str:
-    """Return one hash for the model: of its configuration and of each weight file."""
+    """Return one hash for the model: of its configuration and of each weight file.
+
+    Raises ReproError (exit 4) for what is unreadable, and for a second copy of the weights that differs.
+    """
+    refuse_other_copy(folder.weights)
     try:
         parts = [sha256(folder.path / "config.json"), *(sha256(file) for file in folder.weights)]
     except OSError as error:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -12,13 +13,17 @@ import numpy as np
 
 from repro.errors import AbsentError, Exit, ReproError, did_you_mean, listing, plain
 from repro.labels import heads, layer_of
-from repro.model.folder import Folder, read_folder, read_prompts, read_shape, weights_fingerprint
-from repro.spec.types import NAME, RESERVED_SUBJECTS, HubPrompts, Loaded, Subject
+from repro.model.folder import Folder, read_folder, read_prompts, read_shape, tokens_fingerprint, weights_fingerprint
+from repro.spec.types import HubPrompts, Loaded, Subject
 from repro.subjects.access import Access, cache_folder
+from repro.subjects.given import refuse_no_directory
 from repro.subjects.tokenizer import Tokenizer
 
 _LONGEST = 1000
 """Characters of a path that are shown."""
+_LONGEST_WORD = 48
+_DIGITS = 8
+"""Of the digest in the name of a subject that is not declared."""
 
 
 @dataclass(frozen=True)
@@ -77,23 +82,27 @@ def _named(loaded: Loaded, name: str, access: Access) -> ResolvedSubject:
         return _at_hand(loaded, name, declared[name], access)
     path = _path(Path(), name, "--subject")
     if path.is_dir():
-        return _at_hand(loaded, _label(path.resolve().name, declared), Subject(model=str(path.resolve())), access)
+        return _undeclared(_at_hand(loaded, path.resolve().name, Subject(model=str(path.resolve())), access))
+    refuse_no_directory(name, path)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return _at_hand(loaded, _label(name.split("/")[1], declared), Subject(model=name), access)
+        return _undeclared(_at_hand(loaded, name.split("/")[1], Subject(model=name), access))
     raise ReproError(
         f"--subject {plain(name, _LONGEST)}: no such subject.{did_you_mean(name, declared)} Declared: "
         f"{listing(list(declared))}; a model folder or a hub name (owner/name) is also allowed"
     )
 
 
-def _label(name: str, declared: Mapping[str, Subject]) -> str:
-    """Return the name of an undeclared subject.
+def _undeclared(chosen: ResolvedSubject) -> ResolvedSubject:
+    """Return a subject that no spec declares under a name of its own: that of its directory and a digest.
 
-    Never that of a declared one, whose published numbers and copies in git would be taken for its own.
+    The digest is of the model's files and the prompts. Two directories of one name never share results or figures, nor
+    does one pass for a declared subject, and a directory that is moved or copied keeps its results.
     """
-    if name in declared or name in RESERVED_SUBJECTS:
-        name = f"other-{name}"
-    return name if NAME.fullmatch(name) else "other"
+    content = hashlib.sha256((chosen.weights + tokens_fingerprint(chosen.tokens)).encode()).hexdigest()
+    word = re.sub(r"[^A-Za-z0-9_.-]+", "-", chosen.name).strip("-._")[:_LONGEST_WORD] or "model"
+    named = replace(chosen, name=f"{word}-{content[:_DIGITS]}")
+    vars(named).update(tokens=chosen.tokens, weights=chosen.weights)  # cached: large files are hashed once
+    return named
 
 
 def _at_hand(loaded: Loaded, name: str, subject: Subject, access: Access) -> ResolvedSubject:

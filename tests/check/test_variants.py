@@ -10,7 +10,7 @@ import pytest
 from repro.check.variants import Line, variant_lines, variant_pairs, write_variants
 from repro.measures import MEASURES
 from repro.spec.read import read_spec
-from tests.runs import cli
+from tests.runs import cli, subject_name
 
 SPEC = Path(__file__).parents[2] / "experiments.toml"
 
@@ -25,7 +25,7 @@ def lines(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     assert ran.code == 0, ran.out
     checked = cli("check", "--spec", SPEC, "--subject", folders["native"], "--out", root)
     assert "variants.md" in checked.out
-    out = root / "paper_figures" / "out" / "native"
+    out = root / "paper_figures" / "out" / subject_name(folders["native"])
     assert "Every number here is from this subject" in (out / "variants.md").read_text()
     return json.loads((out / "variants.json").read_text())
 

@@ -239,7 +239,7 @@ def test_without_an_own_result_the_copy_in_git_is_drawn_and_stamped(
 ) -> None:
     run = finished("native")
     loaded = spec_with(tmp_path / "spec")
-    copies = tmp_path / "spec" / "store" / "committed" / "native"
+    copies = tmp_path / "spec" / "store" / "committed" / run.subject
     commit_reduced(run.result("v_patch"), copies / "v_patch")
     told: list[str] = []
 

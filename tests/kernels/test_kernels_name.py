@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import ROOT, environment
+from tests.runs import ROOT, environment, subject_name
 
 WHOSE = """
 import importlib.util, json
@@ -62,7 +62,7 @@ def test_a_model_runs_from_the_checkouts_root_with_the_other_package_there(
         [*command, "--out", str(tmp_path / "out")], cwd=ROOT, env=variables, capture_output=True, text=True, check=False
     )
     assert found.returncode == 0, found.stderr
-    assert (tmp_path / "out" / "store" / "llama" / "writer").is_dir()
+    assert (tmp_path / "out" / "store" / subject_name(folders["llama"]) / "writer").is_dir()
 
 
 def test_the_environment_of_a_test_is_put_back() -> None:

@@ -50,7 +50,7 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(
     units = [name for name in kept if "/units/" in name and name.endswith(".json")]
     assert units
     assert {name: after[name] for name in units} == {name: kept[name] for name in units}
-    assert lasting(tmp_path / "store" / "native") == lasting(finished("native").store)
+    assert lasting(tmp_path / "store" / finished("native").subject) == lasting(finished("native").store)
 
 
 def test_one_failing_experiment_does_not_stop_the_others(

@@ -46,7 +46,7 @@ def drawn(answer: Answer) -> tuple[int, int]:
 def test_the_default_spec_runs_on_every_kind_of_model(finished: Finished, kind: str) -> None:
     run = finished(kind)
     assert run.answer.code == Exit.OK, run.answer.text
-    assert run.answer.out.startswith(f"subject: {kind} ({run.model})")
+    assert run.answer.out.startswith(f"subject: {run.subject} ({run.model})")
     assert drawn(run.answer) == (14, 0)
     assert {path.name for path in run.store.iterdir()} == {*EXPERIMENTS, *ROLES}
     passes = [line.split(": ")[1] for line in run.answer.out.splitlines() if line.startswith("pass over ")]
@@ -64,7 +64,7 @@ def test_every_figure_is_there_as_html_png_and_svg(finished: Finished, kind: str
         if (ending := path.suffix[1:]) in starts:
             assert path.read_bytes().startswith(starts[ending]), path
     svg = (folder / "post_2.svg").read_text()
-    assert f"subject {kind}" in svg
+    assert f"subject {finished(kind).subject}" in svg
     assert "Figure 2 of the post" in svg
 
 
@@ -74,20 +74,20 @@ def test_the_check_proves_nothing_of_another_model(finished: Finished, kind: str
     report = json.loads((run.figures / "check.json").read_text())
     assert {row["verdict"] for row in report["rows"]} == {"not determinable here"}
     assert report["verdicts"]["not determinable here"] == len(report["rows"]) > 300
-    assert f"published numbers belong to gelu-4l; {kind} is another model" in run.answer.out
+    assert f"published numbers belong to gelu-4l; {run.subject} is another model" in run.answer.out
 
 
 def test_prompts_that_need_no_hub_make_no_file_outside_the_root(finished: Finished) -> None:
     run = finished("native")
     assert {path.name for path in run.out.iterdir()} == {"store", "paper_figures"}
-    assert not (PAPER.parent / "store" / "native").exists()
+    assert not (PAPER.parent / "store" / finished("native").subject).exists()
 
 
 def test_summaries_say_whose_numbers_they_are(finished: Finished) -> None:
     run = finished("llama")
     for name in EXPERIMENTS:
         attrs = read_summary(run.result(name)).attrs
-        assert (attrs["subject"], attrs["experiment"]) == ("llama", name)
+        assert (attrs["subject"], attrs["experiment"]) == (run.subject, name)
         assert attrs["model"] == str(run.model)
         assert (attrs["n_prompts"], attrs["n_positions"]) == (8, 40)
         assert (attrs["roles"], attrs["examples"]) == ("auto", "mined")
@@ -120,7 +120,7 @@ def test_the_second_run_recomputes_and_redraws_nothing(finished: Finished, tmp_p
     assert "pass over" not in answer.out
     after = tree(tmp_path)
     rewritten = {name for name in before if before[name] != after.get(name)}
-    assert rewritten <= {f"paper_figures/out/native/check.{kind}" for kind in ("md", "json")}
+    assert rewritten <= {f"paper_figures/out/{finished('native').subject}/check.{kind}" for kind in ("md", "json")}
     assert set(before) == set(after)
 
 
@@ -253,10 +253,10 @@ def test_kernels_and_memory_change_speed_and_not_what_is_found(finished: Finishe
         out = tmp_path / name
         shutil.copytree(run.out / "store", out / "store")
         if name == "small":
-            shutil.rmtree(out / "store" / "native" / "v_patch")
+            shutil.rmtree(out / "store" / run.subject / "v_patch")
         answer = cli("run", "v_patch", *options, "--spec", PAPER, "--subject", run.model, "--out", out)
         assert answer.code == Exit.OK, answer.text
-        paths = (out / "store" / "native" / "v_patch").iterdir()
+        paths = (out / "store" / run.subject / "v_patch").iterdir()
         path = next(path for path in paths if name == "small" or path.name != run.result("v_patch").name)
         provenance = json.loads((path / "provenance.json").read_text())
         found[name] = (provenance["environment"]["kernels"], provenance["micro_batch"])

@@ -24,9 +24,9 @@ def test_kept_copies_are_small_and_serve_figures(tmp_path: Path, finished: Calla
     assert sum(map(len, before.values())) < 2**20
     keep(world)
     assert {path: path.read_bytes() for path in before} == before
-    assert read_summary(kept[0]).attrs["subject"] == run.model.name
-    shutil.rmtree(tmp_path / "store" / run.model.name)
+    assert read_summary(kept[0]).attrs["subject"] == run.subject
+    shutil.rmtree(tmp_path / "store" / run.subject)
     drawn = cli("figures", "--spec", spec, "--subject", run.model, "--only", "paper_1", "--out", tmp_path / "other")
     assert drawn.code == 0, drawn.text
-    svg = (tmp_path / "other" / "paper_figures" / "out" / run.model.name / "paper_1.svg").read_text()
+    svg = (tmp_path / "other" / "paper_figures" / "out" / run.subject / "paper_1.svg").read_text()
     assert "COMMITTED" in svg

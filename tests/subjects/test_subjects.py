@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 from repro.errors import Exit, ReproError
 from repro.measures import MEASURES
 from repro.spec.read import read_spec
-from repro.spec.types import Loaded
+from repro.spec.types import NAME, Loaded
 from repro.subjects import resolve as under_test
 from repro.subjects.access import Access
 from repro.subjects.resolve import ResolvedSubject, choose, listed
@@ -112,16 +114,55 @@ def test_a_folder_is_a_subject_of_its_own_name(tmp_path: Path) -> None:
     make(tmp_path / "elsewhere")
     spec = loaded(tmp_path, mini={"model": "mini"})
     chosen = pick(spec, str(tmp_path / "elsewhere"))
-    assert (chosen.name, chosen.subject.writer, chosen.subject.examples) == ("elsewhere", "auto", "auto")
+    assert re.fullmatch("elsewhere-[0-9a-f]{8}", chosen.name)
+    assert (chosen.subject.writer, chosen.subject.examples) == ("auto", "auto")
+    assert chosen.tokens.shape == (5, 16)
 
 
-@pytest.mark.parametrize(("folder", "label"), [("mini", "other-mini"), ("bench", "other-bench"), ("my model", "other")])
-def test_a_folder_never_passes_for_a_declared_subject(tmp_path: Path, folder: str, label: str) -> None:
+@pytest.mark.parametrize(
+    ("folder", "word"),
+    [("mini", "mini"), ("bench", "bench"), ("my model", "my-model"), ("\u6a21", "model"), ("x" * 200, "x" * 48)],
+)
+def test_a_folder_never_passes_for_a_declared_subject(tmp_path: Path, folder: str, word: str) -> None:
     """Results, copies in git and published numbers go by the subject's name."""
     make(tmp_path / "declared")
     (tmp_path / "away").mkdir()
     spec = loaded(tmp_path, mini={"model": "declared"})
-    assert pick(spec, str(make(tmp_path / "away" / folder))).name == label
+    name = pick(spec, str(make(tmp_path / "away" / folder))).name
+    assert re.fullmatch(f"{word}-[0-9a-f]{{8}}", name)
+    assert NAME.fullmatch(name)
+
+
+def test_two_folders_of_one_name_are_two_subjects(tmp_path: Path) -> None:
+    make(tmp_path / "declared")
+    spec = loaded(tmp_path, mini={"model": "declared"})
+    for parent in "abc":
+        (tmp_path / parent).mkdir()
+    one = make(tmp_path / "a" / "checkpoint 100")
+    other = make(tmp_path / "b" / "checkpoint 100", TL | {"eps": 1e-6})
+    prompts = make(tmp_path / "c" / "checkpoint 100", tokens=np.tile(np.arange(9, dtype=np.int32), (5, 1)))
+    names = [pick(spec, str(folder)).name for folder in (one, other, prompts)]
+    assert len(set(names)) == 3
+    moved = shutil.move(one, tmp_path / "checkpoint 100")
+    assert pick(spec, str(moved)).name == names[0], "a directory that is moved keeps its results"
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ("{}/model.safetensors", ": a file; give the directory that holds config.json, the weights and prompts"),
+        ('"{}"', ": quotes are part of the name; give the path without them: {}"),
+        ("C:\\models\\mine", ": a path of Windows that is not here; under WSL drives are directories such as /mnt/c"),
+        ('"C:\\models\\mine"', ": quotes are part of the name; give the path without them: C:\\models\\mine"),
+    ],
+    ids=["a file of weights", "quotes", "Windows", "Windows in quotes"],
+)
+def test_what_is_no_directory_is_refused_with_what_to_give(tmp_path: Path, given: str, sentence: str) -> None:
+    folder = make(tmp_path / "toy")
+    spec = loaded(tmp_path, toy={"model": "toy"})
+    given = given.replace("{}", str(folder))
+    message = refused(lambda: pick(spec, given), Exit.USAGE)
+    assert message.startswith(f"--subject {given}{sentence.replace('{}', str(folder))}")
 
 
 def test_a_model_of_the_hub_that_is_not_here_is_one_sentence_offline(tmp_path: Path) -> None:
