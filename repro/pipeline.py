@@ -256,6 +256,8 @@ def announce(workspace: Workspace, subject: ResolvedSubject) -> None:
     workspace.say(f"subject: {subject.name} ({path})")
     if subject.fallback:
         workspace.say(f"NOT THE PAPER'S SUBJECT: {subject.fallback}; showing {subject.name} instead")
+    if subject.notice:
+        workspace.say(subject.notice)
 
 
 def show_plan(workspace: Workspace, plan: Plan, about: bool = False) -> None:

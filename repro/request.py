@@ -29,6 +29,8 @@ class Request:
     only: str = ""
     """Experiments, figures or groups, separated by commas."""
     prompts: int | None = None
+    text: Sequence[Path] | None = None
+    """Files of plain text in place of the subject's prompts."""
     device: str = "auto"
     kernels: str = "auto"
     memory: str = "2GiB"
@@ -79,7 +81,8 @@ class Workspace:
 
     def choose(self, ask: bool) -> ResolvedSubject:
         """Return the subject; `ask`: whether the hub may be asked for it."""
-        return choose(self.loaded, self.request.subject, Access(cache_folder(), self.request.offline, ask))
+        access = Access(cache_folder(), self.request.offline, ask)
+        return choose(self.loaded, self.request.subject, access, self.request.text or ())
 
     @cached_property
     def settings(self) -> Settings:

