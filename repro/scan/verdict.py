@@ -1,4 +1,4 @@
-"""What a scan finds: each writer with its claimed erasers, how much of it is erased, of what kind, and how sure that is."""
+"""What a scan finds: each writer with its claimed erasers, how much of it is erased, of what kind, how sure it is."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import xarray as xr
 
+from repro.errors import Exit, ReproError
 from repro.labels import step_of
-from repro.scan.claims import Pairs, Thresholds, erased_share, judge_pairs, reads_at, stratum
+from repro.scan.claims import Pairs, Thresholds, erased_share, judge_pairs, median, reads_at, stratum
 
 DRAWS = 200
 FEW_POSITIONS = 0.05
 """A writer whose norm sits in a smaller share of the positions is an observation about those positions."""
+_NOTHING = 1e-3
+"""Share of a writer that differs between prompts below which none does: the positional embedding, rounded."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,9 @@ class Writer:
             return "taken back, not cleared"
         if self.positions < FEW_POSITIONS:
             return "in few positions"
-        return "mostly erased" if self.erased >= t.mostly else "partly erased" if self.erased >= t.partly else "slightly"
+        return (
+            "mostly erased" if self.erased >= t.mostly else "partly erased" if self.erased >= t.partly else "slightly"
+        )
 
 
 @dataclass(frozen=True)
@@ -97,11 +102,11 @@ def scan(raw: xr.Dataset, name: str = "rest", t: Thresholds | None = None, draws
     included, is computed anew. Agreement: tests/scan/test_verdict.py.
     """
     t = t or Thresholds()
-    values, labels = stratum(raw, name), list(map(str, raw["writer"].values))
+    values, labels = _finite(stratum(raw, name), name), list(map(str, raw["writer"].values))
     components = list(map(str, raw["component"].values))
     pairs = judge_pairs(values["path"], values["clean"], labels, components, t)
     n = len(pairs.writers)
-    decoy_specific = np.nanmedian(values["path"][n:], -1) - (pairs.path - pairs.specific)[-1]
+    decoy_specific = median(values["path"][n:]) - pairs.usual
     sites = {str(site): i for i, site in enumerate(raw["site"].values)}
     found = [
         _writer(pairs, w, values, decoy_specific, len(sites), t, int(raw.attrs.get("positions_sampled", 0)))
@@ -113,8 +118,22 @@ def scan(raw: xr.Dataset, name: str = "rest", t: Thresholds | None = None, draws
     return Scan(pairs, tuple(found), _opposed(pairs, t), _halves(values["path"][:n], pairs), t)
 
 
+def _finite(values: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    """Return the arrays without prompts of which nothing is known: they count for nothing, in the bootstrap neither."""
+    known = np.isfinite(values["path"]).any((0, 1))
+    if not known.any():
+        raise ReproError(f"path shares of the stratum {name!r}: not a single prompt has finite ones", Exit.FAILED)
+    return {key: array[..., known] for key, array in values.items()}
+
+
 def _writer(
-    pairs: Pairs, w: int, values: Mapping[str, np.ndarray], decoys: np.ndarray, n_sites: int, t: Thresholds, sampled: int
+    pairs: Pairs,
+    w: int,
+    values: Mapping[str, np.ndarray],
+    decoys: np.ndarray,
+    n_sites: int,
+    t: Thresholds,
+    sampled: int,
 ) -> Writer:
     claimed = pairs.claimed[w]
     order = sorted(np.flatnonzero(claimed), key=lambda c: step_of(pairs.components[c]))
@@ -137,10 +156,10 @@ def _writer(
     cleared = low <= before <= high and before - after >= erased / 2
     kind = ""
     if np.isfinite(fixed).any():
-        # Pooled over prompts before the ratio: the share that differs can be small in one prompt.
+        # Pooled over prompts, and no ratio: the share that differs can be small in one prompt, or nothing at all.
         rest = np.nansum(1 - fixed)
-        fall = (np.nansum(presence[start] - held[start]) - np.nansum(presence[end] - held[end])) / rest
-        kind = "content" if fall >= erased / 2 else "position"
+        fall = np.nansum(presence[start] - held[start]) - np.nansum(presence[end] - held[end])
+        kind = "content" if rest > _NOTHING * len(fixed) and fall >= rest * erased / 2 else "position"
     norm2, norm4 = np.nansum(values["norm2"][w]), np.nansum(values["norm4"][w])
     count = max(sampled, 1) * values["norm2"].shape[-1]
     share = float(norm2**2 / norm4 / count) if norm4 > 0 else 0.0
@@ -196,4 +215,6 @@ def _halves(path: np.ndarray, pairs: Pairs) -> tuple[float, float] | None:
     if claimed.sum() < 3 or path.shape[-1] < 4:
         return None
     one, other = (np.nanmedian(path[claimed][:, i::2], -1) for i in (0, 1))
-    return float(np.corrcoef(one, other)[0, 1]), float(np.median(np.abs(one - other)))
+    differ = np.ptp(one) > 0 and np.ptp(other) > 0
+    correlation = float(np.corrcoef(one, other)[0, 1]) if differ else np.nan
+    return correlation, float(np.median(np.abs(one - other)))
