@@ -38,7 +38,8 @@ from repro.scan.claims import Thresholds, reads_at
 from repro.scan.untrained import KINDS, copied, opposed, planted, scaled, untrained
 from repro.scan.verdict import Scan, scan
 
-MADE_WITH: dict[str, Any] = {"positions": 64, "stride": 4, "decoys": 64, "vocabulary": 512, **asdict(Thresholds())}
+MADE_WITH: dict[str, Any] = {"path_shares": PathShares.version, "positions": 64, "stride": 4, "decoys": 64}
+MADE_WITH |= {"vocabulary": 512, **asdict(Thresholds())}
 """What every outcome depends on beside its setting: outcomes of others are not continued."""
 CALIBRATION = PathShares(measure="path_shares", stride=MADE_WITH["stride"], decoys=8)
 """With fewer decoys, which shares do not depend on."""

@@ -26,7 +26,10 @@ def quiet(n_layers: int = 3, n_heads: int = 2, n_prompts: int = PROMPTS, seed: i
             shape = layout.shape(v)
             arrays[v.name] = 0.008 * generator.standard_normal((*shape[:-1], 1))
             arrays[v.name] = arrays[v.name] + 0.002 * generator.standard_normal(shape)
-    raw = xr.Dataset({v.name: (v.dims, arrays[v.name]) for v in layout.variables}, {dim: list(labels) for dim, labels in layout.coords.items()})
+    raw = xr.Dataset(
+        {v.name: (v.dims, arrays[v.name]) for v in layout.variables},
+        {dim: list(labels) for dim, labels in layout.coords.items()},
+    )
     for writer in map(str, raw.node.values):
         for component in map(str, raw.component.values):
             if step_of(writer) >= step_of(component):
