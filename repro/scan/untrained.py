@@ -3,9 +3,10 @@
 An untrained twin has the architecture of a model and random weights: whatever a scan claims in it is a false claim. A
 planted eraser is a component of such a model that reads the space in which one head writes, with orthonormal basis U:
 
-    head:  W_V = U^T, W_O = -a U                       writes -a LN(stream) U^T U, averaged by its attention pattern
     MLP:   hidden units +u, -u with outputs -a u, +a u for every u in U: act(x) - act(-x) = x for GELU, so that they
            write -a LN(stream) U^T U; of a gated MLP, one unit for every u with a constant gate
+    head:  W_V = U^T, W_O = -a U: it writes the same, averaged by its attention pattern. W_Q = W_K = 2 U^T makes it
+           attend to its own position and to those that are alike in U
 
 Two components oppose a head in parallel, nothing flowing from one to the other: they erase nothing.
 
@@ -144,7 +145,7 @@ def planted(model: Model, writer: str, components: Sequence[str]) -> Model:
         block, alike = model.blocks[layer], [c for c in components if is_head(c) and layer_of(c) == layer]
         if is_head(component):
             part = U if len(alike) == 1 else U.roll(alike.index(component), 0)[: len(U) // 2]
-            made = _head(model, block, head_index(component)[1], part)
+            made = _head(model, block, head_index(component)[1], U, part)
         else:
             made = _mlp(block, U)
         model = _with(model, component, made)
@@ -200,10 +201,11 @@ def _columns(shape: Shape, head: int) -> tuple[slice, slice, slice]:
     return tuple(slice(i * K, (i + 1) * K) for i in (head, H + group, H + G + group))  # type: ignore[return-value]
 
 
-def _head(model: Model, block: Block, head: int, U: Tensor) -> Block:
+def _head(model: Model, block: Block, head: int, space: Tensor, U: Tensor) -> Block:
+    """Return the block with a head that erases the directions U, part of the space that it attends by."""
     W_QKV, W_O, n = block.W_QKV.clone(), block.W_O.clone(), len(U)
-    queries, _, values = _columns(model.shape, head)
-    W_QKV[:, queries] = 0  # a uniform pattern, whatever the scale of the weights
+    queries, keys, values = _columns(model.shape, head)
+    W_QKV[:, queries] = W_QKV[:, keys] = 2 * space.T
     W_QKV[:, values] = 0
     W_QKV[:, values][:, :n] = U.T
     W_O[head] = 0
