@@ -13,7 +13,7 @@ place of c's own site: what of the presence is the same in every prompt.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import xarray as xr
@@ -39,6 +39,8 @@ REFERENCES = 8
 
 class PathShares(Measure):
     """Path shares, clean shares and presence of every node, beside decoys: what `scan` judges."""
+
+    version: ClassVar[int] = 2
 
     measure: Literal["path_shares"]
     stride: int = Field(default=16, ge=1)

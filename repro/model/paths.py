@@ -25,8 +25,6 @@ from repro.labels import step_of, writers
 from repro.model.forward import Model, Trace, norm_scale, normed
 from repro.model.linear import ACTIVATIONS, linear
 
-DECOY_LAYERS = 4
-"""Decoys are made anew at layers 0, 1, 4, 16, …, so that a component's are always made from nodes written before it."""
 TOGETHER = 32
 """Writers whose hidden activations in an MLP are formed together."""
 _NEAR_ZERO = 1e-4
@@ -88,17 +86,28 @@ def written(model: Model, trace: Trace, tokens: Tensor, row: int, positions: Ten
 
 
 @dataclass(frozen=True)
-class DecoySet:
-    """R decoys: first those made of heads, z (W_O Q), then those made of vectors, x Q. Q is a random rotation."""
+class Decoys:
+    """Decoy writers: what heads and MLPs write, turned by fixed random rotations Q that know no weight.
+
+    They have a real node's norms and its course over positions, and no relation to what any component reads: so every
+    node of the model may serve, later ones, too, and all components have the same. The embeddings may not: their vector
+    changes with every position, where a head writes along few directions, so that their shares spread much less than
+    those of real writers do (repro/scan/controls.py). First come R_h decoys made of heads, then R_v made of MLPs.
+    """
 
     heads: Tensor
     """Whose z: [R_h]."""
     head_maps: Tensor
     """W_O Q: [R_h, K, D]."""
     vectors: Tensor
-    """Which vector: [R_v]."""
+    """Which of the vectors: [R_v]."""
     vector_maps: Tensor
     """Q: [R_v, D, D]."""
+
+    @property
+    def count(self) -> int:
+        """Return R, how many there are."""
+        return len(self.heads) + len(self.vectors)
 
     def at(self, nodes: Written, positions: Tensor | slice = slice(None)) -> Tensor:
         """Return the decoys at some positions: [R, T, D]."""
@@ -106,58 +115,27 @@ class DecoySet:
         return torch.cat((z @ self.head_maps, x @ self.vector_maps))
 
 
-@dataclass(frozen=True)
-class Decoys:
-    """Decoy writers: real nodes' outputs, turned by fixed random rotations that know no weight.
-
-    They have a real node's norms and its course over positions, and no relation to what any component reads.
-    """
-
-    count: int
-    sets: dict[int, DecoySet]
-    """By the first layer that a set is for."""
-
-    def start(self, layer: int) -> int:
-        """Return the first layer of the set that a layer uses."""
-        return max(first for first in self.sets if first <= layer)
-
-
 def make_decoys(model: Model, count: int, seed: int) -> Decoys:
     """Return `count` decoys for every component, the same for equal seeds and shapes."""
-    L, H, D = model.shape.n_layers, model.shape.n_heads, model.shape.d_model
-    embeddings = 1 if model.W_pos is None else 2
+    L, H, K, D = (getattr(model.shape, name) for name in ("n_layers", "n_heads", "d_head", "d_model"))
+    embeddings, device = 1 if model.W_pos is None else 2, model.W_E.device
     generator = torch.Generator().manual_seed(seed)
-    starts = [0, *(DECOY_LAYERS**i for i in range(L) if DECOY_LAYERS**i < L)]
-    chosen = {
-        first: torch.randint(0, embeddings + first * (H + 1), (count,), generator=generator).tolist()
-        for first in starts
-    }
-    made: dict[int, tuple[list[int], list[Tensor], list[int], list[Tensor]]] = {f: ([], [], [], []) for f in starts}
-    for i in range(count):
+    heads, head_maps, vectors, vector_maps = [], [], [], []
+    for chosen in torch.randint(0, L * (H + 1), (count,), generator=generator).tolist():
         q, r = torch.linalg.qr(torch.randn(D, D, generator=generator, dtype=torch.float64))
         turn = centred(model, (q * torch.sign(torch.diagonal(r))).to(model.W_E))
-        for first in starts:
-            # Nodes in the order of `writers`: embeddings, then each layer's heads and its MLP.
-            layer, place = divmod(chosen[first][i] - embeddings, H + 1)
-            heads, head_maps, vectors, vector_maps = made[first]
-            if layer >= 0 and place < H:
-                heads.append(layer * H + place)
-                head_maps.append(model.blocks[layer].W_O[place] @ turn)
-            else:
-                vectors.append(chosen[first][i] if layer < 0 else embeddings + layer)
-                vector_maps.append(turn)
-    K, device = model.shape.d_head, model.W_E.device
+        layer, place = divmod(chosen, H + 1)  # the heads of a layer, then its MLP
+        if place < H:
+            heads.append(layer * H + place)
+            head_maps.append(model.blocks[layer].W_O[place] @ turn)
+        else:
+            vectors.append(embeddings + layer)
+            vector_maps.append(turn)
     return Decoys(
-        count,
-        {
-            first: DecoySet(
-                torch.tensor(heads, dtype=torch.long, device=device),
-                torch.stack(head_maps) if heads else model.W_E.new_empty((0, K, D)),
-                torch.tensor(vectors, dtype=torch.long, device=device),
-                torch.stack(vector_maps) if vectors else model.W_E.new_empty((0, D, D)),
-            )
-            for first, (heads, head_maps, vectors, vector_maps) in made.items()
-        },
+        torch.tensor(heads, dtype=torch.long, device=device),
+        torch.stack(head_maps) if heads else model.W_E.new_empty((0, K, D)),
+        torch.tensor(vectors, dtype=torch.long, device=device),
+        torch.stack(vector_maps) if vectors else model.W_E.new_empty((0, D, D)),
     )
 
 
@@ -189,9 +167,8 @@ def path_dots(model: Model, trace: Trace, nodes: Written, row: int, positions: T
     """
     N, R, H = len(nodes.labels), decoys.count, model.shape.n_heads
     path, clean, norm2 = (nodes.at.new_full((2, N + R, N), torch.nan) for _ in range(3))
+    turned = decoys.at(nodes, positions)
     for layer in range(model.shape.n_layers):
-        decoy = decoys.sets[decoys.start(layer)]
-        turned = decoy.at(nodes, positions)
         first = nodes.labels.index(f"L{layer}H0")
         for who, columns in (
             (_reads_heads(nodes, layer), torch.arange(first, first + H)),
@@ -202,7 +179,7 @@ def path_dots(model: Model, trace: Trace, nodes: Written, row: int, positions: T
             if len(columns) == 1:
                 dots = _mlp_dots(model, layer, trace.sites[model.mlp_site(layer), row, positions], at)
             else:
-                dots = _head_dots(model, trace, nodes, row, positions, layer, decoy, at)
+                dots = _head_dots(model, trace, nodes, row, positions, layer, decoys, at)
             path[:, rows, columns] = strata(dots)
             clean[:, rows, columns] = strata(torch.einsum("wtd,ctd->wct", at, nodes.at[columns]))
             norm2[:, rows, columns] = strata(at.square().sum(-1))[:, :, None]
@@ -239,7 +216,7 @@ def gates(model: Model, layer: int, resid: Tensor) -> Tensor:
 
 
 def _head_dots(
-    model: Model, trace: Trace, nodes: Written, row: int, positions: Tensor, layer: int, decoy: DecoySet, at: Tensor
+    model: Model, trace: Trace, nodes: Written, row: int, positions: Tensor, layer: int, decoys: Decoys, at: Tensor
 ) -> Tensor:
     """Return <vcomp_{w->c}, h_w> for the heads c of a layer: [w, H, T]. at: the writers, then the decoys [w, T, D].
 
@@ -247,30 +224,29 @@ def _head_dots(
     """
     shape, block = model.shape, model.blocks[layer]
     n_heads, n_vectors = layer * shape.n_heads, len(nodes.vectors) - shape.n_layers + layer
-    z = torch.cat((nodes.z[:, :n_heads], nodes.z[:, decoy.heads]), 1).transpose(0, 1).contiguous()  # [w_h, P, K]
-    maps = torch.cat((*(centred(model, earlier.W_O) for earlier in model.blocks[:layer]), decoy.head_maps))
-    vectors, turned = nodes.vectors[:n_vectors], nodes.vectors[decoy.vectors]
+    z = torch.cat((nodes.z[:, :n_heads], nodes.z[:, decoys.heads]), 1).transpose(0, 1).contiguous()  # [w_h, P, K]
+    maps = torch.cat((*(centred(model, earlier.W_O) for earlier in model.blocks[:layer]), decoys.head_maps))
+    vectors, turned = nodes.vectors[:n_vectors], nodes.vectors[decoys.vectors]
     A = pattern(model, trace, layer, row, positions) / norm_scale(model, trace.sites[2 * layer, row])
-    read = torch.einsum("wtd,hkd->hwtk", at[_order(nodes, layer, decoy, len(at))], block.W_O)
+    read = torch.einsum("wtd,hkd->hwtk", at[_order(nodes, layer, decoys, len(at))], block.W_O)
     per = shape.n_heads // shape.n_kv_heads
     dots = []
     for group, W_V in enumerate(block.W_V):
-        values = torch.cat((z @ (maps @ W_V), vectors @ W_V, turned @ (decoy.vector_maps @ W_V)))  # [w, P, K]
+        values = torch.cat((z @ (maps @ W_V), vectors @ W_V, turned @ (decoys.vector_maps @ W_V)))  # [w, P, K]
         heads = range(group * per, (group + 1) * per)
         dots += [(A[head] @ values).mul_(read[head]).sum(-1) for head in heads]  # A V: [w, T, K]
     out = at.new_empty((len(at), shape.n_heads, len(positions)))
-    out[_order(nodes, layer, decoy, len(at))] = torch.stack(dots, 1)
+    out[_order(nodes, layer, decoys, len(at))] = torch.stack(dots, 1)
     return out
 
 
-def _order(nodes: Written, layer: int, decoy: DecoySet, count: int) -> Tensor:
+def _order(nodes: Written, layer: int, decoys: Decoys, count: int) -> Tensor:
     """Return the rows: heads that are read, decoys made of heads, vectors that are read, decoys made of vectors."""
     who = _reads_heads(nodes, layer)
     is_head = torch.isin(who, nodes.heads)
-    n_decoy_heads = len(decoy.heads)
-    decoys = torch.arange(len(who), count, device=who.device)
+    turned, n_heads = torch.arange(len(who), count, device=who.device), len(decoys.heads)
     heads, vectors = is_head.nonzero().flatten(), (~is_head).nonzero().flatten()
-    return torch.cat((heads, decoys[:n_decoy_heads], vectors, decoys[n_decoy_heads:]))
+    return torch.cat((heads, turned[:n_heads], vectors, turned[n_heads:]))
 
 
 def _mlp_dots(model: Model, layer: int, mid: Tensor, at: Tensor) -> Tensor:

@@ -49,8 +49,10 @@ class Pairs:
     """Whether the component reads the writer: [W, C]."""
     path: np.ndarray
     clean: np.ndarray
+    usual: np.ndarray
+    """Median of the path share over all writers through the component: [C]."""
     specific: np.ndarray
-    """e: the path share less its median over all writers through the component."""
+    """e: the path share less the usual one."""
     z: np.ndarray
     p_adjusted: np.ndarray
     """Holm's adjusted p-value of the sign test over all pairs of the stratum; 1 where there is no pair."""
@@ -79,11 +81,11 @@ class Pairs:
 def sign_test(shares: np.ndarray, d: float) -> np.ndarray:
     """Return the p-value of 'the median over prompts lies below -d': exact, one-sided, no symmetry assumed.
 
-    P(Binomial(n, 1/2) >= number of prompts at or below -d), n without NaN; as `scipy.stats.quantile_test`.
+    P(Binomial(n, 1/2) >= number of prompts below -d), n without NaN; as `scipy.stats.quantile_test`.
     shares: [..., prompt]. Agreement: tests/scan/test_claims.py.
     """
     defined = np.isfinite(shares)
-    below = ((shares <= -d) & defined).sum(-1)
+    below = ((shares < -d) & defined).sum(-1)
     return np.asarray(binom.sf(below - 1, defined.sum(-1), 0.5))
 
 
@@ -105,12 +107,13 @@ def judge_pairs(path: np.ndarray, clean: np.ndarray, writers: list[str], compone
     real = np.array([not label.startswith("decoy") for label in writers])
     n = int(real.sum())
     reads = np.isfinite(path).any(-1)
-    middle, middle_clean = _median(path), _median(clean)
+    middle, middle_clean = median(path), median(clean)
     decoys = middle[n:]
     mean, spread = np.nanmean(decoys, 0), np.nanstd(decoys, 0, ddof=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         z = (middle - mean) / spread
-    specific = middle - _median(np.moveaxis(middle[:n], 0, -1))
+    usual = median(np.moveaxis(middle[:n], 0, -1))
+    specific = middle - usual
     # Only real pairs are tested; decoys are held against the same bound to see what they would be claimed for.
     p = np.where(reads, sign_test(path, t.d), 1.0)
     adjusted = np.ones_like(p)
@@ -129,6 +132,7 @@ def judge_pairs(path: np.ndarray, clean: np.ndarray, writers: list[str], compone
         reads=tested,
         path=middle[:n],
         clean=middle_clean[:n],
+        usual=usual,
         specific=specific[:n],
         z=z[:n],
         p_adjusted=adjusted[:n],
@@ -137,11 +141,11 @@ def judge_pairs(path: np.ndarray, clean: np.ndarray, writers: list[str], compone
         net=net[:n],
         false_pairs=float((rate * tested.sum(0)).sum()),
         n_pairs=int(tested.sum()),
-        n_prompts=path.shape[-1],
+        n_prompts=int(np.isfinite(path).any((0, 1)).sum()),
     )
 
 
-def _median(values: np.ndarray) -> np.ndarray:
+def median(values: np.ndarray) -> np.ndarray:
     """Return the median over the last axis without NaN; NaN where nothing is defined."""
     defined = np.isfinite(values).any(-1)
     out = np.full(values.shape[:-1], np.nan)

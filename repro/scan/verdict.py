@@ -1,4 +1,4 @@
-"""What a scan finds: each writer with its claimed erasers, how much of it is erased, of what kind, and how surely."""
+"""What a scan finds: each writer with its claimed erasers, how much of it is erased, of what kind, how sure it is."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import xarray as xr
 
+from repro.errors import Exit, ReproError
 from repro.labels import step_of
-from repro.scan.claims import Pairs, Thresholds, erased_share, judge_pairs, reads_at, stratum
+from repro.scan.claims import Pairs, Thresholds, erased_share, judge_pairs, median, reads_at, stratum
 from repro.scan.confirmation import Confirmation
 
 DRAWS = 200
 FEW_POSITIONS = 0.05
 """A writer whose norm sits in a smaller share of the positions is an observation about those positions."""
+_NOTHING = 1e-3
+"""Share of a writer that differs between prompts below which none does: the positional embedding, rounded."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def scan(
     included, is computed anew. Agreement: tests/scan/test_verdict.py.
     """
     t = t or Thresholds()
-    values, labels = stratum(raw, name), list(map(str, raw["writer"].values))
+    values, labels = _finite(stratum(raw, name), name), list(map(str, raw["writer"].values))
     components = list(map(str, raw["component"].values))
     pairs = judge_pairs(values["path"], values["clean"], labels, components, t)
     outcomes = _outcomes(pairs, confirmed or {})
@@ -118,7 +121,7 @@ def scan(
     lost = [(pairs.writers[w], components[c]) for w, c in np.argwhere(pairs.claimed & refuted)]
     pairs = replace(pairs, kept=~refuted)
     n = len(pairs.writers)
-    decoy_specific = np.nanmedian(values["path"][n:], -1) - (pairs.path - pairs.specific)[-1]
+    decoy_specific = median(values["path"][n:]) - pairs.usual
     positions = 1 if name == "first" else int(raw.attrs["positions_sampled"])
     found = [
         _writer(pairs, w, values, decoy_specific, t, positions) for w in map(int, np.flatnonzero(pairs.claimed.any(1)))
@@ -163,6 +166,14 @@ def to_confirm(scan: Scan, most: int = 20) -> list[tuple[str, str]]:
     return pairs[:most]
 
 
+def _finite(values: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    """Return the arrays without prompts of which nothing is known: they count for nothing, in the bootstrap neither."""
+    known = np.isfinite(values["path"]).any((0, 1))
+    if not known.any():
+        raise ReproError(f"path shares of the stratum {name!r}: not a single prompt has finite ones", Exit.FAILED)
+    return {key: array[..., known] for key, array in values.items()}
+
+
 def _writer(
     pairs: Pairs, w: int, values: Mapping[str, np.ndarray], decoys: np.ndarray, t: Thresholds, positions: int
 ) -> Writer:
@@ -187,10 +198,10 @@ def _writer(
     cleared = low <= before <= high and before - after >= erased / 2
     kind = ""
     if np.isfinite(fixed).any():
-        # Pooled over prompts before the ratio: the share that differs can be small in one prompt.
+        # Pooled over prompts, and no ratio: the share that differs can be small in one prompt, or nothing at all.
         rest = np.nansum(1 - fixed)
         fall = np.nansum(presence[start] - held[start]) - np.nansum(presence[end] - held[end])
-        kind = "content" if fall >= erased / 2 * rest and rest > 0 else "position"
+        kind = "content" if rest > _NOTHING * len(fixed) and fall >= rest * erased / 2 else "position"
     norm2, norm4 = np.nansum(values["norm2"][w]), np.nansum(values["norm4"][w])
     count = positions * values["norm2"].shape[-1]
     share = float(norm2**2 / norm4 / count) if norm4 > 0 else 0.0
@@ -248,4 +259,6 @@ def _halves(path: np.ndarray, pairs: Pairs) -> tuple[float, float] | None:
     if claimed.sum() < 3 or path.shape[-1] < 4:
         return None
     one, other = (np.nanmedian(path[claimed][:, i::2], -1) for i in (0, 1))
-    return float(np.corrcoef(one, other)[0, 1]), float(np.median(np.abs(one - other)))
+    differ = np.ptp(one) > 0 and np.ptp(other) > 0
+    correlation = float(np.corrcoef(one, other)[0, 1]) if differ else np.nan
+    return correlation, float(np.median(np.abs(one - other)))

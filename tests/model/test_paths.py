@@ -88,9 +88,8 @@ def test_the_dots_are_those_of_the_paths(seen: tuple[Model, Trace, Written, Deco
             assert dots.path[:, :, c].isnan().all()
             continue
         layer = (step_of(component) - 1) // 2
-        start = decoys.start(layer)
         writers = [*range(N), *(N + r for r in range(decoys.count))]
-        made = decoys.sets[start].at(nodes)
+        made = decoys.at(nodes)
         for w in writers:
             v = nodes.full(given, w) if w < N else made[w - N]
             reads = (w >= N) or step_of(nodes.labels[w]) < step_of(component)
@@ -112,18 +111,17 @@ def test_the_dots_are_those_of_the_paths(seen: tuple[Model, Trace, Written, Deco
 
 def test_decoys_have_the_norms_of_what_they_are_made_of(seen: tuple[Model, Trace, Written, Decoys]) -> None:
     given, _, nodes, decoys = seen
-    assert list(decoys.sets) == [0, 1]
-    for first, made in decoys.sets.items():
-        assert len(made.heads) + len(made.vectors) == decoys.count
-        assert all(nodes.steps[nodes.heads[i]] <= 2 * first for i in made.heads)
-        assert all(nodes.steps[nodes.others[i]] <= 2 * first for i in made.vectors)
-        sources = torch.cat((nodes.heads[made.heads], nodes.others[made.vectors]))
-        for v, index in zip(made.at(nodes), sources, strict=True):
-            own = nodes.full(given, int(index))
-            # LayerNorm reads nothing of the mean, in which a turned vector has one part in D.
-            assert (v.square().sum(-1) <= own.square().sum(-1) * (1 + 1e-9)).all()
-            assert float(v.square().sum() / own.square().sum()) > 0.7
-            assert float((v * own).sum().abs() / own.square().sum()) < 0.7  # and points elsewhere
+    assert len(decoys.heads) > 0
+    assert len(decoys.vectors) > 0
+    sources = torch.cat((nodes.heads[decoys.heads], nodes.others[decoys.vectors]))
+    assert len(sources) == decoys.count
+    assert not {"embed", "pos_embed"} & {nodes.labels[i] for i in sources}
+    for v, index in zip(decoys.at(nodes), sources, strict=True):
+        own = nodes.full(given, int(index))
+        # LayerNorm reads nothing of the mean, in which a turned vector has one part in D.
+        assert (v.square().sum(-1) <= own.square().sum(-1) * (1 + 1e-9)).all()
+        assert float(v.square().sum() / own.square().sum()) > 0.7
+        assert float((v * own).sum().abs() / own.square().sum()) < 0.7  # and points elsewhere
 
 
 def test_decoys_are_the_same_for_the_same_seed_and_others_for_another(
@@ -131,8 +129,8 @@ def test_decoys_are_the_same_for_the_same_seed_and_others_for_another(
 ) -> None:
     given, _, nodes, decoys = seen
     again, other = make_decoys(given, 7, seed=0), make_decoys(given, 7, seed=1)
-    assert torch.equal(again.sets[1].at(nodes), decoys.sets[1].at(nodes))
-    assert not torch.equal(other.sets[1].at(nodes), decoys.sets[1].at(nodes))
+    assert torch.equal(again.at(nodes), decoys.at(nodes))
+    assert not torch.equal(other.at(nodes), decoys.at(nodes))
 
 
 def test_a_dot_grows_with_the_square_of_the_writer(seen: tuple[Model, Trace, Written, Decoys]) -> None:

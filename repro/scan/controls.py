@@ -1,0 +1,317 @@
+"""How often a scan is wrong: every claim in an untrained twin is false, and planted erasers are to be found.
+
+    python -m repro.scan.controls --seeds 200 --out store/committed/controls.json
+
+measures both on small random models of GPT-2's and Llama's kinds, at two scales of their weights: twins over all seeds,
+planted erasers over half as many. It goes on where it was stopped, prints a line per setting, and writes every seed's
+outcome. Bounds are one-sided Clopper-Pearson bounds at 95 %. A tenth of it: tests/scan/test_controls.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from scipy.stats import binomtest
+
+from repro.errors import Exit, ReproError
+from repro.files import disk, write_durably
+from repro.kernels.select import provider
+from repro.labels import heads_of, is_head, layer_of, sites
+from repro.measures.base import Context
+from repro.measures.batch import Batch, Engine
+from repro.measures.directions import Directions
+from repro.measures.path_shares import PathShares
+from repro.measures.roles import Roles
+from repro.model.folder import Shape
+from repro.model.forward import Model
+from repro.scan.claims import Thresholds, reads_at
+from repro.scan.untrained import KINDS, copied, opposed, planted, scaled, untrained
+from repro.scan.verdict import Scan, scan
+
+MADE_WITH: dict[str, Any] = {"path_shares": PathShares.version, "positions": 64, "stride": 4, "decoys": 64}
+MADE_WITH |= {"vocabulary": 512, **asdict(Thresholds())}
+"""What every outcome depends on beside its setting: outcomes of others are not continued."""
+CALIBRATION = PathShares(measure="path_shares", stride=MADE_WITH["stride"], decoys=8)
+"""With fewer decoys, which shares do not depend on."""
+TOGETHER = 4
+"""Prompts that go through the model together."""
+
+
+def measured(model: Model, tokens: np.ndarray, measure: PathShares) -> xr.Dataset:
+    """Return the raw arrays of a measure of path shares over all prompts [prompt, position], in memory."""
+    context = Context(model.shape, *tokens.shape)
+    engine = Engine(model, provider("torch", str(model.W_E.device)))
+    parts: dict[str, list[np.ndarray]] = {}
+    with torch.inference_mode():
+        prepared = measure.prepare(context, engine, tokens)
+        for first in range(0, len(tokens), TOGETHER):
+            rows = torch.from_numpy(tokens[first : first + TOGETHER].astype(np.int64)).to(model.W_E.device)
+            batch = Batch(engine, rows, first, Roles(), Directions())
+            for name, values in measure.compute(context, prepared, batch).items():
+                parts.setdefault(name, []).append(values.cpu().numpy())
+    layout = measure.layout(context)
+    variables = {v.name: (v.dims, np.concatenate(parts[v.name], v.dims.index("prompt"))) for v in layout.variables}
+    raw = xr.Dataset(variables, {dim: list(labels) for dim, labels in layout.coords.items()})
+    raw.attrs["positions_sampled"] = len(range(1, context.n_positions, measure.stride))
+    return raw
+
+
+def examine(model: Model, tokens: np.ndarray, measure: PathShares | None = None, draws: int = 0) -> Scan:
+    """Return the scan of a model that is in memory, of all positions but the first; nothing is stored.
+
+    tokens: [prompt, position]; draws: of the bootstrap, none by default. Agreement: tests/scan/test_controls.py.
+    """
+    measure = measure or PathShares(measure="path_shares", stride=MADE_WITH["stride"], decoys=MADE_WITH["decoys"])
+    return scan(measured(model, tokens, measure), draws=draws)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One line of the campaign: what is planted into random models, over seeds that take turns in kind and scale."""
+
+    name: str
+    what: str
+    erasers: tuple[str, ...] = ()
+    """Which components erase; none in an untrained twin."""
+    strength: float = 0.0
+    """Path share that each is to have; of one in parallel, its clean share."""
+    in_parallel: bool = False
+    """Whether they only oppose the writer: nothing flows."""
+    kinds: tuple[str, ...] = tuple(KINDS)
+    scales: tuple[float, ...] = (0.02, 0.2)
+    prompts: int = 14
+    layers: int = 5
+    heads: int = 4
+    width: int = 96
+
+    def shape(self, kind: str) -> Shape:
+        """Return the sizes of its models; Llama's kind has two heads to a key/value head."""
+        kv_heads = self.heads // 2 if kind == "llama" else self.heads
+        K, P, V = self.width // self.heads, MADE_WITH["positions"], MADE_WITH["vocabulary"]
+        return Shape(self.layers, self.heads, kv_heads, self.width, K, 4 * self.width, P, V)
+
+    def turn(self, seed: int) -> tuple[str, float]:
+        """Return a seed's kind and scale."""
+        turn = seed % (len(self.kinds) * len(self.scales))
+        return self.kinds[turn // len(self.scales)], self.scales[turn % len(self.scales)]
+
+    def drawn(self, seed: int) -> tuple[Model, np.ndarray]:
+        """Return a seed's random model and its prompts, whose tokens are as unequally frequent as words are."""
+        kind, scale = self.turn(seed)
+        generator = np.random.default_rng(seed)
+        ids = np.arange(1, MADE_WITH["vocabulary"])
+        tokens = generator.choice(ids, (self.prompts, MADE_WITH["positions"]), p=1 / ids / (1 / ids).sum())
+        tokens[:, 0] = 0
+        return untrained(self.shape(kind), KINDS[kind], seed, scale), tokens
+
+
+_TWIN = "any pair that meets conditions 1 to 3, a false claim"
+_ANY = "any planted pair that meets conditions 1 to 3"
+_NONE = "a pair that meets conditions 1 to 3 although nothing flows, a false claim"
+_TEN = tuple(f"L2H{head}" for head in range(10))
+SETTINGS = (
+    *(
+        Setting(f"twins {kind} {scale}", _TWIN, kinds=(kind,), scales=(scale,))
+        for kind in KINDS
+        for scale in (0.02, 0.2)
+    ),
+    Setting("planted head", _ANY, ("L2H1",), -0.2),
+    Setting("planted MLP", _ANY, ("MLP2",), -0.2),
+    Setting("planted in two layers", _ANY, ("L1H2", "MLP3"), -0.2),
+    Setting("in parallel, a copy", _NONE, ("L1H1",), -0.2, in_parallel=True, kinds=("gpt2",), scales=(0.02,)),
+    Setting("in parallel, a bias", _NONE, ("MLP2",), -0.2, in_parallel=True),
+    Setting("planted ten heads", _ANY, _TEN, -0.05, kinds=("gpt2",), prompts=16, layers=3, heads=16, width=256),
+)
+
+
+def present_writer(setting: Setting, model: Model, tokens: np.ndarray) -> str:
+    """Return the head of layer 0 whose presence is nearest to 1 where the first eraser reads.
+
+    What is not there cannot be taken out: in a random model others write as much along a head's output as it does.
+    """
+    heads, site = heads_of(0, setting.heads), sites(setting.layers)[reads_at(setting.erasers[0])]
+    presence = measured(model, tokens[:4], CALIBRATION)["presence"].sel(stratum="rest", node=heads, site=site)
+    return heads[int(np.abs(presence.median("prompt").values - 1).argmin())]
+
+
+def calibrated(setting: Setting, model: Model, tokens: np.ndarray, writer: str) -> Model:
+    """Return the model with the setting's erasers, each of the wanted strength.
+
+    Shares are linear in what is planted: measured without it and with it, they say how much of it is needed.
+    """
+    for layer in sorted({layer_of(component) for component in setting.erasers}):
+        here = [component for component in setting.erasers if layer_of(component) == layer]
+        if setting.in_parallel and not is_head(here[0]):
+            read, mean = torch.from_numpy(tokens), opposed
+            rest = _shares(setting, model, tokens, writer, here)
+            full = _shares(setting, mean(model, writer, here[0], read, 1.0), tokens, writer, here)
+            model = mean(model, writer, here[0], read, (setting.strength - rest[0]) / (full[0] - rest[0]))
+            continue
+        model = copied(model, writer, here[0]) if setting.in_parallel else planted(model, writer, here)
+        full, rest = _shares(setting, model, tokens, writer, here), [0.0] * len(here)
+        if not is_head(here[0]):  # an MLP's other hidden units write, too
+            rest = _shares(setting, scaled(model, here[0], 0.0), tokens, writer, here)
+        for component, share, other in zip(here, full, rest, strict=True):
+            model = scaled(model, component, (setting.strength - other) / (share - other))
+    return model
+
+
+def _shares(setting: Setting, model: Model, tokens: np.ndarray, writer: str, components: list[str]) -> list[float]:
+    """Return the median shares of a writer that are to be of a given strength."""
+    raw = measured(model, tokens, CALIBRATION)
+    shares = raw["clean" if setting.in_parallel else "path"].sel(stratum="rest", writer=writer, component=components)
+    return [float(share) for share in shares.median("prompt")]
+
+
+def outcome(setting: Setting, seed: int) -> dict[str, Any]:
+    """Return what a scan says of one random model: `found`, and what there is to know beside it."""
+    model, tokens = setting.drawn(seed)
+    if not setting.erasers:
+        return {"seed": seed} | _false(examine(model, tokens))
+    writer = present_writer(setting, model, tokens)
+    result = examine(calibrated(setting, model, tokens, writer), tokens)
+    pairs = result.pairs
+    w, columns = pairs.writers.index(writer), [pairs.components.index(component) for component in setting.erasers]
+    claimed = pairs.claimed[w, columns]
+    return {
+        "seed": seed,
+        "model": "{} {}".format(*setting.turn(seed)),
+        "found": bool(claimed.any()),
+        "writer": writer,
+        "claimed": int(claimed.sum()),
+        "cleared": any(found.label == writer and found.cleared for found in result.writers),
+        "path": _rounded(pairs.path[w, columns]),
+        "clean": _rounded(pairs.clean[w, columns]),
+        "z": _rounded(pairs.z[w, columns]),
+        "others_through_them": int(pairs.claimed[:, columns].sum() - claimed.sum()),
+        "elsewhere": int(np.delete(pairs.claimed, columns, 1).sum()),
+        "listed_as_opposed": any(row[0] == writer and row[1] in setting.erasers for row in result.opposed),
+    }
+
+
+def _false(result: Scan) -> dict[str, Any]:
+    pairs = result.pairs
+    claims = [
+        [pairs.writers[w], pairs.components[c], *_rounded((pairs.path[w, c], pairs.clean[w, c], pairs.z[w, c]))]
+        for w, c in np.argwhere(pairs.claimed)
+    ]
+    return {
+        "found": bool(claims),
+        "cleared": sum(writer.cleared for writer in result.writers),
+        "erased": len(result.erased),
+        "smallest_path": round(float(np.nanmin(pairs.path)), 4),
+        "claims": claims,
+    }
+
+
+def _rounded(values: Sequence[float] | np.ndarray) -> list[float]:
+    return [round(float(value), 4) for value in values]
+
+
+def bounds(found: int, n: int) -> tuple[float, float]:
+    """Return the one-sided lower and upper 95 % bounds of a rate, each Clopper and Pearson's."""
+    low, high = (
+        binomtest(found, n, alternative=side).proportion_ci(0.95, method="exact") for side in ("greater", "less")
+    )
+    return float(low.low), float(high.high)
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return how many seeds found something, the rate, and its bounds."""
+    n, found = len(rows), sum(row["found"] for row in rows)
+    low, high = bounds(found, n)
+    return {"seeds": n, "found": found, "rate": found / n, "at_least": round(low, 4), "at_most": round(high, 4)}
+
+
+def line(name: str, rows: Sequence[dict[str, Any]]) -> str:
+    """Return a setting's line: `planted MLP: found in 99 of 100, at least 95 %, at most 100 % (cleared: 97)`."""
+    s, cleared = summary(rows), sum(bool(row["cleared"]) for row in rows)
+    share = f"at least {s['at_least']:.1%}, at most {s['at_most']:.1%}"
+    return f"{name}: found in {s['found']} of {s['seeds']}, {share} (and cleared: {cleared})"
+
+
+class Outcomes:
+    """The file of a campaign: one row per setting and seed, kept as they come."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: dict[str, list[dict[str, Any]]] = {}
+        if path.exists():
+            try:
+                held = json.loads(path.read_text())
+                made_with, self.rows = held["made_with"], {name: s["rows"] for name, s in held["settings"].items()}
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise ReproError(f"{path}: not a file of outcomes; name another with --out", Exit.FAILED) from error
+            if made_with != json.loads(json.dumps(MADE_WITH)):
+                raise ReproError(f"{path}: made with {made_with}, now it is {MADE_WITH}; name another with --out")
+
+    def write(self) -> None:
+        """Write everything, one row a line."""
+        parts = []
+        for setting in SETTINGS:
+            if rows := self.rows.get(setting.name):
+                head = json.dumps({"what": setting.what} | summary(rows))[:-1]
+                body = ",\n".join(f"   {json.dumps(row)}" for row in rows)
+                parts.append(f'  "{setting.name}": {head}, "rows": [\n{body}\n  ]}}')
+        text = f'{{\n "made_with": {json.dumps(MADE_WITH)},\n "settings": {{\n' + ",\n".join(parts) + "\n }\n}\n"
+        with disk(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_durably(self.path, text.encode())
+
+
+def seeds_of(setting: Setting, seeds: int) -> Iterator[int]:
+    """Yield a setting's seeds: the four kinds of twins share them, everything planted takes half."""
+    twins = [other.name for other in SETTINGS if not other.erasers]
+    if setting.name in twins:
+        return iter(range(twins.index(setting.name), seeds, len(twins)))
+    return iter(range(seeds // 2))
+
+
+def campaign(outcomes: Outcomes, seeds: int, tell: Callable[[str], None], every: float = 20.0) -> None:
+    """Compute what is missing, and tell a line per setting; written at least every few seconds."""
+    for setting in SETTINGS:
+        rows = outcomes.rows.setdefault(setting.name, [])
+        done, written = {row["seed"] for row in rows}, time.monotonic()
+        for seed in seeds_of(setting, seeds):
+            if seed not in done:
+                rows.append(outcome(setting, seed))
+                if time.monotonic() - written > every:
+                    outcomes.write()
+                    written = time.monotonic()
+        if rows:
+            outcomes.write()
+            tell(line(setting.name, rows))
+    twins = [row for s in SETTINGS if not s.erasers for row in outcomes.rows[s.name]]
+    if twins:
+        tell(line("all twins", twins))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the campaign from the command line."""
+    parser = argparse.ArgumentParser("python -m repro.scan.controls", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=200, help="untrained twins; planted erasers take half [200]")
+    parser.add_argument("--out", type=Path, default=Path("store/committed/controls.json"), help="file of the outcomes")
+    given = parser.parse_args(arguments)
+    if given.seeds < 1:
+        parser.error(f"--seeds {given.seeds}: at least 1")
+    torch.set_num_threads(1)  # these products are too small to share
+    try:
+        campaign(Outcomes(given.out), given.seeds, lambda text: print(text, flush=True))
+    except ReproError as error:
+        print(error, file=sys.stderr)
+        return int(error.code)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

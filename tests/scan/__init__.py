@@ -1,0 +1,1 @@
+"""What a scan claims, on data and models where the truth is known."""
