@@ -188,7 +188,7 @@ def _refuse_other_class(path: Path, config: Mapping[str, Any], named: str) -> No
 
 def _matters(key: str, value: object) -> bool:
     """Return whether an unknown key can change the model: not a note about the file, nor empty."""
-    return key not in ("auto_map", "_name_or_path", "_commit_hash") and value not in ("", [], {})
+    return key not in ("auto_map", "_name_or_path", "_model_name_or_path", "_commit_hash") and value not in ("", [], {})
 
 
 def _strange(rotary: object) -> list[tuple[str, object]]:

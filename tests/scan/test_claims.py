@@ -151,10 +151,11 @@ def test_the_order_of_prompts_is_irrelevant() -> None:
     raw = quiet()
     erase(raw, *PAIR, -0.05)
     values = raw.sel(stratum="rest")
-    labels = [list(map(str, raw[dim].values)) for dim in ("writer", "component")]
+    writers, components = (list(map(str, raw[dim].values)) for dim in ("writer", "component"))
+    path, clean = values["path"].values, values["clean"].values
     turned = np.random.default_rng(3).permutation(raw.sizes["prompt"])
     one, other = (
-        judge_pairs(values["path"].values[..., rows], values["clean"].values[..., rows], *labels, Thresholds())
+        judge_pairs(path[..., rows], clean[..., rows], writers, components, Thresholds())
         for rows in (slice(None), turned)
     )
     np.testing.assert_array_equal(one.p_adjusted, other.p_adjusted)
