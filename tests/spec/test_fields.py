@@ -160,9 +160,12 @@ def spec_of(folder: Path, **changes: Entries) -> Workspace:
     """A world on a small spec; changes: the entries of `run`, `subject`, `nodes` that differ."""
     if not (folder / "toy").exists():
         write_tokenizer(make(folder / "toy") / "tokenizer.json")
-        write_tokenizer(make(folder / "twin", tokens=np.ones((5, 16), np.int32)) / "tokenizer.json")
-        (folder / "twin" / "model.safetensors").write_bytes(b"other weights" + bytes(60_000))
-        save_file({"tokens": np.full((7, 9), 2, np.int32)}, folder / "mine.safetensors")
+        write_tokenizer(
+            make(folder / "twin", tokens=np.tile(np.arange(1, 17, dtype=np.int32), (5, 1))) / "tokenizer.json"
+        )
+        weights = (folder / "twin" / "model.safetensors").read_bytes()
+        (folder / "twin" / "model.safetensors").write_bytes(weights[:-1] + b"x")
+        save_file({"tokens": np.tile(np.arange(2, 11, dtype=np.int32), (7, 1))}, folder / "mine.safetensors")
     path = folder / "spec.toml"
     tables = {
         "run": RUN | changes.get("run", {}),
