@@ -77,7 +77,7 @@ def _not_finite(model: Path) -> list[str]:
             Exit.UNAVAILABLE,
             "{model}/prompts.safetensors: token id 61 at row 2, position 9 is outside the vocabulary of 61",
         ),
-        (_unreadable, Exit.UNAVAILABLE, "{model}: the model cannot be loaded (SafetensorError: "),
+        (_unreadable, Exit.UNAVAILABLE, "{model}/model.safetensors: not a safetensors file"),
         (_no_configuration, Exit.UNAVAILABLE, "{model}/config.json: unreadable model configuration ("),
         (
             _no_prompts,
