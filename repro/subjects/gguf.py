@@ -38,7 +38,7 @@ def _convert(gguf: Path, to: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
-    model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **source)
+    model: Any = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **source)
     # The weights are plain numbers by now; with these two left the library refuses to save them.
     model.hf_quantizer = None
     del model.config.quantization_config
@@ -56,5 +56,5 @@ def _split_digits(gguf: Path, tokenizer: Path) -> None:
     rule = GGUFReader(gguf).fields.get("tokenizer.ggml.pre")
     if rule is not None and rule.contents() in _DIGITS_APART:
         inner = tokenizers.Tokenizer.from_file(str(tokenizer))
-        inner.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])  # type: ignore[assignment]
+        inner.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
         inner.save(str(tokenizer))
