@@ -48,7 +48,7 @@ def _convert(gguf: Path, to: Path) -> None:
 
 
 def _split_digits(gguf: Path, tokenizer: Path) -> None:
-    """Restore the splitting of digits, which matters where spaces stand before one."""
+    """Make every digit a token where the GGUF says so, which matters where spaces stand before one."""
     import tokenizers
     from gguf import GGUFReader
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence

