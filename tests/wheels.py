@@ -40,9 +40,14 @@ def write_gguf(path: Path, rule: str = "smollm", seed: int = 0) -> dict[str, np.
     writer.add_eos_token_id(0)
     random, rounded = np.random.default_rng(seed), {}
     kept = WIDE * SHARED // HEADS
-    shapes = {"token_embd": (len(WORDS), WIDE), "output_norm": (WIDE,)}
+    shapes: dict[str, tuple[int, ...]] = {"token_embd": (len(WORDS), WIDE), "output_norm": (WIDE,)}
     for layer in range(LAYERS):
-        block = {"attn_q": (WIDE, WIDE), "attn_k": (kept, WIDE), "attn_v": (kept, WIDE), "attn_output": (WIDE, WIDE)}
+        block: dict[str, tuple[int, ...]] = {
+            "attn_q": (WIDE, WIDE),
+            "attn_k": (kept, WIDE),
+            "attn_v": (kept, WIDE),
+            "attn_output": (WIDE, WIDE),
+        }
         block |= {"ffn_gate": (HIDDEN, WIDE), "ffn_up": (HIDDEN, WIDE), "ffn_down": (WIDE, HIDDEN)}
         block |= {"attn_norm": (WIDE,), "ffn_norm": (WIDE,)}
         shapes |= {f"blk.{layer}.{name}": shape for name, shape in block.items()}

