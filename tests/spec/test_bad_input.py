@@ -81,9 +81,9 @@ def _not_finite(model: Path) -> list[str]:
         (_no_configuration, Exit.UNAVAILABLE, "{model}/config.json: unreadable model configuration ("),
         (
             _no_prompts,
-            Exit.USAGE,
-            "{model}/prompts.safetensors: no prompts; a safetensors file with `tokens`, int32 [prompts, positions], "
-            "BOS first, is needed",
+            Exit.UNAVAILABLE,
+            "{model}: no tokenizer.json, so that plain text cannot be tokenised; put the model's tokenizer.json there "
+            "or prompts.safetensors with `tokens`, int32 [prompts, positions], BOS first",
         ),
         (_gone, Exit.UNAVAILABLE, "[subject.native] model: {model}: model directory not found"),
         (

@@ -25,7 +25,7 @@ from repro.spec.types import Figure, Spec
 from repro.store.result import read_summary
 from repro.subjects import prompts as hub_prompts
 from repro.subjects.access import Access
-from repro.subjects.resolve import fetch_subject, listed
+from repro.subjects.resolve import choose, fetch_subject, listed
 from tests.model.test_folder import make
 from tests.runs import cli, toml
 from tests.spec.test_spec import spec_types
@@ -146,6 +146,7 @@ RUN: Entries = {"default_subjects": ["toy"], "groups": ["paper"], "paper_subject
 EXAMPLE: Entries = {"text": "one two", "answer": "three", "other": "two", "head": "L1H0", "label": "first"}
 SUBJECT: Entries = {"model": "toy", "writer": "L0H0", "erasers": ["L1H0", "L1H2"], "examples": [EXAMPLE]}
 SOURCE: Entries = {"dataset": "owner/data", "rows": 3, "kind": "text"}
+TEXTS: Entries = {"text": ["one.txt"], "rows": 2, "length": 3}
 RECIPE: Entries = {"sources": [SOURCE], "length": 8, "seed": 1, "buffer": 2}
 NODES: Entries = {"measure": "resampled_dla", "about": "what it is"}
 FIGURE: Entries = {
@@ -166,12 +167,15 @@ def spec_of(folder: Path, **changes: Entries) -> Workspace:
         weights = (folder / "twin" / "model.safetensors").read_bytes()
         (folder / "twin" / "model.safetensors").write_bytes(weights[:-1] + b"x")
         save_file({"tokens": np.tile(np.arange(2, 11, dtype=np.int32), (7, 1))}, folder / "mine.safetensors")
+        (folder / "one.txt").write_text("one two three two three three one one")
+        (folder / "two.txt").write_text("three two one")
     path = folder / "spec.toml"
     tables = {
         "run": RUN | changes.get("run", {}),
         "subject.toy": SUBJECT | changes.get("subject", {}),
         "subject.other": SUBJECT | {"model": "twin"},
         "subject.far": {"model": "owner/name", "prompts": RECIPE | changes.get("recipe", {}), **changes.get("far", {})},
+        "subject.texts": {"model": "toy", "prompts": TEXTS | changes.get("texts", {})},
         "experiment.nodes": NODES | changes.get("nodes", {}),
         "experiment.also": {"measure": "v_patch"},
         "experiment.further": {"measure": "v_patch", "group": "beyond"},
@@ -214,10 +218,15 @@ def fetched_of(world: Workspace) -> object:
         asked.append((name, wish["tokenizer"]))
         return world.loaded.folder / "toy"
 
-    subject = world.loaded.spec.subject["far"].model_copy(update={"prompts": "mine.safetensors"})
     with mock.patch("repro.subjects.hub.fetch_model", fetch):
-        fetch_subject(world.loaded, "far", subject, Access(world.loaded.folder / "cache"))
+        fetch_subject(world.loaded, "far", world.loaded.spec.subject["far"], Access(world.loaded.folder / "cache"))
     return asked
+
+
+def texts_of(world: Workspace) -> object:
+    """The tokens of prompts that are plain text."""
+    chosen = choose(world.loaded, "texts", Access(world.loaded.folder / "cache", offline=True))
+    return chosen.tokens.tolist()
 
 
 def examples_of(world: Workspace) -> object:
@@ -269,6 +278,9 @@ PLANNED: dict[str, tuple[Entries, Callable[[Workspace], object]]] = {
     "HubPrompts.length": ({"recipe": {"length": 9}}, recipe_of),
     "HubPrompts.seed": ({"recipe": {"seed": 2}}, recipe_of),
     "HubPrompts.buffer": ({"recipe": {"buffer": 3}}, recipe_of),
+    "TextPrompts.text": ({"texts": {"text": ["two.txt"]}}, texts_of),
+    "TextPrompts.rows": ({"texts": {"rows": 1}}, texts_of),
+    "TextPrompts.length": ({"texts": {"length": 2}}, texts_of),
     "HubSource.dataset": ({"recipe": {"sources": [SOURCE | {"dataset": "owner/more"}]}}, recipe_of),
     "HubSource.rows": ({"recipe": {"sources": [SOURCE | {"rows": 4}]}}, recipe_of),
     "HubSource.kind": ({"recipe": {"sources": [SOURCE | {"kind": "code"}]}}, recipe_of),

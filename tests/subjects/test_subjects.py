@@ -37,8 +37,8 @@ def loaded(folder: Path, **subjects: dict[str, Any]) -> Loaded:
     return read_spec(path, MEASURES)
 
 
-def pick(spec: Loaded, name: str | None = None, **access: bool) -> ResolvedSubject:
-    return choose(spec, name, Access(spec.folder / "cache", **({"offline": True} | access)))
+def pick(spec: Loaded, name: str | None = None) -> ResolvedSubject:
+    return choose(spec, name, Access(spec.folder / "cache", offline=True))
 
 
 def refused(action: Callable[[], Any], code: Exit) -> str:
