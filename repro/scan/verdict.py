@@ -109,7 +109,7 @@ def scan(raw: xr.Dataset, name: str = "rest", t: Thresholds | None = None, draws
     decoy_specific = median(values["path"][n:]) - pairs.usual
     sites = {str(site): i for i, site in enumerate(raw["site"].values)}
     found = [
-        _writer(pairs, w, values, decoy_specific, len(sites), t, int(raw.attrs.get("positions_sampled", 0)))
+        _writer(pairs, int(w), values, decoy_specific, len(sites), t, int(raw.attrs.get("positions_sampled", 0)))
         for w in np.flatnonzero(pairs.claimed.any(1))
     ]
     intervals = _intervals(values, labels, components, [w.label for w in found], t, draws, seed)

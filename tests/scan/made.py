@@ -54,8 +54,8 @@ def erase(raw: xr.Dataset, writer: str, component: str, share: float, clean: flo
 def judged(raw: xr.Dataset, t: Thresholds | None = None) -> Pairs:
     """The pairs of the stratum `rest`."""
     rest = raw.sel(stratum="rest")
-    labels = [list(map(str, raw[dim].values)) for dim in ("writer", "component")]
-    return judge_pairs(rest["path"].values, rest["clean"].values, *labels, t or Thresholds())
+    writers, components = (list(map(str, raw[dim].values)) for dim in ("writer", "component"))
+    return judge_pairs(rest["path"].values, rest["clean"].values, writers, components, t or Thresholds())
 
 
 def claims(pairs: Pairs) -> list[tuple[str, str]]:

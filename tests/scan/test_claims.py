@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 from scipy.stats import quantile_test
 
-from repro.scan.claims import LEVEL, Thresholds, erased_share, holm, judge_pairs, sign_test
+from repro.scan.claims import LEVEL, Thresholds, erased_share, holm, sign_test
 from tests.scan.made import DECOYS, claims, erase, judged, quiet
 
 PAIR = ("L0H1", "L2H0")
@@ -150,12 +150,7 @@ def test_a_writer_that_writes_nothing_is_no_pair() -> None:
 def test_the_order_of_prompts_is_irrelevant() -> None:
     raw = quiet()
     erase(raw, *PAIR, -0.05)
-    values = raw.sel(stratum="rest")
-    labels = [list(map(str, raw[dim].values)) for dim in ("writer", "component")]
-    turned = np.random.default_rng(3).permutation(raw.sizes["prompt"])
-    one, other = (
-        judge_pairs(values["path"].values[..., rows], values["clean"].values[..., rows], *labels, Thresholds())
-        for rows in (slice(None), turned)
-    )
+    turned = raw.isel(prompt=np.random.default_rng(3).permutation(raw.sizes["prompt"]))
+    one, other = judged(raw), judged(turned)
     np.testing.assert_array_equal(one.p_adjusted, other.p_adjusted)
     np.testing.assert_array_equal(one.z, other.z)
