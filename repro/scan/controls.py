@@ -115,20 +115,19 @@ def calibrated(setting: Setting, model: Model, tokens: np.ndarray, writer: str) 
 
     Shares are linear in what is planted: measured without it and with it, they say how much of it is needed.
     """
+    if setting.in_parallel and not is_head(setting.erasers[0]):
+        (component,), rows = setting.erasers, torch.from_numpy(tokens)
+        none, full = (opposed(model, writer, component, rows, a) for a in (0.0, 1.0))
+        (rest,), (share,) = (_shares(setting, each, tokens, writer, [component]) for each in (none, full))
+        return opposed(model, writer, component, rows, (setting.strength - rest) / (share - rest))
     for layer in sorted({layer_of(component) for component in setting.erasers}):
         here = [component for component in setting.erasers if layer_of(component) == layer]
-        if setting.in_parallel and not is_head(here[0]):
-            read, mean = torch.from_numpy(tokens), opposed
-            rest = _shares(setting, model, tokens, writer, here)
-            full = _shares(setting, mean(model, writer, here[0], read, 1.0), tokens, writer, here)
-            model = mean(model, writer, here[0], read, (setting.strength - rest[0]) / (full[0] - rest[0]))
-            continue
         model = copied(model, writer, here[0]) if setting.in_parallel else planted(model, writer, here)
-        full, rest = _shares(setting, model, tokens, writer, here), [0.0] * len(here)
+        shares, others = _shares(setting, model, tokens, writer, here), [0.0] * len(here)
         if not is_head(here[0]):  # an MLP's other hidden units write, too
-            rest = _shares(setting, scaled(model, here[0], 0.0), tokens, writer, here)
-        for component, share, other in zip(here, full, rest, strict=True):
-            model = scaled(model, component, (setting.strength - other) / (share - other))
+            others = _shares(setting, scaled(model, here[0], 0.0), tokens, writer, here)
+        for component, share, rest in zip(here, shares, others, strict=True):
+            model = scaled(model, component, (setting.strength - rest) / (share - rest))
     return model
 
 
