@@ -66,12 +66,12 @@ class Pairs:
 
     @property
     def claimed(self) -> np.ndarray:
-        """Which pairs meet the conditions 1 to 3: [W, C]."""
+        """Return which pairs meet the conditions 1 to 3: [W, C]."""
         return self.replicable & self.specific_enough & self.net
 
     @property
     def least_prompts(self) -> int:
-        """The smallest number of prompts with which any pair could be claimed."""
+        """Return the smallest number of prompts with which any pair could be claimed."""
         return ceil(log2(max(self.n_pairs, 1) / LEVEL))
 
 
