@@ -74,7 +74,7 @@ class Pairs:
 
     @property
     def least_prompts(self) -> int:
-        """The smallest number of prompts with which any pair could be claimed."""
+        """Return the smallest number of prompts with which any pair could be claimed."""
         return ceil(log2(max(self.n_pairs, 1) / LEVEL))
 
 

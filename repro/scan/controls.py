@@ -20,59 +20,25 @@ from typing import Any
 
 import numpy as np
 import torch
-import xarray as xr
 from scipy.stats import binomtest
 
 from repro.errors import Exit, ReproError
 from repro.files import disk, write_durably
-from repro.kernels.select import provider
 from repro.labels import heads_of, is_head, layer_of, sites
-from repro.measures.base import Context
-from repro.measures.batch import Batch, Engine
-from repro.measures.directions import Directions
 from repro.measures.path_shares import PathShares
-from repro.measures.roles import Roles
 from repro.model.folder import Shape
 from repro.model.forward import Model
 from repro.scan.claims import Thresholds, reads_at
+from repro.scan.examine import examine, measured
 from repro.scan.untrained import KINDS, copied, opposed, planted, scaled, untrained
-from repro.scan.verdict import Scan, scan
+from repro.scan.verdict import Scan
 
 MADE_WITH: dict[str, Any] = {"path_shares": PathShares.version, "positions": 64, "stride": 4, "decoys": 64}
 MADE_WITH |= {"vocabulary": 512, **asdict(Thresholds())}
 """What every outcome depends on beside its setting: outcomes of others are not continued."""
+MEASURE = PathShares(measure="path_shares", stride=MADE_WITH["stride"], decoys=MADE_WITH["decoys"])
 CALIBRATION = PathShares(measure="path_shares", stride=MADE_WITH["stride"], decoys=8)
 """With fewer decoys, which shares do not depend on."""
-TOGETHER = 4
-"""Prompts that go through the model together."""
-
-
-def measured(model: Model, tokens: np.ndarray, measure: PathShares) -> xr.Dataset:
-    """Return the raw arrays of a measure of path shares over all prompts [prompt, position], in memory."""
-    context = Context(model.shape, *tokens.shape)
-    engine = Engine(model, provider("torch", str(model.W_E.device)))
-    parts: dict[str, list[np.ndarray]] = {}
-    with torch.inference_mode():
-        prepared = measure.prepare(context, engine, tokens)
-        for first in range(0, len(tokens), TOGETHER):
-            rows = torch.from_numpy(tokens[first : first + TOGETHER].astype(np.int64)).to(model.W_E.device)
-            batch = Batch(engine, rows, first, Roles(), Directions())
-            for name, values in measure.compute(context, prepared, batch).items():
-                parts.setdefault(name, []).append(values.cpu().numpy())
-    layout = measure.layout(context)
-    variables = {v.name: (v.dims, np.concatenate(parts[v.name], v.dims.index("prompt"))) for v in layout.variables}
-    raw = xr.Dataset(variables, {dim: list(labels) for dim, labels in layout.coords.items()})
-    raw.attrs["positions_sampled"] = len(range(1, context.n_positions, measure.stride))
-    return raw
-
-
-def examine(model: Model, tokens: np.ndarray, measure: PathShares | None = None, draws: int = 0) -> Scan:
-    """Return the scan of a model that is in memory, of all positions but the first; nothing is stored.
-
-    tokens: [prompt, position]; draws: of the bootstrap, none by default. Agreement: tests/scan/test_controls.py.
-    """
-    measure = measure or PathShares(measure="path_shares", stride=MADE_WITH["stride"], decoys=MADE_WITH["decoys"])
-    return scan(measured(model, tokens, measure), draws=draws)
 
 
 @dataclass(frozen=True)
@@ -149,20 +115,19 @@ def calibrated(setting: Setting, model: Model, tokens: np.ndarray, writer: str) 
 
     Shares are linear in what is planted: measured without it and with it, they say how much of it is needed.
     """
+    if setting.in_parallel and not is_head(setting.erasers[0]):
+        (component,), rows = setting.erasers, torch.from_numpy(tokens)
+        none, full = (opposed(model, writer, component, rows, a) for a in (0.0, 1.0))
+        (rest,), (share,) = (_shares(setting, each, tokens, writer, [component]) for each in (none, full))
+        return opposed(model, writer, component, rows, (setting.strength - rest) / (share - rest))
     for layer in sorted({layer_of(component) for component in setting.erasers}):
         here = [component for component in setting.erasers if layer_of(component) == layer]
-        if setting.in_parallel and not is_head(here[0]):
-            read, mean = torch.from_numpy(tokens), opposed
-            rest = _shares(setting, model, tokens, writer, here)
-            full = _shares(setting, mean(model, writer, here[0], read, 1.0), tokens, writer, here)
-            model = mean(model, writer, here[0], read, (setting.strength - rest[0]) / (full[0] - rest[0]))
-            continue
         model = copied(model, writer, here[0]) if setting.in_parallel else planted(model, writer, here)
-        full, rest = _shares(setting, model, tokens, writer, here), [0.0] * len(here)
+        shares, others = _shares(setting, model, tokens, writer, here), [0.0] * len(here)
         if not is_head(here[0]):  # an MLP's other hidden units write, too
-            rest = _shares(setting, scaled(model, here[0], 0.0), tokens, writer, here)
-        for component, share, other in zip(here, full, rest, strict=True):
-            model = scaled(model, component, (setting.strength - other) / (share - other))
+            others = _shares(setting, scaled(model, here[0], 0.0), tokens, writer, here)
+        for component, share, rest in zip(here, shares, others, strict=True):
+            model = scaled(model, component, (setting.strength - rest) / (share - rest))
     return model
 
 
@@ -177,9 +142,9 @@ def outcome(setting: Setting, seed: int) -> dict[str, Any]:
     """Return what a scan says of one random model: `found`, and what there is to know beside it."""
     model, tokens = setting.drawn(seed)
     if not setting.erasers:
-        return {"seed": seed} | _false(examine(model, tokens))
+        return {"seed": seed} | _false(examine(model, tokens, MEASURE))
     writer = present_writer(setting, model, tokens)
-    result = examine(calibrated(setting, model, tokens, writer), tokens)
+    result = examine(calibrated(setting, model, tokens, writer), tokens, MEASURE)
     pairs = result.pairs
     w, columns = pairs.writers.index(writer), [pairs.components.index(component) for component in setting.erasers]
     claimed = pairs.claimed[w, columns]

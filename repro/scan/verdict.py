@@ -88,13 +88,13 @@ class Scan:
 
     @property
     def erased(self) -> tuple[Writer, ...]:
-        """Writers that are called erased."""
+        """Return the writers that are called erased."""
         t = self.thresholds
         return tuple(w for w in self.writers if w.words(t) in ("mostly erased", "partly erased"))
 
     @property
     def enough_prompts(self) -> bool:
-        """Whether anything could have been claimed."""
+        """Return whether anything could have been claimed."""
         return self.pairs.n_prompts >= self.pairs.least_prompts
 
 

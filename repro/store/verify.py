@@ -21,6 +21,7 @@ from repro.store.layout import DATA, Layout
 _RECORD = re.compile(re.escape(records.UNITS) + r"/(\d{6,})\.json")
 _CLAIM = re.compile(re.escape(records.UNITS) + r"/(\d+|commit|create)\.claim")
 _KEPT_AT_ROOT = ("README.md", ".gitignore", "bench", "logs")
+_KEPT_BESIDE_COPIES = (*_KEPT_AT_ROOT, "controls.json")
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def verify(root: Path) -> list[Finding]:
     findings: list[Finding] = []
     for folder in _level(root, root, findings, _KEPT_AT_ROOT):
         copies = folder.name == "committed"
-        for middle in _level(root, folder, findings, _KEPT_AT_ROOT if copies else ()):
+        for middle in _level(root, folder, findings, _KEPT_BESIDE_COPIES if copies else ()):
             for result in _level(root, middle, findings):
                 findings += _verify_copy(result) if copies else verify_result(result)
     return findings

@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 from scipy.stats import quantile_test
 
-from repro.scan.claims import LEVEL, Thresholds, erased_share, holm, judge_pairs, sign_test
+from repro.scan.claims import LEVEL, Thresholds, erased_share, holm, sign_test
 from tests.scan.made import DECOYS, claims, erase, judged, quiet
 
 PAIR = ("L0H1", "L2H0")

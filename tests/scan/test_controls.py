@@ -19,6 +19,7 @@ from repro.model.paths import pattern
 from repro.scan import controls
 from repro.scan.controls import MADE_WITH, SETTINGS, Outcomes, Setting, bounds, campaign, measured, outcome, summary
 from repro.scan.untrained import KINDS, copied, kind_of, opposed, planted, scaled, space_of, untrained
+from repro.store.verify import verify
 from tests import scenes
 
 COMMITTED = Path(__file__).parents[2] / "store/committed/controls.json"
@@ -191,6 +192,15 @@ def test_a_file_of_other_outcomes_is_neither_continued_nor_overwritten(content: 
     assert path.read_text() == content
 
 
+def test_the_file_belongs_beside_committed_copies_and_nowhere_else(tmp_path: Path) -> None:
+    for folder, foreign in (("committed", False), ("mini", True)):
+        root = tmp_path / folder
+        path = root / folder / "controls.json"
+        path.parent.mkdir(parents=True)
+        path.write_text("{}")
+        assert [finding.path for finding in verify(root)] == ([path] if foreign else [])
+
+
 def rows_of(setting: Setting, n: int) -> list[dict[str, Any]]:
     """The outcomes of a setting's first seeds."""
     return [outcome(setting, seed) for _, seed in zip(range(n), controls.seeds_of(setting, 200), strict=False)]
@@ -205,7 +215,7 @@ def test_a_tenth_of_the_twins() -> None:
 
 @pytest.mark.parametrize("setting", [s for s in SETTINGS if s.erasers], ids=lambda s: s.name)
 def test_a_tenth_of_what_is_planted(setting: Setting) -> None:
-    n = 2 if setting.width > 96 else 4
+    n = len(setting.kinds) * len(setting.scales)  # each kind at each scale
     rows = rows_of(setting, n)
     shares = np.array([row["clean" if setting.in_parallel else "path"] for row in rows])
     np.testing.assert_allclose(shares, setting.strength, rtol=0.25)  # medians do not add exactly

@@ -1,0 +1,46 @@
+"""A scan in memory: of models that are made, looked at and forgotten, such as untrained twins."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import xarray as xr
+
+from repro.kernels.select import provider
+from repro.measures.base import Context
+from repro.measures.batch import Batch, Engine
+from repro.measures.directions import Directions
+from repro.measures.path_shares import PathShares
+from repro.measures.roles import Roles
+from repro.model.forward import Model
+from repro.scan.verdict import Scan, scan
+
+TOGETHER = 4
+"""Prompts that go through the model together."""
+
+
+def measured(model: Model, tokens: np.ndarray, measure: PathShares) -> xr.Dataset:
+    """Return the raw arrays of a measure of path shares over all prompts [prompt, position], in memory."""
+    context = Context(model.shape, *tokens.shape)
+    engine = Engine(model, provider("torch", str(model.W_E.device)))
+    parts: dict[str, list[np.ndarray]] = {}
+    with torch.inference_mode():
+        prepared = measure.prepare(context, engine, tokens)
+        for first in range(0, len(tokens), TOGETHER):
+            rows = torch.from_numpy(tokens[first : first + TOGETHER].astype(np.int64)).to(model.W_E.device)
+            batch = Batch(engine, rows, first, Roles(), Directions())
+            for name, values in measure.compute(context, prepared, batch).items():
+                parts.setdefault(name, []).append(values.cpu().numpy())
+    layout = measure.layout(context)
+    variables = {v.name: (v.dims, np.concatenate(parts[v.name], v.dims.index("prompt"))) for v in layout.variables}
+    raw = xr.Dataset(variables, {dim: list(labels) for dim, labels in layout.coords.items()})
+    raw.attrs["positions_sampled"] = len(range(1, context.n_positions, measure.stride))
+    return raw
+
+
+def examine(model: Model, tokens: np.ndarray, measure: PathShares | None = None, draws: int = 0) -> Scan:
+    """Return the scan of a model that is in memory, of all positions but the first; nothing is stored.
+
+    tokens: [prompt, position]; draws: of the bootstrap, none by default. Agreement: tests/scan/test_controls.py.
+    """
+    return scan(measured(model, tokens, measure or PathShares(measure="path_shares")), draws=draws)
