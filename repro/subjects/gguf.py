@@ -40,7 +40,7 @@ def _convert(gguf: Path, to: Path) -> None:
     source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
     model: Any = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **source)
     # The weights are plain numbers by now; with these two left the library refuses to save them.
-    model.hf_quantizer = None  # type: ignore[assignment]
+    model.hf_quantizer = None
     del model.config.quantization_config
     model.save_pretrained(to)
     AutoTokenizer.from_pretrained(str(gguf.parent), **source).save_pretrained(to)

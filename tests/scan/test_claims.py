@@ -150,13 +150,7 @@ def test_a_writer_that_writes_nothing_is_no_pair() -> None:
 def test_the_order_of_prompts_is_irrelevant() -> None:
     raw = quiet()
     erase(raw, *PAIR, -0.05)
-    values = raw.sel(stratum="rest")
-    writers, components = (list(map(str, raw[dim].values)) for dim in ("writer", "component"))
-    path, clean = values["path"].values, values["clean"].values
-    turned = np.random.default_rng(3).permutation(raw.sizes["prompt"])
-    one, other = (
-        judge_pairs(path[..., rows], clean[..., rows], writers, components, Thresholds())
-        for rows in (slice(None), turned)
-    )
+    turned = raw.isel(prompt=np.random.default_rng(3).permutation(raw.sizes["prompt"]))
+    one, other = judged(raw), judged(turned)
     np.testing.assert_array_equal(one.p_adjusted, other.p_adjusted)
     np.testing.assert_array_equal(one.z, other.z)
