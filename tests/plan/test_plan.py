@@ -66,10 +66,10 @@ def test_nothing_said_is_the_specs_groups_and_their_figures() -> None:
     loaded = read_spec(PAPER, MEASURES)
     experiments, figures = select(loaded, ())
     assert set(experiments) == {
-        name for name, entry in loaded.spec.experiment.items() if entry.group in ("roles", "paper")
+        name for name, entry in loaded.spec.experiment.items() if entry.group in ("roles", "paper", "scan")
     }
     assert len(figures) == 14
-    assert select(loaded, ["roles", "paper"]) == (experiments, figures)
+    assert select(loaded, ["roles", "paper", "scan"]) == (experiments, figures)
 
 
 def test_a_figure_pulls_its_experiment_and_an_experiment_its_figures() -> None:
@@ -94,11 +94,12 @@ def test_before_anything_ran_only_the_writer_can_be_looked_for(folders: dict[str
     run = Run(folders["native"], tmp_path, None)  # type: ignore[arg-type]
     rows = plan_of(run)
     assert (rows["writer"]["state"], rows["writer"]["why"]) == ("absent", "never computed")
-    others = {name: row for name, row in rows.items() if name != "writer"}
+    assert rows["scan"]["state"] == "absent", "it waits for no role"
+    others = {name: row for name, row in rows.items() if name not in ("writer", "scan")}
     assert {row["state"] for row in others.values()} == {"waits for roles"}
     assert {row["key"] for row in others.values()} == {None}
     last = run.cli("plan").out.splitlines()[-1]
-    assert last.startswith("next: 1 experiments in 1 pass (40 tokens), ")
+    assert last.startswith("next: 2 experiments in 1 pass (40 tokens), ")
     assert last.endswith("; 7 more once roles are known")
     assert not list(tmp_path.iterdir()), "planning writes nothing"
 
@@ -135,8 +136,8 @@ def test_lost_units_make_a_result_partial_and_lost_bytes_make_it_corrupt(finishe
         (("prompts = 30", "prompts = 30\ntarget = 'next_token'"), {"dla_scatter"}, "target top2 -> next_token"),
         (("prompts = 30", "prompts = 7"), {"dla_scatter"}, "prompts 8 -> 7, tokens"),
         (("prompts = 30", "prompts = 300"), set(), ""),
-        (("prompts_per_unit = 4", "prompts_per_unit = 2"), {"writer"}, "prompts_per_unit 4 -> 2"),
-        (('precision = "float32"', 'precision = "float64"'), {"writer"}, "precision float32 -> float64"),
+        (("prompts_per_unit = 4", "prompts_per_unit = 2"), {"writer", "scan"}, "prompts_per_unit 4 -> 2"),
+        (('precision = "float32"', 'precision = "float64"'), {"writer", "scan"}, "precision float32 -> float64"),
     ],
     ids=["nothing", "words", "a field", "fewer prompts", "more than there are", "unit", "precision"],
 )
