@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import secrets
 from collections.abc import Iterator, Mapping
@@ -132,3 +133,17 @@ def load(path: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise ReproError(f"{path} is damaged: {error}", Exit.CORRUPT) from error
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write a document as JSON, which has no NaN and no infinity: null stands in their place."""
+    text = json.dumps(_finite(document), indent=1, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -11,7 +11,8 @@ from typing import Any
 
 from repro.check.precision import Effect, Quantity
 from repro.check.report import Heading
-from repro.check.tables import cell, number, table, write_json
+from repro.check.tables import cell, number, table
+from repro.files import write_json
 from repro.store.excluded import left_out_line, partial
 
 _MEANS = {

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from repro.check.compare import VERDICTS, Row
-from repro.check.tables import table, write_json
+from repro.check.tables import table
+from repro.files import write_json
 from repro.labels import FLOAT32, in_precision
 from repro.store.excluded import left_out_line, partial
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import xarray as xr
 
-from repro.check.tables import table, write_json
+from repro.check.tables import table
+from repro.files import write_json
 from repro.measures import measure_named
 from repro.spec.types import Common
 

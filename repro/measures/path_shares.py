@@ -84,7 +84,9 @@ class PathShares(Measure):
         s, T = context.shape, context.n_positions / self.stride + 1
         total = 0.0
         for layer in range(s.n_layers):
-            vectors, heads = layer + 2 + self.decoys, layer * s.n_heads
+            # Decoys are heads and MLPs in the proportion in which the model has them.
+            made_of_mlps = self.decoys / (s.n_heads + 1)
+            vectors, heads = layer + 2 + made_of_mlps, layer * s.n_heads + self.decoys - made_of_mlps
             total += 2 * context.n_positions * s.n_kv_heads * s.d_head * (vectors * s.d_model + heads * s.d_head)
             total += 2 * T * (vectors + heads) * s.n_heads * s.d_head * (context.n_positions + s.d_model)
             total += 4 * T * (vectors + heads + s.n_heads) * s.d_model * s.d_mlp

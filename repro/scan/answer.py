@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from repro.files import write_json
 from repro.scan.confirmation import Confirmation
 from repro.scan.table import answer
 from repro.scan.verdict import Scan, scan, to_confirm
@@ -39,7 +40,7 @@ def answered(
     decoys = sum(str(label).startswith("decoy") for label in raw["writer"].values)
     directory.mkdir(parents=True, exist_ok=True)
     document = {"key": key, "subject": subject, "confirmed": _rows(confirmed), **_data(rest)}
-    (directory / FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_json(directory / FILE, document)
     return answer(rest, first, subject, tokens.shape[1], decoys)
 
 
