@@ -11,7 +11,7 @@ from rich.table import Table
 from repro.scan.verdict import Eraser, Scan, Writer
 
 WIDTH = 100
-MOST_WRITERS, MOST_ERASERS = 10, 4
+MOST_WRITERS, MOST_ERASERS = 6, 4
 HEADS = ("writer", "erased share", "decoys", "kind", "presence", "by", "clean", "path", "z", "p adj.", "after ablation")
 
 
