@@ -21,7 +21,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from repro.bench.meter import above, age, peak
+from repro.bench.meter import PAPER, above, age, peak
 from repro.kernels.reference import projection, projection_onto_vectors, v_composition
 from repro.labels import head_index, heads_of
 from repro.measures.base import Banded, Measure
@@ -202,7 +202,7 @@ def measure(bridge: Any, item: Item, tokens: Tensor) -> xr.Dataset:
 def child(spec: Path, prompts: int) -> dict[str, Any]:
     """Return one process's measurement: seconds of every experiment, and peak memory."""
     started = time.perf_counter()
-    workspace = Workspace(Request(spec=spec, subject="shape", prompts=prompts), lambda line: None)
+    workspace = Workspace(Request(spec=spec, subject="shape", prompts=prompts, only=PAPER), lambda line: None)
     plan = workspace.plan(workspace.choose(ask=False))
     bridge = library_model(plan.subject.folder)
     start_up = time.perf_counter() - started

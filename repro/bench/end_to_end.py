@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from repro.bench.end_to_end_report import baseline_line, growth, line, medians, unfit
-from repro.bench.meter import above, age, peak
+from repro.bench.meter import PAPER, above, age, peak
 from repro.errors import Exit, ReproError
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def child(spec: Path, prompts: int) -> dict[str, Any]:
     from repro.run.execute import execute
     from repro.run.session import Session
 
-    workspace = Workspace(Request(spec=spec, subject="shape", prompts=prompts), lambda line: None)
+    workspace = Workspace(Request(spec=spec, subject="shape", prompts=prompts, only=PAPER), lambda line: None)
     chosen = workspace.choose(ask=False)
     plan = workspace.plan(chosen)
     session = Session(chosen, workspace.settings, 2**31, lambda line: None)

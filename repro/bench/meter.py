@@ -8,6 +8,9 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+PAPER = "paper"
+"""The group that is timed: the experiments that the baseline computes as well."""
+
 
 def peak() -> int:
     """Return the most bytes ever resident in this program; unlike `getrusage`, not in the one that started it."""
