@@ -116,9 +116,9 @@ def both(finished: Finished, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     with pytest.MonkeyPatch.context() as patch:
         whole = compute.load
 
-        def load(folder: Any, precision: str, device: str) -> Any:
+        def load(folder: Any, precision: str, *rest: Any, **named: Any) -> Any:
             loaded.append(precision)
-            return whole(folder, precision, device)
+            return whole(folder, precision, *rest, **named)
 
         patch.setattr(compute, "load", load)
         answer = run.cli("all", "--only", "paper,variants,precision")

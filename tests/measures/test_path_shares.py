@@ -64,7 +64,7 @@ def test_what_a_layer_writes_changes_the_presence_by_its_inner_product(given: Sc
     found, positions = given.compute(MEASURE), sampled(given.tokens.shape[1], MEASURE.stride)
     shape, tokens = given.model.shape, torch.from_numpy(given.tokens).long()
     w, place = writers(shape.n_layers, shape.n_heads, positional=True).index("L1H0"), sites(shape.n_layers)
-    grown = found["presence"][:, w, place.index("resid_mid1")] - found["presence"][:, w, place.index("resid_pre1")]
+    grown = found["presence"][:, w, place.index("resid_mid1")] - found["presence"][:, w, place.index("resid_post0")]
     with torch.inference_mode():
         run = trace(given.model, tokens)
         h = run.attention[1].z[:, positions, 0] @ given.model.blocks[1].W_O[0]

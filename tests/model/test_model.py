@@ -238,7 +238,7 @@ def refusal(path: Path) -> str:
         ({"positional_embedding_type": "alibi"}, "alibi"),
         ({"normalization": None}, "ln1"),
         ({"final_rms": True}, "ln_final"),
-        ({"d_vocab": 60}, "size mismatch"),
+        ({"d_vocab": 60}, "config.json says d_vocab = 60, d_model = 32, and embed.W_E in the weights is [61, 32]"),
         ({"n_heads": 8, "d_head": 4}, "blocks.0.attn.W_"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) and len(value) < 3 else None,

@@ -187,7 +187,7 @@ def test_missing_weights_are_refused_and_never_made_up(kind: str, copied: Callab
 @pytest.mark.parametrize("kind", UP)
 def test_weights_of_another_shape_are_refused(kind: str, copied: Callable[[str], Path]) -> None:
     said = refusal(changed(copied(kind), lambda state: state.update({UP[kind]: state[UP[kind]][:-1].contiguous()})))
-    assert ("mismatched " + UP[kind] in said) or ("size mismatch" in said and kind == "native")
+    assert ("mismatched " + UP[kind] in said) or ("in the weights is [31, 48]" in said and kind == "native")
 
 
 @pytest.mark.parametrize("kind", UP)
@@ -197,12 +197,16 @@ def test_weights_of_a_layer_that_the_configuration_lacks_are_refused(kind: str, 
 
 
 @pytest.mark.parametrize("kind", UP)
-@pytest.mark.parametrize("kept", [slice(-1000), slice(8, None), slice(0)], ids=["cut off", "no header", "empty"])
-def test_unreadable_weights_are_refused(kind: str, kept: slice, copied: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize(
+    ("kept", "why"),
+    [(slice(-1000), "cut off, "), (slice(8, None), "not a safetensors file"), (slice(0), "an empty file")],
+    ids=["cut off", "no header", "empty"],
+)
+def test_unreadable_weights_are_refused(kind: str, kept: slice, why: str, copied: Callable[[str], Path]) -> None:
     path = copied(kind)
     (path / "model.safetensors").write_bytes((path / "model.safetensors").read_bytes()[kept])
     said = refusal(path)
-    assert ("have only 0 bytes" if kept == slice(0) else "the model cannot be loaded") in said
+    assert f"model.safetensors: {why}" in said
 
 
 def test_a_pth_file_that_runs_code_is_refused(copied: Callable[[str], Path]) -> None:
