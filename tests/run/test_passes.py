@@ -51,7 +51,7 @@ def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     plan = world.plan(world.choose(ask=False))
     session = run.Session(plan.subject, world.settings, 2**31, lambda line: None)
     outcomes = run.execute(plan, plan.todo, session)
-    assert len(outcomes) == 5
+    assert len(outcomes) == 6
     assert not any(outcome.error for outcome in outcomes)
     return counts
 

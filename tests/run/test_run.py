@@ -28,7 +28,7 @@ PAPER_FIGURES = {
     for name, figure in spec.figure.items()
     if spec.experiment[figure.experiment].group == "paper"
 }
-EXPERIMENTS = ("sites_onto_nodes", "nodes_onto_writer", "v_patch", "resampled_dla", "dla_scatter")
+EXPERIMENTS = ("sites_onto_nodes", "nodes_onto_writer", "v_patch", "resampled_dla", "dla_scatter", "scan")
 ROLES = ("writer", "erasers", "examples")
 
 
@@ -57,7 +57,7 @@ def test_the_default_spec_runs_on_every_kind_of_model(finished: Finished, kind: 
 def test_every_figure_is_there_as_html_png_and_svg(finished: Finished, kind: str) -> None:
     folder = finished(kind).figures
     wanted = {f"{name}.{ending}" for name in PAPER_FIGURES for ending in ("html", "png", "svg")}
-    wanted |= {"post_5_points.png", "paper_4_points.png", "figures.json", "check.md", "check.json"}
+    wanted |= {"post_5_points.png", "paper_4_points.png", "figures.json", "check.md", "check.json", "scan.json"}
     assert {path.name for path in folder.iterdir()} == wanted
     starts = {"png": b"\x89PNG", "svg": b"<svg", "html": b"<!DOCTYPE html>"}
     for path in folder.iterdir():
@@ -120,7 +120,8 @@ def test_the_second_run_recomputes_and_redraws_nothing(finished: Finished, tmp_p
     assert "pass over" not in answer.out
     after = tree(tmp_path)
     rewritten = {name for name in before if before[name] != after.get(name)}
-    assert rewritten <= {f"paper_figures/out/{finished('native').subject}/check.{kind}" for kind in ("md", "json")}
+    figures = f"paper_figures/out/{finished('native').subject}"
+    assert rewritten <= {f"{figures}/{name}" for name in ("check.md", "check.json", "scan.json")}
     assert set(before) == set(after)
 
 
