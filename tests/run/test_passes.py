@@ -10,6 +10,7 @@ import pytest
 from repro.bench import end_to_end as endtoend
 from repro.kernels import tiled
 from repro.measures import batch as stream
+from repro.measures.path_shares import REFERENCES
 from repro.model import forward
 from repro.model.forward import Model
 from repro.request import Request, Workspace
@@ -60,7 +61,8 @@ def test_the_default_plan_runs_the_model_once(counted: Counter[str]) -> None:
     assert counted == {
         "clean": PROMPTS,
         "patched tail": PROMPTS,
-        "examples": 4,
+        # What is prepared before the pass: four adversarial prompts, and the references of the scan.
+        "examples": 4 + REFERENCES,
         # Units of four: the last unit of the scatter ends inside one.
         "rows unembedded": SCATTER * SHAPE["n_ctx"],
     }

@@ -207,7 +207,7 @@ def test_only_takes_experiments_figures_and_groups(finished: Finished) -> None:
         return [row["experiment"] for row in rows]
 
     assert planned("v_patch") == planned("post_3a") == planned("paper_3,post_3b") == ["v_patch"]
-    assert planned("paper") == list(EXPERIMENTS)
+    assert planned("paper,scan") == list(EXPERIMENTS)
     assert planned("roles") == list(ROLES)
     assert planned("beyond, v_patch") == ["pr_by_position", "v_patch"]
 

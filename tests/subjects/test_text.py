@@ -250,7 +250,8 @@ def test_text_takes_the_place_of_prompts_under_another_name(pick: Pick, tmp_path
     assert re.fullmatch("mini-text-[0-9a-f]{8}", chosen.name)
     assert chosen.notice.startswith("prompts: ")
     assert chosen.tokenizer.decode(*chosen.tokens[0, 1:]) in "A first text, about nothing."
-    assert pick(None, "a.txt").name == chosen.name
+    assert pick("mini", "a.txt").name != chosen.name, "another text, another name"
+    assert pick(None, "a.txt").name == pick("mini", "a.txt").name
     assert pick("mini").tokens.shape == (300, 1024)
 
 
