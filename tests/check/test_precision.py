@@ -155,8 +155,8 @@ def test_the_page_shows_every_pair_and_whose_numbers_they_are(both: tuple[Run, A
     run, answer, _ = both
     assert "precision.md" in answer.out
     page = (run.figures / "precision.md").read_text()
-    assert page.startswith("# Precision on native\n\nSubject: **native**, 8 prompts x 40 positions. ")
-    assert "None can be read on native" in page
+    assert page.startswith(f"# Precision on {run.subject}\n\nSubject: **{run.subject}**, 8 prompts x 40 positions. ")
+    assert f"None can be read on {run.subject}" in page
     document = json.loads((run.figures / "precision.json").read_text())
     (effect,) = document["effects"]
     assert document["missing"] == []
