@@ -32,7 +32,7 @@ class Thresholds:
     d: float = 0.02
     """Least share of the writer that one pair takes back."""
     z: float = -5.0
-    """Most that the median may lie above this many of the decoys' standard deviations."""
+    """Highest z of a claim: its median lies at least five of the decoys' standard deviations below their mean."""
     present: tuple[float, float] = (0.5, 4.0)
     """Range of the writer's presence before its first eraser."""
     mostly: float = 0.5
@@ -169,8 +169,8 @@ def erased_share(specific: np.ndarray, components: tuple[str, ...], erasers: np.
     return 1.0 - float(np.prod([1 + total for total in by_layer.values()]))
 
 
-def reads_at(component: str) -> int:
-    """Return the index of the site that a component reads."""
+def site_before(component: str) -> int:
+    """Return the index of the last site before a component writes, which it reads unless blocks are parallel."""
     return step_of(component) - 1
 
 

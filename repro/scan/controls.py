@@ -28,7 +28,7 @@ from repro.labels import heads_of, is_head, layer_of, sites
 from repro.measures.path_shares import PathShares
 from repro.model.folder import Shape
 from repro.model.forward import Model
-from repro.scan.claims import Thresholds, reads_at
+from repro.scan.claims import Thresholds, site_before
 from repro.scan.examine import examine, measured
 from repro.scan.untrained import KINDS, copied, opposed, planted, scaled, untrained
 from repro.scan.verdict import Scan
@@ -105,7 +105,7 @@ def present_writer(setting: Setting, model: Model, tokens: np.ndarray) -> str:
 
     What is not there cannot be taken out: in a random model others write as much along a head's output as it does.
     """
-    heads, site = heads_of(0, setting.heads), sites(setting.layers)[reads_at(setting.erasers[0])]
+    heads, site = heads_of(0, setting.heads), sites(setting.layers)[site_before(setting.erasers[0])]
     presence = measured(model, tokens[:4], CALIBRATION)["presence"].sel(stratum="rest", node=heads, site=site)
     return heads[int(np.abs(presence.median("prompt").values - 1).argmin())]
 

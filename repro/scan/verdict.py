@@ -10,7 +10,7 @@ import xarray as xr
 
 from repro.errors import Exit, ReproError
 from repro.labels import step_of
-from repro.scan.claims import Pairs, Thresholds, erased_share, judge_pairs, median, reads_at, stratum
+from repro.scan.claims import Pairs, Thresholds, erased_share, judge_pairs, median, site_before, stratum
 from repro.scan.confirmation import Confirmation
 
 DRAWS = 200
@@ -190,7 +190,7 @@ def _writer(
         )
         for c in order
     )
-    start, end = reads_at(pairs.components[order[0]]), step_of(pairs.components[order[-1]])
+    start, end = site_before(pairs.components[order[0]]), step_of(pairs.components[order[-1]])
     presence, held, fixed = values["presence"][w], values["held"][w], values["held_self"][w]
     before, after = float(np.nanmedian(presence[start])), float(np.nanmedian(presence[end]))
     erased = erased_share(pairs.specific[w], pairs.components, claimed)
