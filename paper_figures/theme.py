@@ -68,20 +68,22 @@ CONFIG: dict[str, Any] = {
 
 
 def caveat(ds: xr.Dataset) -> str | None:
-    """Return the sentence that a figure must carry where its roles do not meet the rule for an erasure, else None."""
+    """Return the sentence that a figure must carry where the scan does not claim its roles, else None."""
     if bool(ds.attrs.get("found", True)):
         return None
-    writer, heads = ds.attrs["writer"], erasers(ds)
-    if not heads:
+    writer, labels = ds.attrs["writer"], erasers(ds)
+    if labels and str(ds.attrs.get("roles", "")).startswith("named"):
+        return f"Caveat: the scan does not claim that {', '.join(labels)} erase{'s' * (len(labels) == 1)} {writer}."
+    if not labels:
         return (
-            f"Caveat: no erasure found; {writer} is only the strongest candidate, and no head qualifies as its eraser."
+            f"Caveat: no erasure found; {writer} is only the strongest candidate, and nothing qualifies as its eraser."
         )
-    candidates = f"{writer} (writer) and {', '.join(heads)} (eraser)"
+    candidates = f"{writer} (writer) and {', '.join(labels)} (eraser)"
     return f"Caveat: no erasure found; {candidates} are only the strongest candidates."
 
 
 def erasers(ds: xr.Dataset) -> list[str]:
-    """Return the labels of the eraser heads; empty where a model has none."""
+    """Return the labels of the erasers, heads and MLPs; empty where a model has none."""
     given = ds.attrs.get("erasers", [])
     return given.split(", ") if isinstance(given, str) else [str(label) for label in given]
 

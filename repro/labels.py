@@ -8,6 +8,8 @@ FLOAT32 = "float32"
 """The precision that goes without saying."""
 _HEAD = re.compile(r"L(\d{1,6})H(\d{1,6})\Z", re.ASCII)
 _MLP = re.compile(r"MLP(\d{1,6})\Z", re.ASCII)
+NODE = re.compile(r"^(?:L[0-9]{1,6}H[0-9]{1,6}|MLP[0-9]{1,6})$")
+"""The form of a node's label, for types of the spec."""
 
 
 def sites(n_layers: int) -> list[str]:
@@ -50,6 +52,11 @@ def step_of(label: str) -> int:
 def is_head(label: str) -> bool:
     """Return whether the label has the form of a head, `L0H2`."""
     return _HEAD.match(label) is not None
+
+
+def is_node(label: str) -> bool:
+    """Return whether the label has the form of a head or an MLP, `L0H2` or `MLP3`."""
+    return is_head(label) or _MLP.match(label) is not None
 
 
 def head_index(label: str) -> tuple[int, int]:

@@ -52,7 +52,7 @@ class Paper:
 
 
 def resolve(workspace: Workspace, find: bool = True) -> Paper:
-    """Return the subject, its roles found by small plans of their own: the writer, then what needs one.
+    """Return the subject, its roles found by small plans of their own: the scan, then what needs a writer.
 
     find: whether what finds roles may be computed, and the hub be asked; otherwise what is stored counts.
     """
@@ -61,10 +61,10 @@ def resolve(workspace: Workspace, find: bool = True) -> Paper:
     paper = Paper(workspace, subject, Computer(workspace, subject))
     if find:
         names = role_experiments(workspace.loaded, subject, workspace.selection[0])
-        first = [name for name in names if workspace.loaded.spec.experiment[name].finds == "writer"]
+        first = [name for name in names if "writer" in workspace.loaded.spec.experiment[name].finds]
         for together in (first, [name for name in names if name not in first]):
             if together:
-                paper.computer.compute(workspace.plan(subject, together))
+                paper.computer.settle(paper.computer.compute(workspace.plan(subject, together)))
     return paper
 
 
@@ -96,7 +96,7 @@ def source_of(plan: Plan, experiment: str, committed: Path) -> drawing.Source | 
     """
     item = next((item for item in plan.items if item.name == experiment), None)
     if item is not None and item.fresh:
-        return drawing.Source(item.path)
+        return drawing.Source(item.path, roles=plan.roles.attrs())
     if item is not None:
         item.refuse_damage()
     copy = committed / plan.subject.name / experiment
@@ -242,7 +242,7 @@ def answer(paper: Paper) -> Paper:
         return load(paper.subject.folder, item.precision, paper.workspace.settings.device)
 
     paper.workspace.say("")
-    for line in answered(raw, item.path.name, paper.subject.name, tokens, model, out):
+    for line in answered(raw, item.path, paper.subject.name, tokens, model, out):
         paper.workspace.say(line)
     return paper
 

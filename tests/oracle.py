@@ -17,11 +17,21 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Edit:
-    """What is taken out of the value input of every head of one layer: removed [B, P, D]; and whose scale is used."""
+    """What is taken out of the value input of every head of one layer, or of its MLP's input: removed [B, P, D].
+
+    The scale of what is left is that of the stream with it (`frozen`), its own, or one that is given.
+    """
 
     layer: int
     removed: Array
     scale: str = "frozen"
+    mlp: bool = False
+    given: Array | None = None  # [B, P]
+
+    def read(self, model: Any, x: Array) -> Array:
+        """What the norm makes of the stream x [B, P, D] without what is removed."""
+        scale = scale_of(model, x) if self.scale == "frozen" else None
+        return normed(model, x - self.removed, scale if self.given is None else self.given)
 
 
 @dataclass(frozen=True)
@@ -100,9 +110,11 @@ def head_weights(model: Any, layer: int, head: int) -> dict[str, Array]:
     return found | {"W_O": plain(block.W_O)[head]}
 
 
-def mlp_out(model: Any, layer: int, x: Array) -> Array:
+def mlp_out(model: Any, layer: int, x: Array, edits: tuple[Edit, ...] = ()) -> Array:
     """What an MLP writes when it reads the stream x [B, P, D], bias included."""
     block, read = model.blocks[layer], normed(model, x)
+    for edit in edits:
+        read = edit.read(model, x) if edit.mlp and edit.layer == layer else read
     inner = read @ plain(block.W_in) + plain(block.b_in)
     if block.W_gate is None:
         inner = activation(model.act, inner)
@@ -111,12 +123,11 @@ def mlp_out(model: Any, layer: int, x: Array) -> Array:
     return inner @ plain(block.W_out) + plain(block.b_out)
 
 
-def attention(model: Any, layer: int, x: Array, edit: Edit | None) -> tuple[Array, ...]:
+def attention(model: Any, layer: int, x: Array, edits: tuple[Edit, ...]) -> tuple[Array, ...]:
     """q, k, v, patterns and head outputs of a layer that reads x [B, P, D], each with leading dimensions [H, B]."""
     value_input = normed(model, x)
-    if edit is not None and edit.layer == layer:
-        reduced = x - edit.removed
-        value_input = normed(model, reduced, scale_of(model, x) if edit.scale == "frozen" else None)
+    for edit in edits:
+        value_input = edit.read(model, x) if not edit.mlp and edit.layer == layer else value_input
     parts: list[list[tuple[Array, ...]]] = []
     for head in range(model.shape.n_heads):
         w = head_weights(model, layer, head)
@@ -134,7 +145,7 @@ def attention(model: Any, layer: int, x: Array, edit: Edit | None) -> tuple[Arra
     return tuple(np.array([[row[item] for row in rows] for rows in parts]) for item in range(5))
 
 
-def forward(model: Any, tokens: Array, edit: Edit | None = None) -> Run:
+def forward(model: Any, tokens: Array, *edits: Edit) -> Run:
     """The whole pass over tokens [B, P]; later layers run on whatever stream an edit leaves them."""
     token_part = plain(model.W_E)[tokens]
     position_part = np.zeros_like(token_part)
@@ -143,9 +154,9 @@ def forward(model: Any, tokens: Array, edit: Edit | None = None) -> Run:
     sites, heads, mlps, seen, scales = [token_part + position_part], [], [], [], []
     for layer in range(model.shape.n_layers):
         scales.append(scale_of(model, sites[-1]))
-        q, k, v, pattern, out = attention(model, layer, sites[-1], edit)
+        q, k, v, pattern, out = attention(model, layer, sites[-1], edits)
         sites.append(sites[-1] + out.sum(0) + plain(model.blocks[layer].b_O))
-        mlps.append(mlp_out(model, layer, sites[-2] if model.parallel else sites[-1]))
+        mlps.append(mlp_out(model, layer, sites[-2] if model.parallel else sites[-1], edits))
         sites.append(sites[-1] + mlps[-1])
         heads.append(out)
         seen.append((q, k, v, pattern))
@@ -180,6 +191,18 @@ def v_composition(model: Any, run: Run, layer: int, head: int, writer: Array) ->
             for i in range(t + 1):
                 out[b, t] += run.patterns[layer, head, b, t, i] * (read[i] @ w["W_V"] @ w["W_O"])
     return out
+
+
+def mlp_path(model: Any, run: Run, layer: int, writer: Array) -> Array:
+    """What an MLP writes because it reads the writer, its clean gates and scale held: [B, P, D]."""
+    block, site = model.blocks[layer], run.sites[2 * layer + (0 if model.parallel else 1)]
+    x, read = normed(model, site), normed(model, writer, scale_of(model, site))
+    if block.W_gate is None:
+        u = x @ plain(block.W_in) + plain(block.b_in)
+        gate = activation(model.act, u) / u
+    else:
+        gate = activation(model.act, x @ plain(block.W_gate) + plain(block.b_gate))
+    return (gate * (read @ plain(block.W_in))) @ plain(block.W_out)
 
 
 def dla(model: Any, run: Run, vector: Array, u: Array) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ class Source:
 
     path: Path
     stamp: str = ""
+    roles: Mapping[str, Any] = field(default_factory=dict)
+    """Attributes of the roles as they are known now: whether the scan claims named ones may have been found since."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,14 @@ def _write_stamps(path: Path, stamps: Mapping[str, Any]) -> None:
 
 def _digest(figure: Figure, at: Source, papers: str) -> str:
     """Return a checksum of the data, the declaration, the drawing code and the version of the drawing library."""
-    parts = [figure.model_dump_json(), at.stamp, papers, at.path.name, (at.path / "COMMIT").read_text()]
+    parts = [
+        figure.model_dump_json(),
+        at.stamp,
+        str(at.roles.get("roles", "")),
+        papers,
+        at.path.name,
+        (at.path / "COMMIT").read_text(),
+    ]
     parts.append(version("altair"))
     parts += [file.read_text() for file in sorted(Path(paper_figures.__file__).parent.glob("*.py"))]
     parts.append(Path(__file__).read_text())
@@ -110,6 +119,9 @@ def _render(name: str, figure: Figure, at: Source, out: Path, papers: str) -> tu
 
     dataset = read_summary(at.path)
     dataset.attrs.pop("provenance", None)
+    if str(at.roles.get("roles")).startswith("named") and "erasers" in dataset.attrs:
+        dataset.attrs.pop("found", None)
+        dataset.attrs.update({key: at.roles[key] for key in ("roles", "found") if key in at.roles})
     dataset.attrs["own"] = dataset.attrs["subject"] == papers
     dataset.attrs.update(
         title=_filled(figure.title, dataset.attrs),
@@ -134,9 +146,13 @@ def _save(chart: Any, out: Path, name: str) -> tuple[Path, ...]:
 
 
 def _filled(text: str, attrs: Mapping[str, Any]) -> str:
-    return text.replace("$writer", str(attrs.get("writer", "the writer"))).replace(
-        "$layer", str(attrs.get("layer", ""))
-    )
+    """Return a title with its roles: `layer $layer` becomes `layer 2`, or `layers 2 and 3`."""
+    layer = str(attrs.get("layer", ""))
+    text = text.replace("layer $layer", f"layer{'s' if ' and ' in layer else ''} {layer}").replace("$layer", layer)
+    names = {"$writer": attrs.get("writer", "the writer"), "$erasers": attrs.get("erasers", "the erasers")}
+    for name, value in names.items():
+        text = text.replace(name, str(value))
+    return text
 
 
 def _labels(figure: Figure) -> str:
@@ -166,7 +182,11 @@ def subtitle(attrs: Mapping[str, Any], stamp: str, labels: str = "") -> str:
         parts.append(f"computed{in_precision(attrs['precision'])}")
     if not attrs["own"]:
         parts.append("NOT the paper's model")
-    if not attrs.get("found", True):
+    if str(attrs.get("roles", "")).startswith("named"):
+        # The paper's own roles need no scan to be what they are.
+        if not (attrs["own"] and "found" not in attrs):
+            parts.append(f"roles {attrs['roles']}")
+    elif not attrs.get("found", True):
         parts.append("no erasure found; strongest candidate shown")
     if attrs.get("examples") == "mined" and attrs.get("measure") == "resampled_dla":
         wrong = attrs.get("wrong_predictions")

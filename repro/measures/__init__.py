@@ -6,8 +6,6 @@ from typing import get_args
 
 from repro.measures.base import Measure
 from repro.measures.dla_scatter import DLAScatter
-from repro.measures.find_erasers import FindErasers
-from repro.measures.find_writer import FindWriter
 from repro.measures.mine_examples import MineExamples
 from repro.measures.path_shares import PathShares
 from repro.measures.projection import Projection

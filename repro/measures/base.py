@@ -99,8 +99,8 @@ class Measure(Common):
     """Raised with every change that alters the measure's numbers: results of other versions are stale."""
     answers: ClassVar[bool] = False
     """Whether the question is answered from it."""
-    finds: ClassVar[str | None] = None
-    """The role that it finds: `writer`, `erasers` or `examples`."""
+    finds: ClassVar[tuple[str, ...]] = ()
+    """The roles that it finds, of `writer`, `erasers`, `examples`."""
 
     @property
     def needs(self) -> frozenset[str]:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from repro.errors import Exit, ReproError
 from repro.kernels.select import Kernels
-from repro.labels import head_index
+from repro.labels import head_index, is_head, is_node, layer_of
 from repro.measures.directions import Directions
 from repro.measures.roles import Roles
-from repro.model.forward import Model, Trace, forward_from, norm_scale, normed, trace
+from repro.model.forward import Attention, Model, Trace, forward_from, norm_scale, normed, trace
 
 HEADS_TOGETHER = 32
 """Heads that sites are projected on in one call: their outputs at a few positions still fit the cache."""
@@ -87,18 +87,24 @@ class Batch:
         """Return the 2L+1 sites: [S, B, P, D]."""
         return self.trace.sites[: 2 * self.engine.model.shape.n_layers + 1]
 
+    def node(self, label: str) -> Tensor:
+        """Return what a head or an MLP wrote: [B, P, D]."""
+        layer = layer_of(label)
+        if not is_head(label):
+            return self.trace.mlp_out[layer]
+        head = head_index(label)[1]
+        return self.trace.attention[layer].z[:, :, head] @ self.engine.model.blocks[layer].W_O[head]
+
     @cached_property
     def writer(self) -> Tensor:
         """Return h_w, what the writer wrote: [B, P, D]."""
         assert self.roles.writer
-        layer, head = head_index(self.roles.writer)
-        return self.trace.attention[layer].z[:, :, head] @ self.engine.model.blocks[layer].W_O[head]
+        return self.node(self.roles.writer)
 
     @cached_property
     def writer_norm2(self) -> Tensor:
         """Return |h_w|²: [B, P]; NaN where the writer wrote nothing, as ratios are undefined there."""
-        norm2 = self.writer.square().sum(-1)
-        return torch.where(norm2 > 0, norm2, torch.nan)
+        return norm2_or_nan(self.writer)
 
     @cached_property
     def top2(self) -> tuple[Tensor, Tensor]:
@@ -108,9 +114,11 @@ class Batch:
         return values.view(*self.tokens.shape, 2), ids.view(*self.tokens.shape, 2)
 
     def _vector(self, name: str) -> Tensor:
-        """Return one direction at every position, [B, P, D]: `writer`, or the DLA direction of a target."""
+        """Return one direction at every position, [B, P, D]: `writer`, any node, or the DLA direction of a target."""
         if name == "writer":
             return self.writer
+        if is_node(name):
+            return self.node(name)
         rows = self.engine.unembedding_rows
         if name == "top2":
             ids = self.top2[1]
@@ -174,11 +182,13 @@ class Batch:
     def sites_on_writer(self) -> Tensor:
         """Return PR(site, writer): [S, B, P]."""
         assert self.roles.writer
-        layer, head = head_index(self.roles.writer)
-        if self.requested.sites_on_nodes:
-            num = self.sites_on_heads(layer)[0][:, head]
-        else:
+        layer = layer_of(self.roles.writer)
+        if not self.requested.sites_on_nodes:
             num = torch.einsum("sbpd,bpd->sbp", self.sites, self.writer)
+        elif is_head(self.roles.writer):
+            num = self.sites_on_heads(layer)[0][:, head_index(self.roles.writer)[1]]
+        else:
+            num = self.sites_on_mlp(layer)[0]
         return num / self.writer_norm2
 
     def heads_on(self, name: str, layer: int) -> Tensor:
@@ -188,6 +198,11 @@ class Batch:
     def mlp_on(self, name: str, layer: int) -> Tensor:
         """Return <m, direction> for one MLP: [B, P]."""
         return self._inner_mlp[0][self._slot(name), layer]
+
+    def node_on(self, name: str, label: str) -> Tensor:
+        """Return <node, direction> for any head or MLP: [B, P]."""
+        layer = layer_of(label)
+        return self.heads_on(name, layer)[head_index(label)[1]] if is_head(label) else self.mlp_on(name, layer)
 
     def _slot(self, name: str) -> int:
         return (len(self.sites) if self.requested.sites_on_nodes else 0) + self.requested.directions.index(name)
@@ -205,9 +220,14 @@ class Batch:
             self._composed[layer] = self.compose(layer, self.writer, self.scale(layer), self.directions)
         return self._composed[layer]
 
-    def compose(self, layer: int, source: Tensor, scale: Tensor, onto: Tensor) -> tuple[Tensor, Tensor]:
-        """Return sum_i A[t,i] (source[i] - mean)/scale[i] W_V W_O: dots per head [H, N, B, P], the sum [B, P, D]."""
-        model, seen = self.engine.model, self.trace.attention[layer]
+    def compose(
+        self, layer: int, source: Tensor, scale: Tensor, onto: Tensor, seen: Attention | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return sum_i A[t,i] (source[i] - mean)/scale[i] W_V W_O: dots per head [H, N, B, P], the sum [B, P, D].
+
+        seen: whose queries and keys make the pattern A; the clean run's if nothing is given.
+        """
+        model, seen = self.engine.model, seen or self.trace.attention[layer]
         block = model.blocks[layer]
         dots, total = self.engine.kernels.v_composition(
             seen.q,
@@ -225,6 +245,13 @@ class Batch:
         assert total is not None
         return dots[0], total[0]
 
-    def rest(self, layer: int, resid_mid: Tensor) -> Tensor:
-        """Return the sites from resid_mid{layer} on, for another stream there: [S', B, P, D]."""
-        return forward_from(self.engine.model, layer, self.sites[2 * layer], resid_mid)
+    def rest(self, layer: int, resid_mid: Tensor, resid_pre: Tensor | None = None) -> Tensor:
+        """Return the sites from resid_mid{layer} on, for another stream there and, if given, before: [S', B, P, D]."""
+        before = self.sites[2 * layer] if resid_pre is None else resid_pre
+        return forward_from(self.engine.model, layer, before, resid_mid)
+
+
+def norm2_or_nan(x: Tensor) -> Tensor:
+    """Return |x|² over the last dimension; NaN where it is 0, as ratios onto nothing are undefined."""
+    norm2 = x.square().sum(-1)
+    return torch.where(norm2 > 0, norm2, torch.nan)

@@ -11,8 +11,6 @@ DERIVED = {
     "nan_count": _UNDEFINED,
     "site_nan_count": _UNDEFINED,
     "head_nan_count": _UNDEFINED,
-    "score": ("1", "median presence right after writing, at most 1, minus the largest at the last two sites"),
-    "layer_sum": ("1", "sum of the median projection ratios of a layer's heads onto the writer"),
     "variance_share": ("1", "share of the variance of the projection ratio"),
     "clean": ("logits", "DLA on the clean prompt"),
     "logit_diff": ("logits", "logit of the first answer minus that of the second"),

@@ -10,7 +10,7 @@ class Directions:
     """What the experiments of a pass ask of each batch, so that it is computed once for all of them.
 
     sites_on_nodes: whether sites are projected on all nodes. directions: further vectors that nodes are projected on,
-    of `writer`, `top2`, `next_token`.
+    of `writer`, any label of a node, `top2`, `next_token`.
     """
 
     sites_on_nodes: bool = False

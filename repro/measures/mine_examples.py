@@ -31,7 +31,7 @@ class MineExamples(Banded):
     measure: Literal["mine_examples"]
     count: int = Field(default=4, gt=0)
     """How many, with distinct answers from distinct prompts."""
-    finds = "examples"
+    finds = ("examples",)
 
     @property
     def needs(self) -> frozenset[str]:

@@ -5,16 +5,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import xarray as xr
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from repro.labels import head_index, layer_of
+from repro.errors import ReproError, did_you_mean
+from repro.labels import NODE, head_index, is_head, layer_of
 from repro.measures.base import Context, Decode, Pooled, Prepared, labelled, ratio_variable, sizes
 from repro.measures.directions import Directions
-from repro.measures.roles import eraser_rows
 from repro.measures.statistics import quantiles_along, variance_shares
 from repro.store.excluded import ValidPrompts
 from repro.store.layout import Layout
@@ -34,8 +34,8 @@ class Projection(Pooled):
     measure: Literal["projection"]
     of: Literal["sites", "nodes"]
     """The components projected."""
-    onto: Literal["nodes", "$writer"]
-    """The nodes projected on. `nodes` needs `of = "sites"`."""
+    onto: Literal["nodes", "$writer"] | Annotated[str, Field(pattern=NODE.pattern)]
+    """What is projected on: `nodes` (all of them, with `of = "sites"`), `$writer`, or a head or MLP by its label."""
     summarise: Literal["pooled", "by_position"] = "pooled"
     """Quantiles over prompts and positions together, or over prompts at each position with the variance split."""
 
@@ -43,14 +43,27 @@ class Projection(Pooled):
     def _known_combination(self) -> Projection:
         if self.onto == "nodes" and self.of != "sites":
             raise ValueError('onto = "nodes" goes with of = "sites"')
-        if self.summarise == "by_position" and (self.of, self.onto) != ("sites", "$writer"):
-            raise ValueError('summarise = "by_position" goes with of = "sites", onto = "$writer"')
+        if self.summarise == "by_position" and (self.of != "sites" or self.onto == "nodes"):
+            raise ValueError('summarise = "by_position" goes with of = "sites" and onto = "$writer" or one node')
         return self
 
     @property
     def asks(self) -> Directions:
-        """Return the request for sites on all nodes, or for all nodes on the writer."""
-        return Directions(self.onto == "nodes", ("writer",) if self.of == "nodes" else ())
+        """Return the request for sites on all nodes, or for all nodes on one."""
+        return Directions(self.onto == "nodes", (self._direction,) if self.of == "nodes" else ())
+
+    @property
+    def _direction(self) -> str:
+        """Return what a batch calls the node that is projected on."""
+        return self.onto.removeprefix("$")
+
+    def target(self, context: Context) -> str:
+        """Return the node that is projected on. Raise ReproError (exit 2) for one that the model does not have."""
+        if self.onto == "$writer":
+            return context.writer
+        if self.onto not in context.nodes:
+            raise ReproError(f"onto: this model has no node {self.onto!r}.{did_you_mean(self.onto, context.nodes)}")
+        return self.onto
 
     def layout(self, context: Context) -> Layout:
         """Declare `pr` by node and site, by site, or by component."""
@@ -58,20 +71,24 @@ class Projection(Pooled):
         if self.onto == "nodes":
             coords = {"node": context.nodes, "site": context.sites}
             return Layout((ratio_variable("node", "site"),), coords, sizes(context))
+        self.target(context)
         if self.of == "sites":
             return Layout((ratio_variable("site"),), {"site": context.sites}, sizes(context))
-        return Layout((ratio_variable("component"),), {"component": components(context)}, sizes(context))
+        labels = components(context, self.target(context))
+        return Layout((ratio_variable("component"),), {"component": labels}, sizes(context))
 
     def compute(self, context: Context, prepared: Prepared, batch: Batch) -> dict[str, Tensor]:
-        """Compute sites on nodes [node, site, B, P], sites on writer [site, B, P], or nodes on it [component, B, P]."""
+        """Compute sites on nodes [node, site, B, P], sites on one [site, B, P], or nodes on it [component, B, P]."""
         if self.onto == "nodes":
             return {"pr": sites_on_nodes(batch)}
-        return {"pr": batch.sites_on_writer if self.of == "sites" else nodes_on_writer(batch)}
+        if self.of == "nodes":
+            return {"pr": nodes_on(batch, self.target(context), self._direction)}
+        return {"pr": batch.sites_on_writer if self.onto == "$writer" else sites_on(batch, self.onto)}
 
     def reduce(self, context: Context, raw: ValidPrompts, prepared: Prepared, decode: Decode) -> xr.Dataset:
         """Return quantiles of `pr`; by position also where its variance comes from."""
         if self.summarise == "pooled":
-            return labelled(raw, self.bands(raw, "pr"))
+            return self._told(labelled(raw, self.bands(raw, "pr")))
         bands, shares = [], []
         for index in range(len(raw.layout.coords["site"])):
             values = raw.read("pr", site=index)[:, self.window]
@@ -79,14 +96,18 @@ class Projection(Pooled):
             shares.append(variance_shares(values))
         dataset = labelled(raw, {"pr": (("quantile", "site", "position"), np.stack(bands, 1))})
         dataset["variance_share"] = (("source", "site"), np.stack(shares, 1))
-        return dataset.assign_coords(
+        return self._told(dataset).assign_coords(
             source=["prompt", "position", "interaction"], position=np.arange(context.n_positions)[self.window]
         )
+
+    def _told(self, dataset: xr.Dataset) -> xr.Dataset:
+        """Return a summary that says what is projected on where that is a node named in the spec: `onto`."""
+        return dataset.assign_attrs({} if self.onto in ("nodes", "$writer") else {"onto": self.onto})
 
     @staticmethod
     def headlines(dataset: xr.Dataset) -> dict[str, float]:
         """Return the erasers' sum on the writer with its quantiles, or the writer's median presence at each site."""
-        writer = str(dataset.attrs.get("writer"))
+        writer = str(dataset.attrs.get("onto", dataset.attrs.get("writer")))
         if "component" in dataset.dims:
             pr = dataset["pr"].sel(component=SUM_OF_ERASERS)
             return {
@@ -99,25 +120,21 @@ class Projection(Pooled):
         return {}
 
 
-def components(context: Context) -> list[str]:
-    """Return every node but the writer, then the sum of the erasers."""
-    return [*(node for node in context.nodes if node != context.writer), SUM_OF_ERASERS]
+def components(context: Context, target: str | None = None) -> list[str]:
+    """Return every node but the one projected on (the writer if none is given), then the sum of the erasers."""
+    return [*(node for node in context.nodes if node != (target or context.writer)), SUM_OF_ERASERS]
 
 
-def sites_on_nodes(batch: Batch, layers: int | None = None, mlps: bool = True) -> Tensor:
-    """Return PR(site, node) of every site and node in model order: [node, site, B, P].
-
-    layers: only the nodes of the first so many; mlps: whether MLPs take part.
-    """
+def sites_on_nodes(batch: Batch) -> Tensor:
+    """Return PR(site, node) of every site and node in model order: [node, site, B, P]."""
     import torch
 
     rows = []
-    for layer in range(batch.engine.model.shape.n_layers if layers is None else layers):
+    for layer in range(batch.engine.model.shape.n_layers):
         num, norm2 = batch.sites_on_heads(layer)
         rows.append(ratio(num, norm2).transpose(0, 1))
-        if mlps:
-            num, norm2 = batch.sites_on_mlp(layer)
-            rows.append(ratio(num, norm2)[None])
+        num, norm2 = batch.sites_on_mlp(layer)
+        rows.append(ratio(num, norm2)[None])
     return torch.cat(rows)
 
 
@@ -128,22 +145,34 @@ def ratio(num: Tensor, norm2: Tensor) -> Tensor:
     return torch.where(norm2 > 0, num / norm2, torch.nan)
 
 
-def nodes_on_writer(batch: Batch) -> Tensor:
-    """Return PR(node, writer) of every node but the writer, then of the erasers' sum: [component, B, P].
+def sites_on(batch: Batch, label: str) -> Tensor:
+    """Return PR(site, node) of every site on one node: [site, B, P]."""
+    import torch
 
-    The sum is formed per prompt and position, before any median: medians do not add.
+    from repro.measures.batch import norm2_or_nan
+
+    node = batch.node(label)
+    return torch.einsum("sbpd,bpd->sbp", batch.sites, node) / norm2_or_nan(node)
+
+
+def nodes_on(batch: Batch, target: str, direction: str) -> Tensor:
+    """Return PR(node, target) of every node but the target, then of the erasers' sum: [component, B, P].
+
+    direction: what the batch calls the target. The sum is formed per prompt and position, before any median: medians
+    do not add.
     """
     import torch
 
-    roles = batch.roles
-    rows, erasers = [], None
+    from repro.measures.batch import norm2_or_nan
+
+    norm2 = batch.writer_norm2 if direction == "writer" else norm2_or_nan(batch.node(target))
+    rows = []
     for layer in range(batch.engine.model.shape.n_layers):
-        heads = batch.heads_on("writer", layer) / batch.writer_norm2
-        if layer == roles.layer:
-            erasers = heads[eraser_rows(roles)].sum(0)
-        if layer == layer_of(roles.writer):
-            index = head_index(roles.writer)[1]
+        heads = batch.heads_on(direction, layer) / norm2
+        if is_head(target) and layer == layer_of(target):
+            index = head_index(target)[1]
             heads = torch.cat((heads[:index], heads[index + 1 :]))
-        rows += [heads, (batch.mlp_on("writer", layer) / batch.writer_norm2)[None]]
-    assert erasers is not None
+        mlp = [] if target == f"MLP{layer}" else [(batch.mlp_on(direction, layer) / norm2)[None]]
+        rows += [heads, *mlp]
+    erasers = torch.stack([batch.node_on(direction, label) / norm2 for label in batch.roles.erasers]).sum(0)
     return torch.cat([*rows, erasers[None]])

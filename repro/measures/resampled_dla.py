@@ -2,7 +2,7 @@
 
 A prompt of T tokens; the unrelated texts are the first T tokens of the subject's prompts, so that a head whose whole
 input is replaced simply writes what it wrote at row T-1 of the clean pass over that text: no further forward. The final
-norm scale is the adversarial prompt's own clean one.
+norm scale is the adversarial prompt's own clean one. Shown are all heads, and the writer where it is an MLP.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import xarray as xr
 
+from repro.labels import is_head, layer_of
 from repro.measures.base import Banded, Context, Decode, Prepared, labelled
 from repro.measures.roles import distinct_other_heads
 from repro.measures.statistics import quantiles_along
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class ResampledDLA(Banded):
-    """DLA of every head at the last position of each adversarial prompt, clean and with resampled input."""
+    """DLA of every head and the writer at the end of each adversarial prompt, clean and with resampled input."""
 
     measure: Literal["resampled_dla"]
     resample: Literal["all_positions", "last_position"] = "all_positions"
@@ -40,15 +41,15 @@ class ResampledDLA(Banded):
     def layout(self, context: Context) -> Layout:
         """Declare `resampled` by example and head, one value per prompt."""
         variable = Variable("resampled", ("example", "head", "prompt"), "float32", "logits", "DLA with resampled input")
-        coords = {"example": [example.label for example in context.examples], "head": context.heads}
+        coords = {"example": [example.label for example in context.examples], "head": shown_nodes(context)}
         return Layout((variable,), coords, {"prompt": context.n_prompts})
 
     def prepare(self, context: Context, engine: Engine, tokens: np.ndarray) -> dict[str, Any]:
         """Run one short pass per adversarial prompt.
 
-        Returns per example: `reader` [L, H, K], the functional z -> DLA of each head; `keys` and `values`
-        [L, T-1, G, K] of the clean run; and lists `clean` (DLA per head, logits), `first`, `second` (token ids),
-        `logit_diff` (logits).
+        Returns per example: `direction` [D], whose inner product with what is written is its DLA; `reader` [L, H, K],
+        the functional z -> DLA of each head; `keys` and `values` [L, T-1, G, K] of the clean run; and lists `clean`
+        (DLA per head and of the writer, logits), `first`, `second` (token ids), `logit_diff` (logits).
         """
         import torch
 
@@ -56,7 +57,7 @@ class ResampledDLA(Banded):
 
         model = engine.model
         found: dict[str, Any] = {
-            key: [] for key in ("reader", "keys", "values", "clean", "first", "second", "logit_diff")
+            key: [] for key in ("direction", "reader", "keys", "values", "clean", "first", "second", "logit_diff")
         }
         W_O = torch.stack([block.W_O for block in model.blocks])
         for example in context.examples:
@@ -69,8 +70,10 @@ class ResampledDLA(Banded):
             reader = torch.einsum("lhkd,d->lhk", W_O, direction)
             z = torch.stack([seen.z[0, -1] for seen in passed.attention])
             first, second = scores.topk(2).indices.tolist()
+            found["direction"].append(direction)
             found["reader"].append(reader)
-            found["clean"].append((z * reader).sum(-1).flatten().tolist())
+            mlp = [passed.mlp_out[layer][0, -1] @ direction for layer in _writer_mlp(context)]
+            found["clean"].append([*(z * reader).sum(-1).flatten().tolist(), *map(float, mlp)])
             found["keys"].append(torch.stack([seen.k[0, :-1] for seen in passed.attention]))
             found["values"].append(torch.stack([seen.v[0, :-1] for seen in passed.attention]))
             found["first"].append(first)
@@ -79,20 +82,26 @@ class ResampledDLA(Banded):
         return found
 
     def compute(self, context: Context, prepared: Prepared, batch: Batch) -> dict[str, Tensor]:
-        """Compute every head's DLA with resampled input [example, head, B]; NaN where a prompt is short or own."""
+        """Compute every head's DLA with resampled input [example, head, B]; NaN where a prompt is short or own.
+
+        An MLP reads the last position alone, so that both ways of resampling are the same for it.
+        """
         import torch
 
         rows = []
         for index, example in enumerate(context.examples):
             row = len(example.tokens) - 1
             if row >= batch.tokens.shape[1]:
-                rows.append(batch.trace.scale_final.new_full((len(context.heads), len(batch.tokens)), torch.nan))
+                rows.append(batch.trace.scale_final.new_full((len(shown_nodes(context)), len(batch.tokens)), torch.nan))
                 continue
             if self.resample == "all_positions":
                 z = torch.stack([seen.z[:, row] for seen in batch.trace.attention])
             else:
                 z = _last_position(batch, row, prepared["keys"][index], prepared["values"][index])
             dla = torch.einsum("lbhk,lhk->lhb", z, prepared["reader"][index]).flatten(0, 1)
+            for layer in _writer_mlp(context):
+                own_mlp = batch.trace.mlp_out[layer][:, row] @ prepared["direction"][index]
+                dla = torch.cat((dla, own_mlp[None]))
             if example.prompt is not None:
                 own = torch.arange(len(batch.tokens), device=dla.device) + batch.first_prompt == example.prompt
                 dla = dla.masked_fill(own, torch.nan)
@@ -112,14 +121,15 @@ class ResampledDLA(Banded):
         predicted = list(zip(prepared["first"], prepared["second"], strict=True))
         named = [pair == found for pair, found in zip(asked, predicted, strict=True)]
         dataset["top2_named"] = ("example", np.array(named))
-        heads = list(raw.layout.coords["head"])
+        heads, clean_heads = context.heads, clean[:, : len(context.heads)]
+        asked_heads = [example.head for example in examples]
         texts = {
             "text": [example.text for example in examples],
             "answer": [example.answer_text for example in examples],
             "other": [example.other_text for example in examples],
             "first": [decode(first) for first, _ in predicted],
             "second": [decode(second) for _, second in predicted],
-            "head_shown": distinct_other_heads(clean, heads, context.writer, [example.head for example in examples]),
+            "head_shown": distinct_other_heads(clean_heads, heads, context.writer, asked_heads),
         }
         dataset.attrs["wrong_predictions"] = sum(not example.right for example in examples)
         dataset.attrs["examples"] = "named" if all(example.prompt is None for example in examples) else "mined"
@@ -134,6 +144,16 @@ class ResampledDLA(Banded):
             f"DLA of {writer} on {example}, resampled median": float(medians.sel(example=example))
             for example in dataset["example"].values
         }
+
+
+def shown_nodes(context: Context) -> list[str]:
+    """Return the labels of all heads, and of the writer where it is an MLP."""
+    return [*context.heads, *(f"MLP{layer}" for layer in _writer_mlp(context))]
+
+
+def _writer_mlp(context: Context) -> list[int]:
+    """Return the layer of the writer if it is an MLP, else nothing."""
+    return [] if is_head(context.writer) else [layer_of(context.writer)]
 
 
 def _last_position(batch: Batch, row: int, keys: Tensor, values: Tensor) -> Tensor:

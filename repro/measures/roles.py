@@ -1,16 +1,14 @@
-"""Writer, erasers and adversarial examples: named by the spec, or chosen by a plain rule from measured medians."""
+"""Writer, erasers and adversarial examples: named by the spec, or what the scan claims."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from repro.labels import head_index, heads_of, layer_of, site_after
-
-SCORE_BAR = 0.5
+from repro.errors import ReproError
+from repro.labels import head_index, is_head, layer_of
 
 
 @dataclass(frozen=True)
@@ -34,105 +32,73 @@ class ExampleTokens:
 
 @dataclass(frozen=True)
 class Roles:
-    """Who writes, who erases, and the adversarial prompts, as far as they are known.
-
-    `found` is False where no head meets the rule and the strongest candidate is shown.
-    """
+    """Who writes, who erases, and the adversarial prompts, as far as they are known. Any node may write or erase."""
 
     writer: str = ""
     """Empty while it is not known."""
     erasers: tuple[str, ...] = ()
-    found: bool = True
+    """Heads and MLPs of any layers that read the stream after the writer."""
+    found: bool | None = None
+    """Whether the scan claims it: False where it claims nothing and the strongest candidate is shown, or where it does
+    not claim what the spec names; None where no scan has tested it."""
     source: str = "named"
-    """`named` in the spec, or `auto`: found by a rule."""
+    """`named` in the spec, or `auto`: found by the scan."""
+    unclaimed: tuple[str, ...] = ()
+    """Named erasers that the scan does not claim, where it claims others of them."""
     examples: tuple[ExampleTokens, ...] | None = None
     """None while they are not known."""
 
     @property
-    def layer(self) -> int:
-        """Return the patched layer: the erasers'."""
-        return layer_of(self.erasers[0])
+    def layers(self) -> tuple[int, ...]:
+        """Return the erasers' layers, in order."""
+        return tuple(sorted({layer_of(label) for label in self.erasers}))
+
+    @property
+    def standing(self) -> str:
+        """Return where the roles come from and what the scan says of named ones, in words."""
+        if self.source != "named":
+            return self.source
+        if self.found is None:
+            return "named, no scan yet"
+        if not self.found:
+            return "named, not claimed by the scan"
+        return f"named, claimed but for {', '.join(self.unclaimed)}" if self.unclaimed else "named, claimed"
 
     def knows(self, role: str) -> bool:
         """Return whether `writer`, `erasers` or `examples` is known."""
         return {"writer": bool(self.writer), "erasers": bool(self.erasers)}.get(role, self.examples is not None)
 
     def attrs(self) -> dict[str, object]:
-        """Return writer and erasers as attributes of a result; `from_attrs` is the inverse."""
+        """Return writer and erasers as attributes of a result: `roles` says where they come from.
+
+        `found` is not among them where no scan has tested them.
+        """
         if not self.writer:
             return {}
-        known = {"writer": self.writer, "found": self.found, "roles": self.source}
-        return known | ({"erasers": list(self.erasers), "layer": self.layer} if self.erasers else {})
-
-    @classmethod
-    def from_attrs(cls, attrs: Mapping[str, Any]) -> Roles:
-        """Return the roles that the attributes of a result tell of; a stored one has its erasers in one text."""
-        erasers = attrs.get("erasers", ())
-        erasers = erasers.split(", ") if isinstance(erasers, str) else erasers
-        return cls(str(attrs["writer"]), tuple(erasers), bool(attrs["found"]), str(attrs["roles"]))
+        known: dict[str, object] = {"writer": self.writer, "roles": self.standing if self.erasers else self.source}
+        known |= {} if self.found is None else {"found": self.found}
+        return known | ({"erasers": list(self.erasers), "layer": layer_words(self.layers)} if self.erasers else {})
 
 
-def eraser_rows(roles: Roles) -> list[int]:
-    """Return the indices of the erasers among the heads of their layer."""
-    return [head_index(label)[1] for label in roles.erasers]
+def layer_words(layers: Sequence[int]) -> int | str:
+    """Return one layer as its number, several as words: `2 and 3`."""
+    *before, last = layers
+    return f"{', '.join(map(str, before))} and {last}" if before else last
 
 
-@dataclass(frozen=True)
-class WriterChoice:
-    """The best-scoring head and every head's score."""
-
-    writer: str
-    scores: Mapping[str, float]
-
-    @property
-    def found(self) -> bool:
-        """Return whether the best score reaches the bar."""
-        return self.scores[self.writer] >= SCORE_BAR
+def refuse_parallel(parallel: bool, roles: Roles) -> None:
+    """Raise ReproError (exit 2) for an MLP of the writer's own layer where both read the same stream."""
+    beside = [label for label in roles.erasers if layer_of(label) == layer_of(roles.writer)]
+    if parallel and beside:
+        raise ReproError(
+            f"{beside[0]} cannot erase {roles.writer}: in this model attention and MLP of a layer read the same "
+            "stream, so that only components of later layers read the writer; name such erasers"
+        )
 
 
-def choose_writer(medians: np.ndarray, heads: Sequence[str], sites: Sequence[str]) -> WriterChoice:
-    """Return the writer by rule: the head best seen right after writing and least at the end.
-
-    score(w) = min(PR at its first site after writing, 1) - max |PR| at the last two sites, of medians over prompts x
-    positions; heads of the last layer do not take part. medians: [head, site], dimensionless. Returns the choice with
-    all scores (NaN medians score -inf). Agreement: tests/measures/test_roles.py, on the published table of gelu-4l.
-    """
-    last = max(int(site.removeprefix("resid_post")) for site in sites if site.startswith("resid_post"))
-    index = {site: position for position, site in enumerate(sites)}
-    scores: dict[str, float] = {}
-    for row, head in zip(medians, heads, strict=True):
-        if layer_of(head) == last:
-            continue
-        score = min(float(row[index[site_after(layer_of(head))]]), 1.0) - float(np.max(np.abs(row[-2:])))
-        scores[head] = score if np.isfinite(score) else -np.inf
-    return WriterChoice(max(scores, key=lambda head: scores[head]), scores)
-
-
-@dataclass(frozen=True)
-class EraserChoice:
-    """The erasers, whether any head reaches the bar, and the sum of medians per later layer."""
-
-    erasers: tuple[str, ...]
-    found: bool
-    layer_sums: Mapping[str, float]
-
-
-def choose_erasers(medians: Mapping[str, float], writer_found: bool, bar: float) -> EraserChoice:
-    """Return the erasers by rule: in the later layer whose heads' medians sum lowest, the heads at the bar or below.
-
-    medians: median PR(head, writer) of every head of later layers, dimensionless. If the writer was not found or no
-    head of that layer reaches the bar, the single most negative later head stands in and `found` is False.
-    Agreement: tests/measures/test_roles.py, on the published bars of gelu-4l.
-    """
-    finite = {head: value if np.isfinite(value) else 0.0 for head, value in medians.items()}
-    layers = sorted({layer_of(head) for head in finite})
-    sums = {layer: sum(value for head, value in finite.items() if layer_of(head) == layer) for layer in layers}
-    layer = min(sums, key=lambda key: sums[key])
-    chosen = tuple(head for head in finite if layer_of(head) == layer and finite[head] <= bar)
-    found = writer_found and bool(chosen)
-    if not found:
-        chosen = (min(finite, key=lambda head: finite[head]),)
-    return EraserChoice(chosen, found, {f"layer {key}": value for key, value in sums.items()})
+def eraser_rows(roles: Roles, layer: int) -> list[int]:
+    """Return the indices of the erasers among the heads of a layer."""
+    return [head_index(label)[1] for label in roles.erasers if is_head(label) and layer_of(label) == layer]
 
 
 @dataclass(frozen=True)
@@ -180,8 +146,3 @@ def distinct_other_heads(
         ranked = [heads[index] for index in np.argsort(-row, kind="stable") if heads[index] != writer]
         shown.append(name or next((head for head in ranked if head not in shown), ranked[0]))
     return shown
-
-
-def later_heads(writer: str, n_layers: int, n_heads: int) -> list[str]:
-    """Return the labels of the heads in layers after the writer's."""
-    return [head for layer in range(layer_of(writer) + 1, n_layers) for head in heads_of(layer, n_heads)]

@@ -144,13 +144,18 @@ def attend(model: Model, layer: int, resid: Tensor) -> Attention:
 
 def mlp(model: Model, layer: int, resid: Tensor) -> Tensor:
     """Return the output of one layer's MLP reading `resid` [B, P, D], bias included."""
+    return mlp_of_normed(model, layer, normed(model, resid))
+
+
+def mlp_of_normed(model: Model, layer: int, read: Tensor) -> Tensor:
+    """Return the output of one layer's MLP whose norm has been applied already: `read` [B, P, D]."""
     block = model.blocks[layer]
-    x = normed(model, resid).view(-1, resid.shape[-1])
+    x = read.view(-1, read.shape[-1])
     if block.W_gate is None or block.b_gate is None:
         hidden = linear(x, block.W_in, block.b_in, model.act)
     else:
         hidden = linear(x, block.W_in, block.b_in).mul_(linear(x, block.W_gate, block.b_gate, model.act))
-    return linear(hidden, block.W_out, block.b_out).to(resid.dtype).view_as(resid)
+    return linear(hidden, block.W_out, block.b_out).to(read.dtype).view_as(read)
 
 
 def attn_out(model: Model, layer: int, z: Tensor) -> Tensor:

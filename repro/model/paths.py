@@ -215,6 +215,20 @@ def gates(model: Model, layer: int, resid: Tensor) -> Tensor:
     return ACTIVATIONS[model.act](u) / u
 
 
+def mlp_path_onto(model: Model, layer: int, resid: Tensor, writer: Tensor, onto: Tensor) -> Tensor:
+    """Return <path_{w->MLP}, onto> at every position, the gates of the clean stream held: [B, P].
+
+    resid: what the MLP reads in the clean run; writer, onto: [B, P, D]. No path is formed as a vector:
+    sum_m g_m (LN_n(h_w) W_in)_m (onto W_out^T)_m, prompt by prompt. Agreement: tests/model/test_paths.py.
+    """
+    block, rows = model.blocks[layer], []
+    W_in, W_out = block.W_in.to(writer.dtype), block.W_out.to(writer.dtype)
+    for mid, h, direction in zip(resid, writer, onto, strict=True):
+        read = centred(model, h) / norm_scale(model, mid)[:, None]
+        rows.append((gates(model, layer, mid) * (read @ W_in) * (direction @ W_out.T)).sum(-1))
+    return torch.stack(rows)
+
+
 def _head_dots(
     model: Model, trace: Trace, nodes: Written, row: int, positions: Tensor, layer: int, decoys: Decoys, at: Tensor
 ) -> Tensor:

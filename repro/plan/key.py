@@ -38,7 +38,9 @@ def key_parts(
     asked = experiment.needs
     if asked and context.roles.writer:
         key["writer"] = context.roles.writer
-        key["roles"] = context.roles.source if context.roles.found else f"{context.roles.source}, not found"
+        # Whether the scan claims named roles changes no number: figures say what it says now.
+        unfound = context.roles.source == "auto" and not context.roles.found
+        key["roles"] = context.roles.source + (", not found" if unfound else "")
         if "erasers" in asked:
             key["erasers"] = list(context.roles.erasers)
     if "examples" in asked:

@@ -12,7 +12,7 @@ from repro.labels import FLOAT32
 from repro.measures.base import Context, Measure, Stream
 from repro.measures.roles import Roles
 from repro.plan.key import key_parts, what_changed
-from repro.plan.roles import finder, is_named, known_roles, writer_alone
+from repro.plan.roles import ROLES, finder, is_named, known_roles, left_out, writer_alone
 from repro.spec.types import Loaded
 from repro.store.layout import Layout, key12, result_path
 from repro.store.records import State, status
@@ -160,17 +160,16 @@ class _Planner:
         missing = {role for role in asked if not roles.knows(role)}
         if missing and not roles.writer:
             missing.add("writer")
-        pulled = [name for role in ("writer", "erasers", "examples") if role in missing for name in self._finds(role)]
-        # An experiment that would only find again what the spec names is left out.
+        pulled = [name for role in ROLES if role in missing for name in self._finds(role)]
         items = [
-            self.item(name, writer_alone(roles) if experiments[name].finds else roles)
+            self.item(name, writer_alone(self.subject, roles) if experiments[name].finds else roles)
             for name in dict.fromkeys((*pulled, *chosen))
-            if experiments[name].finds is None or not is_named(self.subject, experiments[name].finds)
+            if not left_out(self.subject, experiments[name])
         ]
         return Plan(self.subject, self.settings, tuple(items), roles)
 
     def _finds(self, role: str) -> list[str]:
-        return [] if is_named(self.subject, role) else [finder(self.loaded, self.subject, role)]
+        return [] if is_named(self.subject, (role,)) else [finder(self.loaded, self.subject, role)]
 
     def _result_of(self, name: str, roles: Roles) -> Path | None:
         """Return where the fresh result of an experiment that finds roles lies."""
@@ -180,7 +179,8 @@ class _Planner:
     def item(self, name: str, roles: Roles) -> Item:
         """Return one experiment: its key and the state of its result."""
         experiment: Measure = self.loaded.spec.experiment[name]
-        context = replace(self.base, roles=roles).within(experiment)
+        # What needs no role tells of none: its result is the same whatever they are.
+        context = replace(self.base, roles=roles if experiment.needs else Roles()).within(experiment)
         precision = experiment.precision or self.settings.precision
         if not all(roles.knows(role) for role in experiment.needs):
             why = "its roles are not known before the role experiments have run"

@@ -1,6 +1,7 @@
 """Writer, erasers and adversarial examples of a subject: named in the spec, or read from what found them.
 
-Reads the stored results of the experiments that find roles; `repro.pipeline.resolve` has those computed first.
+Reads what is stored of the experiments that find roles; `repro.pipeline.resolve` has those computed first. Named writer
+and erasers are put to the same test where their scan is there.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from typing import Any, get_args
 
 from repro.errors import ReproError
 from repro.measures import MEASURES
+from repro.measures.base import Measure
 from repro.measures.mine_examples import mined_from
 from repro.measures.roles import ExampleTokens, Roles
+from repro.scan.kept import load, named_pairs
 from repro.spec.types import Example, Loaded
 from repro.subjects.resolve import ResolvedSubject
 
@@ -23,9 +26,9 @@ ResultOf = Callable[[str, Roles], Path | None]
 """An experiment that finds roles, and the roles it is given -> its committed result; None where there is none."""
 
 
-def is_named(subject: ResolvedSubject, role: str) -> bool:
-    """Return whether the spec names this role of the subject itself."""
-    return bool(getattr(subject.subject, role) != "auto")
+def is_named(subject: ResolvedSubject, roles: Collection[str]) -> bool:
+    """Return whether the spec names all of these roles of the subject itself."""
+    return all(getattr(subject.subject, role) != "auto" for role in roles)
 
 
 def finder(loaded: Loaded, subject: ResolvedSubject, role: str) -> str:
@@ -33,14 +36,22 @@ def finder(loaded: Loaded, subject: ResolvedSubject, role: str) -> str:
 
     Raises ReproError (exit 2) naming the role where no experiment does.
     """
-    for name, experiment in loaded.spec.experiment.items():
-        if experiment.finds == role:
-            return str(name)
-    (measure,) = (get_args(kind.model_fields["measure"].annotation)[0] for kind in MEASURES if kind.finds == role)
+    if (name := _finder(loaded, role)) is not None:
+        return name
+    (measure,) = (get_args(kind.model_fields["measure"].annotation)[0] for kind in MEASURES if role in kind.finds)
     raise ReproError(
         f"[subject.{subject.name}] {role}: to be found, but no experiment of the spec does so; declare one with "
         f'measure = "{measure}", or name the {role}'
     )
+
+
+def _finder(loaded: Loaded, role: str) -> str | None:
+    return next((str(name) for name, experiment in loaded.spec.experiment.items() if role in experiment.finds), None)
+
+
+def left_out(subject: ResolvedSubject, experiment: Measure) -> bool:
+    """Return whether an experiment would only find again what the spec names."""
+    return bool(experiment.finds) and not experiment.answers and is_named(subject, experiment.finds)
 
 
 def role_experiments(loaded: Loaded, subject: ResolvedSubject, names: Collection[str]) -> list[str]:
@@ -48,14 +59,19 @@ def role_experiments(loaded: Loaded, subject: ResolvedSubject, names: Collection
     experiments = loaded.spec.experiment
     asked = {role for name in names for role in experiments[name].needs}
     asked |= {"writer"} if asked else set()
-    found = [finder(loaded, subject, role) for role in ROLES if role in asked and not is_named(subject, role)]
-    chosen = [name for name in names if (role := experiments[name].finds) is not None and not is_named(subject, role)]
-    return list(dict.fromkeys((*found, *chosen)))
+    found = [finder(loaded, subject, role) for role in ROLES if role in asked and not is_named(subject, (role,))]
+    chosen = [name for name in names if experiments[name].finds and not left_out(subject, experiments[name])]
+    # What needs no role comes first: others may wait for what it finds.
+    return sorted(dict.fromkeys((*found, *chosen)), key=lambda name: bool(experiments[name].needs))
 
 
-def writer_alone(roles: Roles) -> Roles:
-    """Return the roles without the erasers: what an experiment is given that finds erasers or examples."""
-    return replace(roles, erasers=(), examples=None)
+def writer_alone(subject: ResolvedSubject, roles: Roles) -> Roles:
+    """Return the roles without the erasers: what an experiment is given that finds examples.
+
+    Of a named writer it is the same whatever is known of its erasers, and so is the key of what is mined.
+    """
+    named = is_named(subject, ("writer",))
+    return Roles(roles.writer) if named else Roles(roles.writer, found=roles.found, source=roles.source)
 
 
 def known_roles(loaded: Loaded, subject: ResolvedSubject, asked: Collection[str], result_of: ResultOf) -> Roles:
@@ -65,29 +81,37 @@ def known_roles(loaded: Loaded, subject: ResolvedSubject, asked: Collection[str]
     Raises ReproError (exit 2) naming a role that is neither named nor found by any experiment.
     Agreement: tests/plan/test_plan.py.
     """
-    roles = _named(subject)
-    if "writer" in asked and not roles.writer:
-        roles = _found(loaded, subject, "writer", roles, result_of) or roles
-    given = writer_alone(roles)
-    if "erasers" in asked and roles.writer and not roles.erasers:
-        roles = _found(loaded, subject, "erasers", given, result_of) or roles
+    roles = Roles()
+    if {"writer", "erasers"} & set(asked):
+        roles = _writer_and_erasers(loaded, subject, asked, result_of)
     if "examples" in asked:
+        if not roles.writer and subject.subject.writer != "auto":
+            roles = Roles(subject.subject.writer)
+        given = writer_alone(subject, roles)
         roles = replace(roles, examples=_examples(loaded, subject, given, result_of))
     return roles
 
 
-def _named(subject: ResolvedSubject) -> Roles:
+def _writer_and_erasers(loaded: Loaded, subject: ResolvedSubject, asked: Collection[str], result_of: ResultOf) -> Roles:
     declared = subject.subject
-    if declared.writer == "auto":
-        return Roles()
-    if isinstance(declared.erasers, str):
-        return Roles(declared.writer, source="auto")
-    return Roles(declared.writer, declared.erasers)
-
-
-def _found(loaded: Loaded, subject: ResolvedSubject, role: str, given: Roles, result_of: ResultOf) -> Roles | None:
-    path = result_of(finder(loaded, subject, role), given)
-    return None if path is None else Roles.from_attrs(_attrs(path))
+    if is_named(subject, ("writer", "erasers")):
+        named = Roles(declared.writer, tuple(declared.erasers))
+        name = _finder(loaded, "erasers")
+    else:
+        named = Roles() if declared.writer == "auto" else Roles(declared.writer, source="auto")
+        name = next(
+            (finder(loaded, subject, role) for role in ROLES if role in asked and not is_named(subject, (role,))), None
+        )
+    path = None if name is None else result_of(name, Roles())
+    kept = None if path is None else load(path)
+    pairs = frozenset(named_pairs(declared.writer, declared.erasers))
+    # Where the erasers of a named writer are to be found, its claims must have been confirmed first.
+    if kept is None or (not named.erasers and not pairs <= kept.asked):
+        return named
+    try:
+        return kept.roles(declared.writer, declared.erasers)
+    except ReproError as error:
+        raise error.at(f"[subject.{subject.name}]") from None
 
 
 def _examples(

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 from repro.labels import head_index, is_head, layer_of, step_of
-from repro.model.forward import Model, Trace, attend, attn_out, mlp, norm_scale, trace
-from repro.model.linear import linear
+from repro.model.forward import Model, Trace, attend, attn_out, mlp, mlp_of_normed, norm_scale, trace
 from repro.model.paths import centred
 from repro.scan.confirmation import Confirmation
 
@@ -78,13 +77,8 @@ def _patched(model: Model, run: Trace, component: str, h: Tensor, own_scale: boo
     resid = run.sites[model.mlp_site(layer)]
     if own_scale:
         return centred(model, mlp(model, layer, resid - h))
-    block, x = model.blocks[layer], centred(model, resid - h) / norm_scale(model, resid)[..., None]
-    x = x.view(-1, x.shape[-1])
-    if block.W_gate is None or block.b_gate is None:
-        hidden = linear(x, block.W_in, block.b_in, model.act)
-    else:
-        hidden = linear(x, block.W_in, block.b_in) * linear(x, block.W_gate, block.b_gate, model.act)
-    return centred(model, linear(hidden, block.W_out, block.b_out).to(resid.dtype).view_as(resid))
+    read = centred(model, resid - h) / norm_scale(model, resid)[..., None]
+    return centred(model, mlp_of_normed(model, layer, read))
 
 
 def _patched_head(model: Model, run: Trace, component: str, h: Tensor, own_scale: bool) -> Tensor:

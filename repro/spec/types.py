@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_model, field_validator, model_validator
 
-from repro.labels import is_head, layer_of
+from repro.labels import is_node, step_of
 
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
 NAME_WORDS = "1 to 64 letters, digits, '_', '-' and '.', beginning with a letter or digit"
@@ -112,9 +112,9 @@ class Subject(Strict):
     tokenizer: str | None = None
     """Hub name of the tokenizer, where the model's own repository has none."""
     writer: str = "auto"
-    """A head label, or `auto`."""
+    """The label of a head or an MLP, or `auto`: what the scan claims."""
     erasers: Literal["auto"] | tuple[str, ...] = "auto"
-    """Head labels of one later layer, or `auto`."""
+    """Labels of heads and MLPs that read the stream after the writer, in any layers, or `auto`."""
     examples: Literal["auto"] | tuple[Example, ...] = "auto"
     """The adversarial prompts, or `auto`: mined from the subject's own prompts."""
     about: str = ""
@@ -122,9 +122,9 @@ class Subject(Strict):
 
     @field_validator("writer")
     @classmethod
-    def _writer_is_a_head(cls, value: str) -> str:
-        if value != "auto" and not is_head(value):
-            raise ValueError("a head label such as 'L0H2', or 'auto'")
+    def _writer_is_a_node(cls, value: str) -> str:
+        if value != "auto" and not is_node(value):
+            raise ValueError("the label of a head or an MLP such as 'L0H2' or 'MLP3', or 'auto'")
         return value
 
     @field_validator("examples")
@@ -137,23 +137,20 @@ class Subject(Strict):
 
     @field_validator("erasers")
     @classmethod
-    def _erasers_share_a_layer(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    def _erasers_are_nodes(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
         if isinstance(value, str):
             return value
-        if not value or not all(is_head(label) for label in value):
-            raise ValueError("head labels such as ['L2H2', 'L2H3'], or 'auto'")
-        if len({layer_of(label) for label in value}) > 1:
-            raise ValueError("heads of one layer, since one V-composition patch concerns one layer")
+        if not value or not all(is_node(label) for label in value) or len(set(value)) < len(value):
+            raise ValueError("labels of heads and MLPs such as ['L2H2', 'MLP3'], each once, or 'auto'")
         return value
 
     @model_validator(mode="after")
     def _erasers_come_later(self) -> Subject:
         if self.writer == "auto" and self.erasers != "auto":
             raise ValueError("named erasers need a named writer")
-        if not isinstance(self.erasers, str) and layer_of(self.erasers[0]) <= layer_of(self.writer):
-            raise ValueError(
-                f"erasers are heads of a layer after the writer's; {self.writer} is in layer {layer_of(self.writer)}"
-            )
+        early = [] if isinstance(self.erasers, str) else [e for e in self.erasers if step_of(e) <= step_of(self.writer)]
+        if early:
+            raise ValueError(f"erasers read the stream after the writer; {early[0]} does not come after {self.writer}")
         return self
 
 

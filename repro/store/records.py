@@ -19,6 +19,8 @@ from repro.store.layout import DATA, Layout
 FORMAT = 1
 SUMMARY, UNITS = f"{DATA}/summary", "units"
 MANIFEST, PROVENANCE, COMMIT, ARCHIVE = "manifest.json", "provenance.json", "COMMIT", "summary.zarr.zip"
+ROLES = "roles.json"
+"""Beside a committed scan: what follows from it, sealed. No part of the result, which it may be made from again."""
 _SECRET_KEY = re.compile(
     r"(^|[_-])(token|secret|passw(or)?d|api[_-]?key|authorization|cookie|credentials?)$", re.IGNORECASE
 )

@@ -88,6 +88,7 @@ def verify_result(path: Path) -> list[Finding]:
     commit = check.sealed(records.COMMIT)
     manifest = check.sealed(records.MANIFEST)
     check.sealed(records.PROVENANCE)
+    check.sealed(records.ROLES)
     if manifest is not None and (manifest.get("key") != path.name or manifest.get("format") != records.FORMAT):
         check.say(records.MANIFEST, "belongs to another result or another version")
         manifest = None
@@ -243,6 +244,9 @@ def invalidate(finding: Finding) -> None:
         raise ReproError(
             f"{finding.path} is a reduced copy: restore it from git, or commit the result again", Exit.CORRUPT
         )
+    if finding.file == records.ROLES:
+        files.remove(finding.path)
+        return
     with files.disk(path):
         (path / records.UNITS).mkdir(exist_ok=True)
     with files.disk(path), Claims(path / records.UNITS).turn("create"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from repro.errors import AbsentError, Exit, ReproError, did_you_mean, listing, plain
-from repro.labels import heads, layer_of
+from repro.labels import heads, nodes
 from repro.model.folder import (
     PROMPTS,
     Folder,
@@ -197,23 +196,20 @@ def _path(folder: Path, given: str, where: str) -> Path:
 def _check_roles(chosen: ResolvedSubject) -> None:
     """Raise ReproError unless the named roles exist in this model."""
     shape, subject = chosen.folder.shape, chosen.subject
-    known = heads(shape.n_layers, shape.n_heads)
-    named = [] if subject.writer == "auto" else [("writer", subject.writer)]
-    named += [] if isinstance(subject.erasers, str) else [("erasers", head) for head in subject.erasers]
-    named += [] if isinstance(subject.examples, str) else [("examples head", item.head) for item in subject.examples]
-    for key, head in named:
-        if head not in known:
+    known, all_heads = nodes(shape.n_layers, shape.n_heads), heads(shape.n_layers, shape.n_heads)
+    named = [] if subject.writer == "auto" else [("writer", subject.writer, known)]
+    named += [] if isinstance(subject.erasers, str) else [("erasers", label, known) for label in subject.erasers]
+    examples = [] if isinstance(subject.examples, str) else list(subject.examples)
+    named += [("examples head", item.head, all_heads) for item in examples]
+    for key, label, allowed in named:
+        if label not in allowed:
+            kind, mlps = ("head", "") if allowed is all_heads else ("node", f", and MLP0 to {known[-1]}")
             raise ReproError(
-                f"[subject.{chosen.name}] {key}: unknown head {head!r}; {chosen.folder.path.name} has layers 0 to "
-                f"{shape.n_layers - 1} with {shape.n_heads} heads each (L0H0 to {known[-1]})"
+                f"[subject.{chosen.name}] {key}: unknown {kind} {label!r}; {chosen.folder.path.name} has layers 0 to "
+                f"{shape.n_layers - 1} with {shape.n_heads} heads each (L0H0 to {all_heads[-1]}{mlps})"
             )
-    if subject.writer != "auto" and layer_of(subject.writer) == shape.n_layers - 1:
-        raise ReproError(f"[subject.{chosen.name}] writer: {subject.writer} is in the last layer; nothing can erase it")
-
-
-def mined_from(attrs: dict[str, object]) -> list[dict[str, object]]:
-    """Return the mined positions stored by `mine_examples`."""
-    return list(json.loads(str(attrs["mined"])))
+    if subject.writer == known[-1]:
+        raise ReproError(f"[subject.{chosen.name}] writer: {subject.writer} is the last to write; nothing can erase it")
 
 
 def listed(loaded: Loaded) -> list[dict[str, str]]:

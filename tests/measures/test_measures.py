@@ -11,7 +11,7 @@ import torch
 
 from repro.errors import ReproError
 from repro.labels import head_index
-from repro.measures import DLAScatter, FindErasers, FindWriter, Measure, MineExamples, Projection, VPatch
+from repro.measures import DLAScatter, Measure, MineExamples, Projection, VPatch
 from repro.measures.projection import components, ratio
 from tests import oracle
 from tests.scenes import KINDS, Scene, assert_close, is_close, scaled_head, scene, single_precision
@@ -21,11 +21,10 @@ SITES = Projection(measure="projection", of="sites", onto="$writer")
 NODES = Projection(measure="projection", of="nodes", onto="$writer")
 PATCH = VPatch(measure="v_patch")
 RECOMPUTED = VPatch(measure="v_patch", scale="recomputed")
-WRITER, ERASERS = FindWriter(measure="find_writer"), FindErasers(measure="find_erasers")
 SCATTER = DLAScatter(measure="dla_scatter")
 NEXT_TOKEN = DLAScatter(measure="dla_scatter", target="next_token")
 MINING = MineExamples(measure="mine_examples")
-ALL = (SITES_ON_NODES, SITES, NODES, PATCH, RECOMPUTED, WRITER, ERASERS, SCATTER, NEXT_TOKEN)
+ALL = (SITES_ON_NODES, SITES, NODES, PATCH, RECOMPUTED, SCATTER, NEXT_TOKEN)
 
 
 @cache
@@ -60,24 +59,6 @@ def test_every_site_on_every_node_equals_the_oracle(kind: str) -> None:
     ours = computed(kind, SITES_ON_NODES)["pr"]
     for row, node in zip(ours, shown.context.nodes, strict=True):
         assert_close(row, oracle.ratio(shown.clean.sites, oracle.written(shown.clean, node)))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_candidate_writers_are_the_heads_before_the_last_layer(kind: str) -> None:
-    shown = scene(kind)
-    labels = WRITER.layout(shown.context).coords["head"]
-    assert len(labels) == (shown.model.shape.n_layers - 1) * shown.model.shape.n_heads
-    for row, head in zip(computed(kind, WRITER)["pr"], labels, strict=True):
-        assert_close(row, oracle.ratio(shown.clean.sites, oracle.written(shown.clean, head)))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_candidate_erasers_are_the_heads_after_the_writers_layer(kind: str) -> None:
-    shown = scene(kind)
-    labels = ERASERS.layout(shown.context).coords["head"]
-    assert labels[0] == f"L{head_index(shown.roles.writer)[0] + 1}H0"
-    for row, head in zip(computed(kind, ERASERS)["pr"], labels, strict=True):
-        assert_close(row, oracle.ratio(oracle.written(shown.clean, head), shown.writer))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -142,7 +123,7 @@ def test_ratios_are_linear_in_the_first_argument_and_inverse_in_the_second(kind:
 def test_a_writer_that_writes_nothing_has_no_ratio(kind: str) -> None:
     shown = scene(kind)
     silent = shown.with_model(scaled_head(shown.model, shown.roles.writer, 0))
-    for experiment in (SITES, NODES, PATCH, RECOMPUTED, ERASERS):
+    for experiment in (SITES, NODES, PATCH, RECOMPUTED):
         assert all(np.isnan(array).all() for array in silent.compute(experiment).values())
     row = shown.context.nodes.index(shown.roles.writer)
     ours = silent.compute(SITES_ON_NODES)["pr"]
@@ -209,7 +190,7 @@ def test_the_patch_equals_a_second_pass_with_an_edited_value_input(kind: str) ->
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_patched_minus_clean_is_minus_v_composition_for_the_clean_scale_only(kind: str) -> None:
-    shown, layer = scene(kind), scene(kind).roles.layer
+    shown, layer = scene(kind), scene(kind).roles.layers[0]
     runs, total = patched_runs(shown, layer), np.zeros_like(shown.writer)
     moved = {
         scale: np.subtract(*computed(kind, experiment)["head_pr"][::-1])
@@ -228,7 +209,7 @@ def test_patched_minus_clean_is_minus_v_composition_for_the_clean_scale_only(kin
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_patch_leaves_earlier_sites_alone_and_reruns_later_layers(kind: str) -> None:
-    layer = scene(kind).roles.layer
+    layer = scene(kind).roles.layers[0]
     clean, patched = computed(kind, PATCH)["site_pr"]
     assert np.array_equal(clean[: 2 * layer + 1], patched[: 2 * layer + 1])
     shift = patched[2 * layer + 1] - clean[2 * layer + 1]
@@ -239,17 +220,17 @@ def test_a_patch_leaves_earlier_sites_alone_and_reruns_later_layers(kind: str) -
 
 def test_only_layers_that_read_the_writer_can_be_patched() -> None:
     context = scene("wide").context
-    assert VPatch(measure="v_patch", layer=3).patched_layer(context) == 3
-    assert PATCH.patched_layer(context) == 2
+    assert VPatch(measure="v_patch", layer=3).patched(context) == [f"L3H{head}" for head in range(5)]
+    assert PATCH.patched(context) == [f"L2H{head}" for head in range(5)]
     for layer in (0, 1, 4):
         with pytest.raises(ReproError, match=f"layer {layer} cannot be patched: .* L1H4 is read by layers 2 to 3"):
-            VPatch(measure="v_patch", layer=layer).patched_layer(context)
+            VPatch(measure="v_patch", layer=layer).patched(context)
 
 
 def test_grouped_heads_take_the_value_head_they_share() -> None:
     # A control on the oracle too: with the wrong value head the composition is another one.
     shown = scene("llama")
-    layer, model = shown.roles.layer, shown.model
+    layer, model = shown.roles.layers[0], shown.model
     right = oracle.v_composition(model, shown.clean, layer, 1, shown.writer)
     packed = model.blocks[layer].W_QKV.clone()
     K, H, G = model.shape.d_head, model.shape.n_heads, model.shape.n_kv_heads

@@ -45,7 +45,7 @@ def direction(kind: str, target: str) -> np.ndarray:
 
 def same_position(shown: Scene, head: int) -> np.ndarray:
     """LN_n(h_w)[t] W_V W_O with no pattern at all: [B, P, D]."""
-    weights, layer = oracle.head_weights(shown.model, shown.roles.layer, head), shown.roles.layer
+    weights, layer = oracle.head_weights(shown.model, shown.roles.layers[0], head), shown.roles.layers[0]
     return oracle.normed(shown.model, shown.writer, shown.clean.scales[layer]) @ weights["W_V"] @ weights["W_O"]
 
 
@@ -84,7 +84,7 @@ def test_dla_centres_for_layer_norm_and_not_for_rms_norm(kind: str) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_scatter_equals_the_oracle(kind: str, target: Any, v_composition: Any) -> None:
-    shown, layer, u = scene(kind), scene(kind).roles.layer, direction(kind, target)
+    shown, layer, u = scene(kind), scene(kind).roles.layers[0], direction(kind, target)
     ours = shown.compute(DLAScatter(measure="dla_scatter", target=target, v_composition=v_composition))
     erasers = [head_index(label)[1] for label in shown.roles.erasers]
     composed: dict[str, Any] = {
