@@ -22,9 +22,9 @@ from .parts import (
     y_axis,
 )
 from .text import number
-from .theme import INK, PAPER, SHARES, WRITER, frame, quartile_words, undefined
+from .theme import INK, PAPER, SHARES, WRITER, erasers, frame, quartile_words, undefined
 
-OPTIONS = {"sites": "the sites to draw by position; by default after the writer, around the eraser layer, and the last"}
+OPTIONS = {"sites": "the sites to draw by position; by default after the writer, around the erasers, and the last"}
 SOURCES = {"prompt": (SHARES[0], INK), "position": (SHARES[1], PAPER), "interaction": (SHARES[2], INK)}
 EACH, TALL, DRAWN = 300, 170, 120
 WIDTH = 2 * EACH + 92
@@ -36,10 +36,21 @@ def _sites(ds: xr.Dataset, asked: list[str] | None) -> list[str]:
         if missing := [site for site in asked if site not in every]:
             raise ValueError(f"option 'sites' names {', '.join(missing)}; there are {', '.join(every)}")
         return list(asked)
-    layer = int(ds.attrs["layer"])
-    before = f"resid_post{layer - 1}" if layer else "resid_pre0"
-    wanted = [f"resid_mid{layer_of(str(ds.attrs['writer']))}", before, f"resid_mid{layer}", every[-1]]
-    return [site for site in dict.fromkeys(wanted) if site in every]
+    roles = erasers(ds)
+    # The site before the first eraser writes, and the one after the last.
+    around = [every[min(map(_written, roles)) - 1], every[max(map(_written, roles))]] if roles else []
+    wanted = [every[_written(_onto(ds))], *around, every[-1]]
+    return list(dict.fromkeys(wanted))
+
+
+def _written(label: str) -> int:
+    """Return the index of the first site that holds what a node wrote."""
+    return 2 * layer_of(label) + (2 if label.startswith("MLP") else 1)
+
+
+def _onto(ds: xr.Dataset) -> str:
+    """Return the node that is projected on."""
+    return str(ds.attrs.get("onto", ds.attrs["writer"]))
 
 
 def _chosen(count: int) -> np.ndarray:
@@ -62,7 +73,7 @@ def _lines(ds: xr.Dataset, sites: list[str]) -> alt.ConcatChart:
     )
     panels = []
     for site in sites:
-        title = f"PR({site}, {ds.attrs['writer']})"
+        title = f"PR({site}, {_onto(ds)})"
         base = alt.Chart(data(row for row in rows if row["site"] == site)).encode(x=x)
         band = base.mark_area(color=WRITER, opacity=0.2).encode(y=y_axis("lower", domain, title), y2="upper:Q")
         line = base.mark_line(color=WRITER).encode(
@@ -93,7 +104,7 @@ def _share_rows(ds: xr.Dataset) -> list[Row]:
 def _shares(ds: xr.Dataset) -> alt.LayerChart:
     """Return a stacked bar per site: how much of its variance prompts, positions and their interaction have."""
     rows, sites = _share_rows(ds), [str(s) for s in ds["site"].values]
-    title = level(f"variance of PR(site, {ds.attrs['writer']}) by source")
+    title = level(f"variance of PR(site, {_onto(ds)}) by source")
     y = alt.Y("site:O", scale=alt.Scale(domain=sites, paddingInner=0.25), axis=alt.Axis(**title, labelOverlap=False))
     tips = [alt.Tooltip("site:N"), alt.Tooltip("source:N"), alt.Tooltip("share:Q", format=".1%")]
     base = alt.Chart(data(rows)).encode(y=y, tooltip=tips)

@@ -63,6 +63,12 @@ def layer_of(label: str) -> int:
     return int(next(group for group in found.groups() if group is not None))
 
 
+def listed(items: Sequence[Any]) -> str:
+    """Return items in words: `1, 2 and 3`."""
+    *before, last = map(str, items)
+    return f"{', '.join(before)} and {last}" if before else last
+
+
 def options(ds: xr.Dataset, known: Mapping[str, str]) -> dict[str, Any]:
     """Return the figure's options; ValueError naming a key that this view does not read."""
     given = dict(ds.attrs.get("options") or {})

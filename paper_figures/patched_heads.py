@@ -1,4 +1,4 @@
-"""LW 3b and P 3: what each head of the patched layer writes along the writer, clean and patched."""
+"""LW 3b and P 3: what heads of patched layers, and patched MLPs, write along the writer, clean and patched."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from .parts import (
     data,
     drawn,
     key,
+    layer_of,
     layered,
     options,
     quartile_rows,
@@ -22,30 +23,33 @@ from .parts import (
 )
 from .theme import HEIGHT, RUNS, counted, erasers, frame, quartile_words, undefined
 
-OPTIONS = {"heads": '"all" heads of the patched layer, or the "erasers" alone'}
+OPTIONS = {"heads": '"all" that is patched (whole layers of heads, MLPs), or the "erasers" alone'}
 
 
 def chart(ds: xr.Dataset) -> alt.ConcatChart:
-    """Draw the projection ratio onto the writer of the patched layer's heads: clean and patched bars, with quartiles.
+    """Draw the projection ratio onto the writer of what is patched: clean and patched bars, with quartiles.
 
-    ds:  summary of `v_patch`: head_pr[quantile, run, head], head_nan_count[run, head].
+    ds:  summary of `v_patch`: head_pr[quantile, run, head], head_nan_count[run, head]; patched MLPs are among `head`.
     Raises ValueError for an unknown option. Tests: tests/figures/test_paper_figures.py.
     """
     shown = choice(options(ds, OPTIONS), "heads", ("all", "erasers"))
-    writer, layer, roles = str(ds.attrs["writer"]), int(ds.attrs["layer"]), erasers(ds)
+    writer, roles = str(ds.attrs["writer"]), erasers(ds)
     every, runs = ([str(label) for label in ds[dim].values] for dim in ("head", "run"))
     heads, notes = [head for head in every if shown == "all" or head in roles], []
     if not heads:
-        heads, notes = every, [f"No eraser in layer {layer}: all of its heads are shown."]
+        heads, notes = every, ["No eraser among what is patched: all of it is shown."]
+    layer = layer_of(heads[0])
+    single = all(label.startswith(f"L{layer}H") for label in heads)
+    what, across_title = (f"L{layer}Hh", f"head of layer {layer}") if single else ("component", "component")
     here = ds.sel(head=heads)
     rows = [row | {"colour": RUNS[row["run"]][0]} for row in quartile_rows(here["head_pr"], here.get("head_nan_count"))]
     domain, width = span(drawn(rows), 0), max(480, (74 if len(heads) <= 16 else 52) * len(heads))
-    middle, low = (y_axis(name, domain, f"projection ratio PR(L{layer}Hh, {writer})") for name in ("median", "lower"))
+    middle, low = (y_axis(name, domain, f"projection ratio PR({what}, {writer})") for name in ("median", "lower"))
     across = alt.X(
         "head:O",
         # Few heads stand in the middle: their bars do not fill the plot.
         scale=alt.Scale(domain=heads, paddingInner=0.34, paddingOuter=1 if len(heads) < 4 else 0.2),
-        axis=alt.Axis(title=f"head of layer {layer}", labelAngle=0, labelColor=role_colour(roles)),
+        axis=alt.Axis(title=across_title, labelAngle=0, labelColor=role_colour(roles)),
     )
     base = alt.Chart(data(rows)).encode(
         x=across,

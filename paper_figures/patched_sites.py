@@ -1,4 +1,4 @@
-"""LW 3a and P 1: the writer's output in the residual stream, clean and with V-composition patched away."""
+"""LW 3a and P 1: the writer's output in the residual stream, clean and with the writer taken from what erasers read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from .parts import (
     data,
     drawn,
     end_labels,
+    layer_of,
     layered,
+    listed,
     options,
     quartile_rows,
     quartile_tip,
@@ -24,6 +26,14 @@ from .theme import HEIGHT, RUNS, SOFT, counted, frame, quartile_words, undefined
 OPTIONS: dict[str, str] = {}
 
 
+def _inputs(patched: list[str]) -> str:
+    """Return in words what is patched: the value input of heads, by whole layers, and the input of MLPs."""
+    layers = sorted({layer_of(label) for label in patched if label.startswith("L")})
+    mlps = [label for label in patched if label.startswith("MLP")]
+    parts = [f"the value input of every head of layer{'s' * (len(layers) > 1)} {listed(layers)}"] if layers else []
+    return " and ".join([*parts, f"the input of {listed(mlps)}"] if mlps else parts)
+
+
 def chart(ds: xr.Dataset) -> alt.ConcatChart:
     """Draw the projection ratio of every site onto the writer in both runs: median lines with quartile bands.
 
@@ -31,7 +41,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     Raises ValueError for an unknown option. Tests: tests/figures/test_paper_figures.py.
     """
     options(ds, OPTIONS)
-    writer, layer = str(ds.attrs["writer"]), int(ds.attrs["layer"])
+    writer, patched = str(ds.attrs["writer"]), [str(label) for label in ds["head"].values]
     sites = Sites([str(s) for s in ds["site"].values])
     rows = [row | {"colour": RUNS[row["run"]][0]} for row in quartile_rows(ds["site_pr"], ds.get("site_nan_count"))]
     domain = span(drawn(rows), 0, 1)
@@ -57,9 +67,10 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     ]
     notes = [
         f"Lines: medians over {counted(ds)}; bands: {quartile_words(ds)}. "
-        f"Patched: {writer}'s output is taken out of the value input of every head of layer {layer}.",
+        f"Patched: {writer}'s output is taken out of {_inputs(patched)}.",
         *undefined(ds, "site_pr", "site_nan_count"),
     ]
-    shade, labels = sites.shade({layer: (f"layer {layer}: patched", SOFT)}), end_labels(ends, sites, HEIGHT, domain)
+    shade = sites.shade({layer: (f"layer {layer}: patched", SOFT) for layer in map(layer_of, patched)})
+    labels = end_labels(ends, sites, HEIGHT, domain)
     body = layered([*shade, *references([0, 1]), band, *lines, *labels], sites.width, HEIGHT)
     return frame(body, ds, sites.width, notes)

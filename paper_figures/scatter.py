@@ -37,7 +37,10 @@ class Panel:
             scale=alt.Scale(domain=list(self.x), nice=False, zero=False),
             axis=alt.Axis(title=f"DLA of {self.ds.attrs['writer']} (logits)", grid=True, tickCount=6),
         )
-        return across, y_axis("y", self.y, f"DLA of the erasers, {PANELS[against]} (logits)", lift=FIT)
+        taken = PANELS[against]
+        if against == "v_composition" and any(label.startswith("MLP") for label in erasers(self.ds)):
+            taken = "the paths from the writer alone"
+        return across, y_axis("y", self.y, f"DLA of the erasers, {taken} (logits)", lift=FIT)
 
     def segment(self, slope: float, intercept: float) -> list[Row]:
         """Return the part of a straight line inside the panel, as its two ends; empty if it misses the panel."""

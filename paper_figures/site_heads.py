@@ -38,13 +38,16 @@ def _ends(rows: list[Row], last: str, writer: str) -> list[Row]:
 def chart(ds: xr.Dataset) -> alt.ConcatChart:
     """Draw the median projection ratio of every site onto every head of the writer's layer, one line per head.
 
+    A writer that is an MLP has a line beside its layer's heads.
+
     ds:  summary of `sites_onto_nodes`: pr[quantile, node, site], nan_count[node, site].
     Raises ValueError for an unknown option. Tests: tests/figures/test_paper_figures.py.
     """
     options(ds, OPTIONS)
     writer = str(ds.attrs["writer"])
     layer = layer_of(writer)
-    heads = [str(n) for n in ds["node"].values if str(n).startswith(f"L{layer}H")]
+    heads = [str(n) for n in ds["node"].values if str(n).startswith(f"L{layer}H") or str(n) == writer]
+    kind = "head" if writer.startswith("L") else "node"
     here, sites = ds.sel(node=heads), Sites([str(s) for s in ds["site"].values])
     height = max(HEIGHT, 15 * len(heads))
     others = [head for head in heads if head != writer]
@@ -55,7 +58,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     domain = span((row["median"] for row in rows), 0, 1)
     base = alt.Chart(data(rows)).encode(
         x=sites.x(),
-        y=y_axis("median", domain, f"median projection ratio PR(site, L{layer}Hh)"),
+        y=y_axis("median", domain, f"median projection ratio PR(site, {f'L{layer}Hh' if kind == 'head' else kind})"),
         color=alt.Color("colour:N", scale=None),
         detail="node:N",
         tooltip=quartile_tip("node", "site", count="nan_count" in ds),
@@ -71,7 +74,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     )
     labels = end_labels(_ends(rows, sites.names[-1], writer), sites, height, domain)
     notes = [
-        f"Medians over {counted(ds)}. 1: the head's output is wholly present; 0: none of it; above 1: others write "
+        f"Medians over {counted(ds)}. 1: the {kind}'s output is wholly present; 0: none of it; above 1: others write "
         "along it.",
         *undefined(here, "pr", "nan_count"),
     ]

@@ -32,8 +32,10 @@ _SIDES: dict[Any, int] = {"left": 5, "center": 0, "right": -5}
 
 def _shades(writer: str, roles: list[str]) -> dict[int, tuple[str, str]]:
     """Return the layers to shade: where the writer writes, and where the erasers (if any) erase."""
-    marked = {layer: (f"layer {layer}: erasers", ERASER) for layer in sorted({layer_of(head) for head in roles})}
-    return marked | {layer_of(writer): (f"layer {layer_of(writer)}: {writer} writes", WRITER)}
+    marked = {layer: (f"layer {layer}: erasers", ERASER) for layer in sorted({layer_of(label) for label in roles})}
+    own = layer_of(writer)
+    beside = " and is erased" if own in marked else ""
+    return marked | {own: (f"layer {own}: {writer} writes{beside}", WRITER)}
 
 
 def _print_medians(rows: list[Row], domain: tuple[float, float]) -> None:

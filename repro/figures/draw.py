@@ -184,7 +184,7 @@ def subtitle(attrs: Mapping[str, Any], stamp: str, labels: str = "") -> str:
         parts.append("NOT the paper's model")
     if str(attrs.get("roles", "")).startswith("named"):
         # The paper's own roles need no scan to be what they are.
-        if not (attrs["own"] and "found" not in attrs):
+        if attrs["roles"] != "named" and not (attrs["own"] and "found" not in attrs):
             parts.append(f"roles {attrs['roles']}")
     elif not attrs.get("found", True):
         parts.append("no erasure found; strongest candidate shown")

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from repro.scan import answer
+from repro.scan import answer, choose
 from repro.scan.confirmation import Confirmation
+from repro.store.records import ROLES
 from tests.scan.made import erase, quiet
 
 TOKENS = np.zeros((20, 64), np.int64)
@@ -35,7 +36,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[str, str]]]:
         asked.append(wanted)
         return dict.fromkeys(wanted, model)
 
-    monkeypatch.setattr(answer, "_confirmed", confirmed)
+    monkeypatch.setattr(choose, "confirm_on", confirmed)
     return asked
 
 
@@ -43,7 +44,8 @@ def said(raw: xr.Dataset, directory: Path, told: Confirmation = KEPT, key: str =
     def model() -> Any:
         return told
 
-    return answer.answered(raw, key, "toy", TOKENS[: raw.sizes["prompt"]], model, directory)
+    (path := directory / key).mkdir(exist_ok=True)
+    return answer.answered(raw, path, "toy", TOKENS[: raw.sizes["prompt"]], model, directory)
 
 
 def test_the_verdict_is_the_last_line(tmp_path: Path, asked: list[list[tuple[str, str]]]) -> None:
@@ -82,7 +84,11 @@ def test_the_same_result_is_confirmed_once(tmp_path: Path, asked: list[list[tupl
     assert len(asked) == 1
     said(erased(), tmp_path, key="another")
     assert len(asked) == 2
-    (tmp_path / "scan.json").write_text("{")
+    # Where figures go has no part in it: what is kept lies beside the result.
+    (tmp_path / "scan.json").unlink()
+    assert said(erased(), tmp_path) == first
+    assert len(asked) == 2
+    (tmp_path / "one" / ROLES).unlink()
     said(erased(), tmp_path)
     assert len(asked) == 3
 
