@@ -8,8 +8,6 @@ FLOAT32 = "float32"
 """The precision that goes without saying."""
 _HEAD = re.compile(r"L(\d{1,6})H(\d{1,6})\Z", re.ASCII)
 _MLP = re.compile(r"MLP(\d{1,6})\Z", re.ASCII)
-NODE = re.compile(r"^(?:L[0-9]{1,6}H[0-9]{1,6}|MLP[0-9]{1,6})$")
-"""The form of a node's label, for types of the spec."""
 
 
 def sites(n_layers: int) -> list[str]:

@@ -13,7 +13,7 @@ VALUES = [
     *("-1", "0", "1", "2", "true", '""', '"x"', "[]", "{}", "[[]]", "[{}]", "[1, 'a', 2.5]", "1.5", "-0.0", "1_000"),
     *("nan", "-inf", "1e400", "1e-400", str(2**31), str(2**63), "-" + "9" * 400, NINES, "0x" + "f" * 5000),
     *("0o" + "7" * 30, "0b" + "1" * 9000, "1__0", "1979-05-27", "1979-05-27T07:32:00Z", "07:32:00", "2021-02-30"),
-    *('"auto"', '"$writer"', '"$layer"', '"projection"', '"find_writer"', '"by_position"', '"nodes"', '"committed"'),
+    *('"auto"', '"$writer"', '"$layer"', '"projection"', '"path_shares"', '"by_position"', '"nodes"', '"committed"'),
     *("[0.25, 0.75]", "[0, 0]", "[5, -5]", "[0, 99999]", "[nan, nan]", "[0.1, 0.9, 0.5]"),
     *('"""\nlong\n"""', "'''\n[run]\nx = 1\n'''", "{ a = 1, b = { c = [1, { d = 2 }] } }", "{ measure = 'v_patch' }"),
     *(
@@ -44,7 +44,7 @@ TEXTS = [
 ]
 HEADS = [
     *('"L0H0"', '"L1H3"', '"L2H0"', '"L3H1"', '"L0H7"', '"L9H9"', '"L0H99999999999"', f'"L0H{NINES}"', '"L٣H٤"'),
-    *('"L00H01"', '"L0H0\\n"', '"auto"'),
+    *('"L00H01"', '"L0H0\\n"', '"auto"', '"MLP0"', '"MLP3"', '"MLP99"'),
 ]
 WHOLES = ["-1", "0", "1", "2", "4", "31", "63", "64", "1000000", str(2**31), str(2**63 - 1), str(2**63), NINES]
 PAIRS = [f"[{a}, {b}]" for a in WHOLES[:8] for b in WHOLES[:8]] + ["[1, -1]", "[39, 39]", "[0, -41]"]
@@ -75,8 +75,7 @@ FITTING: dict[str, list[str]] = {
     "erasers": [f"[{a}]" for a in HEADS] + [f"[{a}, {b}]" for a in HEADS[:6] for b in HEADS[:6]],
     "positions": PAIRS,
     "quantiles": ["[0.0, 1.0]", "[0.4999999999999999, 0.5000000000000001]", "[1e-300, 1]", "[0, 1]"],
-    "bar": ["1e308", "-1e308", "0", "1", "-1e-320"],
-    "variant_of": [*TEXTS, '"v_patch"', '"writer"'],
+    "variant_of": [*TEXTS, '"v_patch"', '"scan"'],
     "precision": ['"float64"', '"bf16"', '"float32"'],
     "default_subjects": ["['mini']", "['mini', 'mini']", "['gelu-4l']"],
     "groups": ["['roles']", "['variants']", "['beyond']", "['paper', 'paper']", "['post_1_top']"],
@@ -84,8 +83,8 @@ FITTING: dict[str, list[str]] = {
     "labels": ["{}", "{ post = '<b>' }"],
     "scale": ['"recomputed"'],
     "of": ['"nodes"', '"sites"'],
-    "onto": ['"nodes"', '"$writer"'],
-    "measure": ['"find_writer"', '"mine_examples"', '"v_patch"', '"resampled_dla"'],
+    "onto": ['"nodes"', '"$writer"', '"MLP1"', '"L0H9"'],
+    "measure": ['"path_shares"', '"mine_examples"', '"v_patch"', '"resampled_dla"'],
 }
 JUNK = [
     b"\0",
@@ -185,7 +184,7 @@ def _many(lines: list[str], _: list[int], rng: random.Random) -> None:
     lines += rng.choice(
         [
             ["[run.x]", *(f"k{i} = {i}" for i in range(10 * n))],
-            [f"[experiment.e{i}]\nmeasure = 'find_writer'" for i in range(n)],
+            [f"[experiment.e{i}]\nmeasure = 'path_shares'" for i in range(n)],
             [f"[figure.f{i}]\nexperiment = 'v_path'" for i in range(n)],
             [f"[[subject.x.examples]]\nlabel = 'a{i}'" for i in range(n)],
         ]

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from repro.bench.meter import PAPER, above, age, peak
 from repro.kernels.reference import projection, projection_onto_vectors, v_composition
-from repro.labels import head_index, heads_of
+from repro.labels import head_index
 from repro.measures.base import Banded, Measure
 from repro.measures.projection import components
 from repro.measures.statistics import QUANTILE_LABELS
@@ -106,10 +106,10 @@ def _v_patch(bridge: Any, item: Item, tokens: Tensor) -> xr.Dataset:
     """Run again, cached, with what the writer brought into the patched layer taken out of that layer's output."""
     assert isinstance(item.experiment, VPatch)
     cache, context = _cached(bridge, tokens), item.context
-    layer, results = item.experiment.patched_layer(context), cache.stack_head_results()
+    labels, results = item.experiment.patched(context), cache.stack_head_results()
     writer = results[context.heads.index(context.writer)]
-    labels = heads_of(layer, context.shape.n_heads)
     heads = _onto(writer, results[[context.heads.index(label) for label in labels]])
+    (layer,) = {head_index(label)[0] for label in labels}  # the paper's erasers are heads of one
     dots, total = _composed(bridge, cache, layer, writer, writer)
     with bridge.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_out", lambda out, hook: out - total)]):
         after = _cached(bridge, tokens)
@@ -160,7 +160,7 @@ def _dla_scatter(bridge: Any, item: Item, tokens: Tensor) -> xr.Dataset:
         results[heads.index(item.context.writer)],
         results[[heads.index(label) for label in roles.erasers]],
     )
-    dots, _ = _composed(bridge, cache, roles.layer, writer, direction)
+    dots, _ = _composed(bridge, cache, roles.layers[0], writer, direction)
     values = {
         "writer_dla": (writer * direction).sum(-1),
         "output": (erasers.sum(0) * direction).sum(-1),

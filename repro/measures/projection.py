@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import xarray as xr
-from pydantic import Field, model_validator
+from pydantic import field_validator, model_validator
 
 from repro.errors import ReproError, did_you_mean
-from repro.labels import NODE, head_index, is_head, layer_of
+from repro.labels import head_index, is_head, is_node, layer_of
 from repro.measures.base import Context, Decode, Pooled, Prepared, labelled, ratio_variable, sizes
 from repro.measures.directions import Directions
 from repro.measures.statistics import quantiles_along, variance_shares
@@ -34,10 +34,17 @@ class Projection(Pooled):
     measure: Literal["projection"]
     of: Literal["sites", "nodes"]
     """The components projected."""
-    onto: Literal["nodes", "$writer"] | Annotated[str, Field(pattern=NODE.pattern)]
+    onto: Literal["nodes", "$writer"] | str
     """What is projected on: `nodes` (all of them, with `of = "sites"`), `$writer`, or a head or MLP by its label."""
     summarise: Literal["pooled", "by_position"] = "pooled"
     """Quantiles over prompts and positions together, or over prompts at each position with the variance split."""
+
+    @field_validator("onto")
+    @classmethod
+    def _onto_nodes(cls, value: str) -> str:
+        if value not in ("nodes", "$writer") and not is_node(value):
+            raise ValueError("\"nodes\", \"$writer\", or the label of a head or an MLP such as 'L0H2' or 'MLP3'")
+        return value
 
     @model_validator(mode="after")
     def _known_combination(self) -> Projection:

@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 import paper_figures
 from repro.errors import ReproError, did_you_mean, listing, plain
+from repro.labels import is_node
 from repro.spec.charts import misfit
 from repro.spec.lines import statements
 from repro.spec.messages import Vocabulary, Where, given, unfit
@@ -228,7 +229,8 @@ class _Report:
         fields = {key: entry.get(key, field.default) for key, field in kind.model_fields.items()}
         read = {key for other in paper_figures.names() for key in paper_figures.draws(other)} & set(fields)
         allowed = {key: self.vocabulary.words_at(("experiment", viewed, key), self.data) for key in read}
-        if all(fields[key] in allowed[key] for key in read) and (words := misfit(str(chart), viewed, fields)):
+        node = isinstance(fields.get("onto"), str) and is_node(fields["onto"])
+        if all(fields[key] in allowed[key] or (key == "onto" and node) for key in read) and (words := misfit(str(chart), viewed, fields)):
             yield ("figure", name, "chart"), f": {words}"
 
     def _misplaced(self, name: str, variant: Mapping[str, Any], experiments: Mapping[str, Any]) -> Iterator[Problem]:

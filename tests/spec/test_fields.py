@@ -39,8 +39,6 @@ PROJECTION: Entries = {"measure": "projection", "of": "sites", "onto": "$writer"
 PATCH: Entries = {"measure": "v_patch"}
 RESAMPLED: Entries = {"measure": "resampled_dla"}
 SCATTER: Entries = {"measure": "dla_scatter"}
-WRITER: Entries = {"measure": "find_writer"}
-ERASERS: Entries = {"measure": "find_erasers"}
 EXAMPLES: Entries = {"measure": "mine_examples"}
 PATHS: Entries = {"measure": "path_shares", "stride": 5, "decoys": 8}
 
@@ -53,6 +51,7 @@ FLIPS: list[tuple[str, Entries, str, object]] = [
     *(("Projection", PROJECTION, *flip) for flip in (*COMMON, *BANDED, *WINDOWED)),
     ("Projection", PROJECTION, "of", "nodes"),
     ("Projection", PROJECTION, "onto", "nodes"),
+    ("Projection", PROJECTION, "onto", "MLP1"),
     ("Projection", PROJECTION, "summarise", "by_position"),
     ("Projection", PROJECTION | {"summarise": "by_position"}, "positions", [3, -2]),
     *(("VPatch", PATCH, *flip) for flip in (*COMMON, *BANDED, *WINDOWED)),
@@ -63,9 +62,6 @@ FLIPS: list[tuple[str, Entries, str, object]] = [
     *(("DLAScatter", SCATTER, *flip) for flip in (*COMMON, *WINDOWED)),
     ("DLAScatter", SCATTER, "target", "next_token"),
     ("DLAScatter", SCATTER, "v_composition", "same_position"),
-    *(("FindWriter", WRITER, *flip) for flip in (*COMMON, *BANDED, *WINDOWED)),
-    *(("FindErasers", ERASERS, *flip) for flip in (*COMMON, *BANDED, *WINDOWED)),
-    ("FindErasers", ERASERS | {"bar": -1000.0}, "bar", 1000.0),
     *(("MineExamples", EXAMPLES, *flip) for flip in (*COMMON, *BANDED)),
     ("MineExamples", EXAMPLES, "count", 2),
     *(("PathShares", PATHS, *flip) for flip in COMMON),
@@ -87,26 +83,22 @@ NAMES = _names()
 
 @pytest.fixture(scope="module")
 def results(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Where the result of every experiment of `FLIPS` lies. The writer is named, so that the rule of erasers counts."""
+    """Where the result of every experiment of `FLIPS` lies."""
     out = tmp_path_factory.mktemp("fields")
     experiments = {f"experiment.{name}": json.loads(text) | {"group": "fields"} for text, name in NAMES.items()}
     spec = out / "fields.toml"
-    subject = {"model": str(folders["native"])}
     spec.write_text(
         toml(
             {
                 "run": {"default_subjects": ["named"], "groups": ["fields"], "paper_subject": "named"},
-                "subject.named": subject | {"writer": "L0H0"},
-                "subject.auto": subject,
+                "subject.named": {"model": str(folders["native"]), "writer": "L0H0", "erasers": ["L1H0", "MLP2"]},
                 **experiments,
                 "figure": {},
             }
         )
     )
-    finders = [name for text, name in NAMES.items() if "find_writer" in text]
-    for arguments in ([], ["--subject", "auto", *finders]):
-        answer = cli("run", *arguments, "--spec", spec)
-        assert answer.code == 0, answer.text
+    answer = cli("run", "--spec", spec)
+    assert answer.code == 0, answer.text
     found = {path.parent.name: path for path in (out / "store").glob("*/*/*")}
     assert set(found) == set(NAMES.values())
     return found

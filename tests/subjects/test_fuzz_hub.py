@@ -40,8 +40,8 @@ sources = [{ dataset = "owner/rows", rows = 6, kind = "text" }]
 length = 12
 seed = 1
 buffer = 2
-[experiment.writer]
-measure = "find_writer"
+[experiment.scan]
+measure = "path_shares"
 group = "paper"
 [figure]
 """

@@ -187,29 +187,32 @@ EXAMPLE = {"text": "a", "answer": "b", "other": "c", "head": "L9H1", "label": "o
 @pytest.mark.parametrize(
     ("entries", "sentence"),
     [
-        ({"writer": "L7H2"}, "writer: unknown head 'L7H2'"),
-        ({"writer": "L0H4"}, "writer: unknown head 'L0H4'"),
-        ({"writer": "L0H0", "erasers": ["L1H0", "L1H9"]}, "erasers: unknown head 'L1H9'"),
-        ({"writer": "L0H0", "erasers": ["L3H0"]}, "erasers: unknown head 'L3H0'"),
+        ({"writer": "L7H2"}, "writer: unknown node 'L7H2'"),
+        ({"writer": "L0H4"}, "writer: unknown node 'L0H4'"),
+        ({"writer": "MLP3"}, "writer: unknown node 'MLP3'"),
+        ({"writer": "L0H0", "erasers": ["L1H0", "L1H9"]}, "erasers: unknown node 'L1H9'"),
+        ({"writer": "L0H0", "erasers": ["L2H0", "MLP3"]}, "erasers: unknown node 'MLP3'"),
         ({"examples": [EXAMPLE]}, "examples head: unknown head 'L9H1'"),
     ],
 )
-def test_an_unknown_head_is_a_usage_error_that_says_which_there_are(
+def test_an_unknown_node_is_a_usage_error_that_says_which_there_are(
     tmp_path: Path, entries: dict[str, Any], sentence: str
 ) -> None:
     make(tmp_path / "toy")
     spec = loaded(tmp_path, toy={"model": "toy"} | entries)
+    mlps = "" if "examples" in entries else ", and MLP0 to MLP2"
     assert refused(lambda: pick(spec), Exit.USAGE) == (
-        f"[subject.toy] {sentence}; toy has layers 0 to 2 with 4 heads each (L0H0 to L2H3)"
+        f"[subject.toy] {sentence}; toy has layers 0 to 2 with 4 heads each (L0H0 to L2H3{mlps})"
     )
 
 
-def test_a_writer_in_the_last_layer_is_refused(tmp_path: Path) -> None:
+def test_what_writes_last_is_no_writer(tmp_path: Path) -> None:
     make(tmp_path / "toy")
-    assert refused(lambda: pick(loaded(tmp_path, toy={"model": "toy", "writer": "L2H0"})), Exit.USAGE) == (
-        "[subject.toy] writer: L2H0 is in the last layer; nothing can erase it"
+    assert refused(lambda: pick(loaded(tmp_path, toy={"model": "toy", "writer": "MLP2"})), Exit.USAGE) == (
+        "[subject.toy] writer: MLP2 is the last to write; nothing can erase it"
     )
-    assert pick(loaded(tmp_path, toy={"model": "toy", "writer": "L1H3"})).subject.writer == "L1H3"
+    for writer in ("L2H0", "MLP1"):  # the last MLP reads a head of its own layer
+        assert pick(loaded(tmp_path, toy={"model": "toy", "writer": writer})).subject.writer == writer
 
 
 # ---------------------------------------------------------------------------------------------------------- tokenizers
