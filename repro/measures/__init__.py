@@ -10,6 +10,7 @@ from repro.measures.mine_examples import MineExamples
 from repro.measures.path_shares import PathShares
 from repro.measures.projection import Projection
 from repro.measures.resampled_dla import ResampledDLA
+from repro.measures.role_shares import RoleShares
 from repro.measures.v_patch import VPatch
 
 _imported = [kind for kind in tuple(globals().values()) if isinstance(kind, type) and issubclass(kind, Measure)]

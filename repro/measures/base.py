@@ -101,6 +101,8 @@ class Measure(Common):
     """Whether the question is answered from it."""
     finds: ClassVar[tuple[str, ...]] = ()
     """The roles that it finds, of `writer`, `erasers`, `examples`."""
+    named_only: ClassVar[bool] = False
+    """Whether it is left out where writer and erasers are to be found: what finds them holds the same."""
 
     @property
     def needs(self) -> frozenset[str]:

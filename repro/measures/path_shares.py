@@ -19,7 +19,7 @@ import numpy as np
 import xarray as xr
 from pydantic import Field
 
-from repro.labels import writers
+from repro.labels import heads_of, writers
 from repro.measures.base import Context, Decode, Measure, Prepared
 from repro.measures.statistics import QUANTILE_LABELS
 from repro.store.excluded import ValidPrompts
@@ -57,13 +57,17 @@ class PathShares(Measure):
         """Return no role: it is what roles are found from."""
         return frozenset()
 
+    def components(self, context: Context) -> list[str]:
+        """Return the later components whose paths are wanted: all heads and MLPs."""
+        return context.nodes
+
     def layout(self, context: Context) -> Layout:
         """Declare the shares of all pairs, decoys included, and the presence of every node at every site."""
         nodes = writers(context.shape.n_layers, context.shape.n_heads, positional=True)
         coords = {
             "stratum": list(STRATA),
             "writer": [*nodes, *(f"decoy{i}" for i in range(self.decoys))],
-            "component": context.nodes,
+            "component": self.components(context),
             "node": nodes,
             "site": context.sites,
         }
@@ -84,13 +88,16 @@ class PathShares(Measure):
         """Return the FLOP of the paths: values at all positions, patterns and hidden units at the sampled ones."""
         s, T = context.shape, context.n_positions / self.stride + 1
         total = 0.0
+        wanted = self.components(context)
         for layer in range(s.n_layers):
             # Decoys are heads and MLPs in the proportion in which the model has them.
             made_of_mlps = self.decoys / (s.n_heads + 1)
             vectors, heads = layer + 2 + made_of_mlps, layer * s.n_heads + self.decoys - made_of_mlps
-            total += 2 * context.n_positions * s.n_kv_heads * s.d_head * (vectors * s.d_model + heads * s.d_head)
-            total += 2 * T * (vectors + heads) * s.n_heads * s.d_head * (context.n_positions + s.d_model)
-            total += 4 * T * (vectors + heads + s.n_heads) * s.d_model * s.d_mlp
+            if not set(heads_of(layer, s.n_heads)).isdisjoint(wanted):
+                total += 2 * context.n_positions * s.n_kv_heads * s.d_head * (vectors * s.d_model + heads * s.d_head)
+                total += 2 * T * (vectors + heads) * s.n_heads * s.d_head * (context.n_positions + s.d_model)
+            if f"MLP{layer}" in wanted:
+                total += 4 * T * (vectors + heads + s.n_heads) * s.d_model * s.d_mlp
         return context.n_prompts * total
 
     def prepare(self, context: Context, engine: Engine, tokens: np.ndarray) -> dict[str, Any]:
@@ -119,11 +126,12 @@ class PathShares(Measure):
         from repro.model.paths import path_dots, strata, written
 
         model, positions = batch.engine.model, prepared["positions"]
-        unfit = set(batch.unfit)
+        unfit, wanted = set(batch.unfit), self.components(context)
         found: dict[str, list[Tensor]] = {name: [] for name in (v.name for v in self.layout(context).variables)}
         for row in range(len(batch.tokens)):
             nodes = written(model, batch.trace, batch.tokens, row, positions)
-            dots = path_dots(model, batch.trace, nodes, row, positions, prepared["decoys"])
+            dots = path_dots(model, batch.trace, nodes, row, positions, prepared["decoys"], frozenset(wanted))
+            columns = [nodes.labels.index(label) for label in wanted]
             own = nodes.at.square().sum(-1)
             norm2 = strata(own)
             sites = torch.stack([batch.sites[i, row, positions] for i in range(len(batch.sites))])
@@ -145,7 +153,7 @@ class PathShares(Measure):
                 "norm4": _placed(strata(own.square()), nodes, 1),
             }
             for name, value in values.items():
-                found[name].append(value[:, :, -len(context.nodes) :] if name in ("path", "clean") else value)
+                found[name].append(value[:, :, columns] if name in ("path", "clean") else value)
         return {name: torch.stack(parts, -1) for name, parts in found.items()}
 
     def _others(self, prepared: Prepared, prompt: int, nodes: Written, sites: Tensor) -> Tensor | None:

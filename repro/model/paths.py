@@ -16,6 +16,7 @@ Agreement: tests/model/test_paths.py.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 
 import torch
@@ -159,10 +160,19 @@ def strata(x: Tensor) -> Tensor:
     return torch.stack((x[..., 0], x[..., 1:].sum(-1)))
 
 
-def path_dots(model: Model, trace: Trace, nodes: Written, row: int, positions: Tensor, decoys: Decoys) -> Dots:
+def path_dots(
+    model: Model,
+    trace: Trace,
+    nodes: Written,
+    row: int,
+    positions: Tensor,
+    decoys: Decoys,
+    into: Set[str] | None = None,
+) -> Dots:
     """Return the inner products of all paths and clean outputs with their writers, for one prompt.
 
-    row: which prompt of the clean pass; positions: the sampled ones [T], of which the first is position 0.
+    row: which prompt of the clean pass; positions: the sampled ones [T], of which the first is position 0; into: the
+    components that are wanted, NaN for others that share no layer's heads with them; None: all.
     Agreement with the paths formed as vectors: tests/model/test_paths.py.
     """
     N, R, H = len(nodes.labels), decoys.count, model.shape.n_heads
@@ -174,6 +184,8 @@ def path_dots(model: Model, trace: Trace, nodes: Written, row: int, positions: T
             (_reads_heads(nodes, layer), torch.arange(first, first + H)),
             (_reads_mlp(model, nodes, layer), torch.arange(first + H, first + H + 1)),
         ):
+            if into is not None and not into & {nodes.labels[column] for column in columns.tolist()}:
+                continue
             rows = torch.cat((who, torch.arange(N, N + R, device=who.device)))[:, None]
             at = torch.cat((nodes.at[who], turned))
             if len(columns) == 1:

@@ -162,11 +162,17 @@ class _Planner:
             missing.add("writer")
         pulled = [name for role in ROLES if role in missing for name in self._finds(role)]
         items = [
-            self.item(name, writer_alone(self.subject, roles) if experiments[name].finds else roles)
+            self.item(name, self._given(experiments[name], roles))
             for name in dict.fromkeys((*pulled, *chosen))
             if not left_out(self.subject, experiments[name])
         ]
         return Plan(self.subject, self.settings, tuple(items), roles)
+
+    def _given(self, experiment: Measure, roles: Roles) -> Roles:
+        """Return the roles that an experiment is given: not what only it, or another test of them, can say."""
+        if experiment.named_only:
+            return Roles(roles.writer, roles.erasers)
+        return writer_alone(self.subject, roles) if experiment.finds else roles
 
     def _finds(self, role: str) -> list[str]:
         return [] if is_named(self.subject, (role,)) else [finder(self.loaded, self.subject, role)]

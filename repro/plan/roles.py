@@ -50,7 +50,9 @@ def _finder(loaded: Loaded, role: str) -> str | None:
 
 
 def left_out(subject: ResolvedSubject, experiment: Measure) -> bool:
-    """Return whether an experiment would only find again what the spec names."""
+    """Return whether an experiment would only find again what the spec names, or test names where there are none."""
+    if experiment.named_only:
+        return not is_named(subject, ("writer", "erasers"))
     return bool(experiment.finds) and not experiment.answers and is_named(subject, experiment.finds)
 
 
@@ -60,7 +62,11 @@ def role_experiments(loaded: Loaded, subject: ResolvedSubject, names: Collection
     asked = {role for name in names for role in experiments[name].needs}
     asked |= {"writer"} if asked else set()
     found = [finder(loaded, subject, role) for role in ROLES if role in asked and not is_named(subject, (role,))]
-    chosen = [name for name in names if experiments[name].finds and not left_out(subject, experiments[name])]
+    chosen = [
+        name
+        for name in names
+        if (experiments[name].finds or experiments[name].answers) and not left_out(subject, experiments[name])
+    ]
     # What needs no role comes first: others may wait for what it finds.
     return sorted(dict.fromkeys((*found, *chosen)), key=lambda name: bool(experiments[name].needs))
 
@@ -96,14 +102,14 @@ def _writer_and_erasers(loaded: Loaded, subject: ResolvedSubject, asked: Collect
     declared = subject.subject
     if is_named(subject, ("writer", "erasers")):
         named = Roles(declared.writer, tuple(declared.erasers))
-        name = _finder(loaded, "erasers")
+        # The whole model's scan has the last word, then the one through the named erasers alone.
+        tests = [name for name, experiment in loaded.spec.experiment.items() if experiment.answers]
+        tests.sort(key=lambda name: loaded.spec.experiment[name].named_only)
     else:
         named = Roles() if declared.writer == "auto" else Roles(declared.writer, source="auto")
-        name = next(
-            (finder(loaded, subject, role) for role in ROLES if role in asked and not is_named(subject, (role,))), None
-        )
-    path = None if name is None else result_of(name, Roles())
-    kept = None if path is None else load(path)
+        tests = [finder(loaded, subject, role) for role in ROLES if role in asked and not is_named(subject, (role,))]
+    paths = (result_of(name, named) for name in tests)
+    kept = next((found for path in paths if path is not None and (found := load(path)) is not None), None)
     pairs = frozenset(named_pairs(declared.writer, declared.erasers))
     # Where the erasers of a named writer are to be found, its claims must have been confirmed first.
     if kept is None or (not named.erasers and not pairs <= kept.asked):

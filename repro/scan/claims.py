@@ -20,7 +20,7 @@ import numpy as np
 import xarray as xr
 from scipy.stats import binom
 
-from repro.labels import layer_of, step_of
+from repro.labels import is_node, layer_of, step_of
 
 LEVEL = 0.05
 
@@ -62,6 +62,8 @@ class Pairs:
     false_pairs: float
     """Pairs that decoys would be claimed for under conditions 1 and 2, scaled to the real pairs."""
     n_pairs: int
+    family: int
+    """Pairs of the whole model, to whose level claims are held: more than `n_pairs` where few components were asked."""
     n_prompts: int
     kept: np.ndarray | None = None
     """Which pairs no intervention has refuted: [W, C]; None where none was tested."""
@@ -75,7 +77,7 @@ class Pairs:
     @property
     def least_prompts(self) -> int:
         """Return the smallest number of prompts with which any pair could be claimed."""
-        return ceil(log2(max(self.n_pairs, 1) / LEVEL))
+        return ceil(log2(max(self.family, 1) / LEVEL))
 
 
 def sign_test(shares: np.ndarray, d: float) -> np.ndarray:
@@ -89,20 +91,26 @@ def sign_test(shares: np.ndarray, d: float) -> np.ndarray:
     return np.asarray(binom.sf(below - 1, defined.sum(-1), 0.5))
 
 
-def holm(p: np.ndarray) -> np.ndarray:
-    """Return Holm's adjusted p-values of a flat array; valid under any dependence."""
+def holm(p: np.ndarray, family: int = 0) -> np.ndarray:
+    """Return Holm's adjusted p-values of a flat array; valid under any dependence.
+
+    family: of how many tests they are part, where the others were not made: as if none of those could be rejected.
+    """
     order = np.argsort(p)
-    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    steps = np.maximum.accumulate(p[order] * (max(family, len(p)) - np.arange(len(p))))
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(steps, 1.0)
     return adjusted
 
 
-def judge_pairs(path: np.ndarray, clean: np.ndarray, writers: list[str], components: list[str], t: Thresholds) -> Pairs:
+def judge_pairs(
+    path: np.ndarray, clean: np.ndarray, writers: list[str], components: list[str], t: Thresholds, family: int = 0
+) -> Pairs:
     """Return all pairs of a stratum judged by the conditions 1 to 3.
 
     path, clean: shares [writer, component, prompt], NaN where the component does not read the writer; writers: labels,
-    decoys named decoy0, decoy1, … after the real ones. Agreement: tests/scan/test_claims.py.
+    decoys named decoy0, decoy1, … after the real ones; family: pairs of the whole model, where only some are here.
+    Agreement: tests/scan/test_claims.py.
     """
     real = np.array([not label.startswith("decoy") for label in writers])
     n = int(real.sum())
@@ -118,9 +126,10 @@ def judge_pairs(path: np.ndarray, clean: np.ndarray, writers: list[str], compone
     p = np.where(reads, sign_test(path, t.d), 1.0)
     adjusted = np.ones_like(p)
     tested = reads[:n]
-    adjusted[:n][tested] = holm(p[:n][tested])
+    family = max(family, int(tested.sum()))
+    adjusted[:n][tested] = holm(p[:n][tested], family)
     accepted = adjusted[:n] < LEVEL
-    bound = p[:n][accepted].max() if accepted.any() else LEVEL / max(int(tested.sum()), 1)
+    bound = p[:n][accepted].max() if accepted.any() else LEVEL / max(family, 1)
     specific_enough = np.nan_to_num((z <= t.z) & (specific <= -t.d))
     with np.errstate(invalid="ignore"):
         false = (p[n:] <= bound) & specific_enough[n:]
@@ -141,6 +150,7 @@ def judge_pairs(path: np.ndarray, clean: np.ndarray, writers: list[str], compone
         net=net[:n],
         false_pairs=float((rate * tested.sum(0)).sum()),
         n_pairs=int(tested.sum()),
+        family=family,
         n_prompts=int(np.isfinite(path).any((0, 1)).sum()),
     )
 
@@ -172,6 +182,18 @@ def erased_share(specific: np.ndarray, components: tuple[str, ...], erasers: np.
 def site_before(component: str) -> int:
     """Return the index of the last site before a component writes, which it reads unless blocks are parallel."""
     return step_of(component) - 1
+
+
+def pairs_of_model(nodes: list[str], components: list[str]) -> int:
+    """Return how many pairs a scan of the whole model has, or 0 where `components` are all of its heads and MLPs.
+
+    nodes: everything that may write. Pairs of a layer's heads with its own MLP are counted in parallel blocks, too, and
+    those of a positional embedding in any model: claims are held to a level that is slightly stricter than it need be.
+    """
+    every = [label for label in nodes if is_node(label)]
+    if set(every) <= set(components):
+        return 0
+    return sum(step_of(writer) < step_of(component) for component in every for writer in nodes)
 
 
 def stratum(raw: xr.Dataset, name: str) -> dict[str, np.ndarray]:

@@ -19,7 +19,7 @@ def answer(rest: Scan, first: Scan, subject: str, n_positions: int, n_decoys: in
     """Return what a scan says, under 100 columns: header, table, what is not claimed, and the verdict last."""
     pairs = rest.pairs
     size = f"{pairs.n_prompts} prompts x {n_positions:,} tokens"
-    lines = [f"{subject}: {size}, {pairs.n_pairs:,} pairs tested, {n_decoys} decoys", ""]
+    lines = [f"{subject}: {size}, {_tested(rest)}, {n_decoys} decoys", ""]
     shown = (rest.erased or rest.writers[:1])[:MOST_WRITERS]
     if shown:
         lines += [*_table(shown), ""]
@@ -28,18 +28,29 @@ def answer(rest: Scan, first: Scan, subject: str, n_positions: int, n_decoys: in
     return [*lines, "", verdict(rest)]
 
 
+def _tested(scan: Scan) -> str:
+    """Return which pairs were tested, and to whose level they were held."""
+    pairs = scan.pairs
+    if pairs.family == pairs.n_pairs:
+        return f"{pairs.n_pairs:,} pairs tested"
+    through = _listed(pairs.components)
+    return f"{pairs.n_pairs:,} pairs tested through {through} alone (at the level of all {pairs.family:,})"
+
+
 def verdict(scan: Scan) -> str:
     """Return the answer in one sentence."""
     pairs = scan.pairs
+    some = pairs.family > pairs.n_pairs
     if not scan.enough_prompts:
         return (
-            f"Too few prompts: with {pairs.n_prompts} no pair of {pairs.n_pairs:,} can be claimed; "
+            f"Too few prompts: with {pairs.n_prompts} no pair of {pairs.family:,} can be claimed; "
             f"at least {pairs.least_prompts} are needed."
         )
     erased = scan.erased
     if not erased:
         weaker = f" {len(scan.writers)} writers are taken back in smaller part." if scan.writers else ""
-        return f"No erasure found: no writer loses a quarter of what it writes.{weaker}"
+        where = f" to {_listed(pairs.components)}, the only components looked at" if some else ""
+        return f"No erasure found: no writer loses a quarter of what it writes{where}.{weaker}"
     mostly = [w for w in erased if w.erased >= scan.thresholds.mostly]
     top = mostly or list(erased)
     erasers = list(dict.fromkeys(e.component for w in top[:3] for e in w.erasers))

@@ -10,7 +10,7 @@ import xarray as xr
 
 from repro.errors import Exit, ReproError
 from repro.labels import step_of
-from repro.scan.claims import Pairs, Thresholds, erased_share, judge_pairs, median, site_before, stratum
+from repro.scan.claims import Pairs, Thresholds, erased_share, judge_pairs, median, pairs_of_model, site_before, stratum
 from repro.scan.confirmation import Confirmation
 
 DRAWS = 200
@@ -115,7 +115,8 @@ def scan(
     t = t or Thresholds()
     values, labels = _finite(stratum(raw, name), name), list(map(str, raw["writer"].values))
     components = list(map(str, raw["component"].values))
-    pairs = judge_pairs(values["path"], values["clean"], labels, components, t)
+    family = pairs_of_model(list(map(str, raw["node"].values)), components)
+    pairs = judge_pairs(values["path"], values["clean"], labels, components, t, family)
     outcomes = _outcomes(pairs, confirmed or {})
     refuted = np.array([[outcomes.get((w, c)) == "refuted" for c in components] for w in pairs.writers])
     lost = [(pairs.writers[w], components[c]) for w, c in np.argwhere(pairs.claimed & refuted)]
@@ -237,7 +238,9 @@ def _intervals(
     drawn: dict[str, list[float]] = {label: [] for label in found}
     for _ in range(draws):
         rows = generator.integers(0, n_prompts, n_prompts)
-        pairs = judge_pairs(values["path"][..., rows], values["clean"][..., rows], labels, list(judged.components), t)
+        pairs = judge_pairs(
+            values["path"][..., rows], values["clean"][..., rows], labels, list(judged.components), t, judged.family
+        )
         pairs = replace(pairs, kept=judged.kept)
         for label in found:
             w = pairs.writers.index(label)

@@ -66,7 +66,7 @@ def test_nothing_said_is_the_specs_groups_and_their_figures() -> None:
     loaded = read_spec(PAPER, MEASURES)
     experiments, figures = select(loaded, ())
     assert set(experiments) == {
-        name for name, entry in loaded.spec.experiment.items() if entry.group in ("roles", "paper", "scan")
+        name for name, entry in loaded.spec.experiment.items() if entry.group in ("roles", "paper", "answer")
     }
     assert len(figures) == 14
     assert select(loaded, ["roles", "paper", "scan"]) == (experiments, figures)
