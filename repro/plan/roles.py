@@ -1,6 +1,6 @@
 """Writer, erasers and adversarial examples of a subject: named in the spec, or read from what found them.
 
-Reads the stored results of the experiments that find roles; `repro.pipeline.resolve` has those computed first.
+Reads the stored results of the experiments that find roles; `repro.stages.resolve` has those computed first.
 """
 
 from __future__ import annotations
