@@ -132,11 +132,12 @@ def all_(options: dict[str, Any]) -> None:
 def plan(options: dict[str, Any], as_json: AsJson = False) -> None:
     """Say what is fresh, stale or partial, why, and what the rest will cost. Loads no weights."""
     from repro import pipeline
+    from repro.stages.plan import plan_rows
 
     paper = pipeline.resolve(_workspace(options, _to_stderr if as_json else _say), find=False)
     if as_json:
-        made = paper.workspace.plan(paper.subject)
-        typer.echo(pipeline.as_json({"subject": paper.subject.name, "items": pipeline.plan_rows(made)}))
+        rows = plan_rows(paper.workspace.plan(paper.subject))
+        typer.echo(json.dumps({"subject": paper.subject.name, "items": rows}, indent=1, sort_keys=True))
     else:
         pipeline.plan(paper, about=True)
 
@@ -148,9 +149,10 @@ def run(
 ) -> None:
     """Compute experiments that are not fresh and commit them to the store."""
     from repro import pipeline
+    from repro.stages.plan import show_plan
 
     paper = pipeline.run(pipeline.plan(pipeline.resolve(_workspace({**options, "only": ",".join(names or ())}))))
-    pipeline.show_plan(paper.workspace, paper.plan)
+    show_plan(paper.workspace, paper.plan)
     _end(paper.codes)
 
 
@@ -174,8 +176,9 @@ def figures(options: dict[str, Any]) -> None:
     """Draw figures from the store: HTML, PNG and SVG."""
     from repro import pipeline
     from repro.figures.draw import missing_error
+    from repro.stages.paper import stored
 
-    paper = pipeline.draw(pipeline.stored(_workspace(options)))
+    paper = pipeline.draw(stored(_workspace(options)))
     missing = missing_error(list(paper.drawn))
     if missing is not None:
         raise missing
@@ -185,8 +188,9 @@ def figures(options: dict[str, Any]) -> None:
 def check(options: dict[str, Any], as_json: AsJson = False) -> None:
     """Compare the stored numbers with the published ones: check.md and check.json."""
     from repro import pipeline
+    from repro.stages.paper import stored
 
-    paper = pipeline.check(pipeline.stored(_workspace(options, _to_stderr if as_json else _say)))
+    paper = pipeline.check(stored(_workspace(options, _to_stderr if as_json else _say)))
     if as_json:
         typer.echo((paper.workspace.figures_folder(paper.subject.name) / "check.json").read_text())
     _end(paper.codes)
@@ -195,9 +199,9 @@ def check(options: dict[str, Any], as_json: AsJson = False) -> None:
 @command(*PLACE)
 def verify(options: dict[str, Any]) -> None:
     """Look for damage in the store: flipped bits, lost chunks, torn records, foreign files."""
-    from repro import pipeline
+    from repro.stages.maintain import verify as look
 
-    _end(pipeline.verify(_workspace(options)))
+    _end(look(_workspace(options)))
 
 
 @command("spec")
@@ -216,9 +220,10 @@ def subjects(options: dict[str, Any], as_json: AsJson = False) -> None:
 @command(*PLANNING)
 def clean(options: dict[str, Any], yes: Annotated[bool, typer.Option("--yes", help="Remove them.")] = False) -> None:
     """Show results that the spec no longer uses; remove them with --yes."""
-    from repro import pipeline
+    from repro.stages.maintain import clean as tidy
+    from repro.stages.paper import stored
 
-    pipeline.clean(pipeline.stored(_workspace(options), announced=False), yes)
+    tidy(stored(_workspace(options), announced=False), yes)
 
 
 @command(*PLACE, "device")

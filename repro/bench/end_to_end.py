@@ -151,15 +151,15 @@ def _spent(seconds: Mapping[str, float], stage: str) -> float:
 
 def _draw(workspace: Workspace) -> int:
     """Draw every figure of the spec from the store; how many."""
-    from repro import pipeline
     from repro.figures import draw as figures
+    from repro.stages.draw import source_of
 
     plan = workspace.plan(workspace.choose(ask=False))
     out = workspace.figures_folder(plan.subject.name)
     drawn = figures.draw(
         workspace.loaded,
         workspace.selection[1],
-        lambda name: pipeline.source_of(plan, name, workspace.committed),
+        lambda name: source_of(plan, name, workspace.committed),
         out,
         fresh=True,
     )

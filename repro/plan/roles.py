@@ -1,6 +1,6 @@
 """Writer, erasers and adversarial examples of a subject: named in the spec, or read from what found them.
 
-Reads what is stored of the experiments that find roles; `repro.pipeline.resolve` has those computed first. Named writer
+Reads what is stored of the experiments that find roles; `repro.stages.resolve` has those computed first. Named writer
 and erasers are put to the same test where their scan is there.
 """
 

@@ -1,0 +1,40 @@
+"""Answer: which components take back what others wrote, from the stored shares."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from repro.figures import draw as drawing
+from repro.stages.paper import Paper, answering
+from repro.store.excluded import kept
+
+if TYPE_CHECKING:
+    from repro.model.forward import Model
+
+
+def answer(paper: Paper) -> Paper:
+    """Say which components take back what others wrote, from the stored shares, and confirm it by real forwards."""
+    item = answering(paper)
+    if item is None:
+        return paper
+    if not item.fresh:
+        paper.workspace.say(f"no answer yet: {drawing.lack(item.name, str(item.state))}")
+        return paper
+    from repro.scan.answer import answered
+    from repro.store.result import read_raw, read_summary
+
+    out = paper.workspace.figures_folder(paper.subject.name)
+    summary = read_summary(item.path)
+    raw = kept(read_raw(item.path), summary.attrs).load().assign_attrs(summary.attrs)
+    tokens = paper.subject.tokens[: item.context.n_prompts, : item.stream.length]
+
+    def model() -> Model:
+        from repro.model.load import load
+
+        paper.workspace.say("confirming what is shown by real forwards")
+        return load(paper.subject.folder, item.precision, paper.workspace.settings.device)
+
+    paper.workspace.say("")
+    for line in answered(raw, item.path, paper.subject.name, tokens, model, out):
+        paper.workspace.say(line)
+    return paper

@@ -1,0 +1,90 @@
+"""Check: the numbers against the published ones, and variants against what they vary."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from repro.errors import Exit, ReproError
+from repro.figures import draw as drawing
+from repro.plan.plan import Plan
+from repro.request import Workspace
+from repro.spec.types import HubPrompts
+from repro.stages.paper import Paper, item_of
+from repro.store.excluded import NOTE, kept
+from repro.subjects.resolve import ResolvedSubject
+
+if TYPE_CHECKING:
+    from repro.check.comparison import Collected
+
+
+def check(paper: Paper) -> Paper:
+    """Compare the numbers with the published ones, and variants with what they vary; write both beside the figures."""
+    from repro.check.compare import exit_code
+    from repro.check.comparison import compare, write
+
+    comparison = compare(_collected(paper))
+    out = paper.workspace.figures_folder(paper.subject.name)
+    try:
+        lines = write(comparison, out)
+    except OSError as error:
+        raise ReproError(f"{out}: the check cannot be written ({error.strerror})") from None
+    for line in lines:
+        paper.workspace.say(line)
+    if not comparison.heading.subject_is_papers:
+        whose = paper.workspace.loaded.spec.run.paper_subject
+        paper.workspace.say(f"  published numbers belong to {whose}; {paper.subject.name} is another model")
+    code = exit_code(comparison.rows)
+    return paper if code == Exit.OK else replace(paper, codes=(*paper.codes, code))
+
+
+def _collected(paper: Paper) -> Collected:
+    """Return the committed results of every experiment of the spec, whether or not it was selected now."""
+    from repro.check.comparison import Collected
+    from repro.check.published import PAPER_PROMPTS
+    from repro.check.report import Heading
+    from repro.store.result import read_raw, read_summary
+
+    workspace, plan = paper.workspace, _widened(paper.workspace, paper.plan)
+    experiments = workspace.loaded.spec.experiment
+    paths = {name: at for name in experiments if (at := _result(workspace, plan, name)) is not None}
+    results = {name: read_summary(path) for name, path in paths.items()}
+    own = plan.subject.name == workspace.loaded.spec.run.paper_subject
+    n_prompts, n_positions = plan.subject.tokens.shape
+    # A prompt that only a variant of precision has lost takes nothing from the others' rows.
+    own_precision = [found.attrs for found in results.values() if "precision" not in found.attrs]
+    left_out = tuple(sorted({int(prompt) for attrs in own_precision for prompt in attrs.get(NOTE, ())}))
+    heading = Heading(
+        subject=plan.subject.name,
+        subject_is_papers=own,
+        n_prompts=min(n_prompts, workspace.settings.prompts or n_prompts),
+        n_positions=n_positions,
+        same_prompts=own and _recipe(plan.subject) == PAPER_PROMPTS and not left_out,
+        left_out=left_out,
+    )
+    return Collected(experiments, results, lambda name: kept(read_raw(paths[name]), results[name].attrs), heading)
+
+
+def _recipe(subject: ResolvedSubject) -> object:
+    """Return the recipe of a subject's prompts from the hub."""
+    prompts = subject.subject.prompts
+    return prompts.model_dump(mode="json") if isinstance(prompts, HubPrompts) else None
+
+
+def _widened(workspace: Workspace, plan: Plan) -> Plan:
+    """Return the plan with all experiments of the spec, if all fit the subject: planned together they are quicker."""
+    try:
+        return workspace.plan(plan.subject, [*(item.name for item in plan.items), *workspace.loaded.spec.experiment])
+    except ReproError:
+        return plan
+
+
+def _result(workspace: Workspace, plan: Plan, name: str) -> Path | None:
+    """Return where an experiment's own committed result lies, whether or not it was selected now."""
+    item = item_of(workspace, plan, name)
+    if item is not None:
+        item.refuse_damage()
+        if item.state.kind == "partial":
+            workspace.say(f"  {drawing.lack(name, str(item.state))}; it is not compared")
+    return item.path if item is not None and item.fresh else None

@@ -1,0 +1,76 @@
+"""The paper on its way through the stages, and which experiment's result is which."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from repro.computer import Computer
+from repro.errors import Exit, ReproError
+from repro.figures.draw import Drawn
+from repro.plan.plan import Item, Plan
+from repro.request import Workspace
+from repro.subjects.resolve import ResolvedSubject
+
+
+@dataclass(frozen=True)
+class Paper:
+    """The paper on its way through the stages: what is known of it so far."""
+
+    workspace: Workspace
+    subject: ResolvedSubject
+    computer: Computer
+    """Keeps the model and the workers between stages."""
+    planned: Plan | None = None
+    drawn: tuple[Drawn, ...] = ()
+    codes: tuple[Exit, ...] = ()
+    """Exit codes of what went wrong."""
+
+    @property
+    def plan(self) -> Plan:
+        """Return the plan, with what the store held when it was last looked up."""
+        assert self.planned is not None, "planned after it is resolved"
+        return self.planned
+
+
+def stored(workspace: Workspace, announced: bool = True) -> Paper:
+    """Return the paper as the store holds it: planned, with nothing computed and nobody asked."""
+    subject = workspace.choose(ask=False)
+    if announced:
+        announce(workspace, subject)
+    return Paper(workspace, subject, Computer(workspace, subject), workspace.plan(subject))
+
+
+def item_of(workspace: Workspace, plan: Plan, name: str) -> Item | None:
+    """Return an experiment in the plan, or in one of its own; nothing where it does not fit or its role is named."""
+    item = next((item for item in plan.items if item.name == name), None)
+    if item is not None:
+        return item
+    try:
+        named = workspace.plan(plan.subject, [name]).items
+    except ReproError:
+        # Declared for other prompts or another model than this subject's: it has no result here.
+        return None
+    return next((other for other in named if other.name == name), None)
+
+
+def answering(paper: Paper) -> Item | None:
+    """Return what the question is answered from: the plan's own scan, else the one in which the roles were found.
+
+    None where the command was asked for neither, and needed none.
+    """
+    own = next((item for item in paper.plan.items if item.experiment.answers), None)
+    if own is not None or not any("erasers" in item.experiment.needs for item in paper.plan.items):
+        return own
+    experiments = paper.workspace.loaded.spec.experiment
+    name = next((name for name in experiments if "erasers" in experiments[name].finds), None)
+    return None if name is None else item_of(paper.workspace, paper.plan, name)
+
+
+def announce(workspace: Workspace, subject: ResolvedSubject) -> None:
+    """Say loudly which subject the numbers will be from."""
+    path = subject.subject.about or subject.subject.model
+    workspace.say(f"subject: {subject.name} ({path})")
+    if subject.fallback:
+        workspace.say(f"NOT THE PAPER'S SUBJECT: {subject.fallback}; showing {subject.name} instead")
+    if subject.notice:
+        workspace.say(subject.notice)

@@ -1,0 +1,48 @@
+"""Plan: what is fresh, stale, partial or waiting, why, and what the rest will cost."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from repro.labels import in_precision
+from repro.plan.cost import cost_line, item_bytes, item_flop, total_cost
+from repro.plan.plan import Plan
+from repro.request import Workspace
+from repro.stages.paper import Paper
+from repro.subjects.access import cache_folder
+
+
+def plan(paper: Paper, about: bool = False) -> Paper:
+    """Plan the whole selection, once, and show it: about each experiment, too, if asked for."""
+    made = paper.workspace.plan(paper.subject)
+    show_plan(paper.workspace, made, about)
+    return replace(paper, planned=made)
+
+
+def show_plan(workspace: Workspace, plan: Plan, about: bool = False) -> None:
+    """Say what is fresh, stale, partial or waiting, why, and what the rest will cost. about: what each one is, too."""
+    width = max((len(item.name) for item in plan.items), default=0)
+    for item in plan.items:
+        why = f"  ({item.state.why})" if item.state.why else ""
+        precision = in_precision(item.precision) and f",{in_precision(item.precision)}"
+        what = f"  {item.experiment.about}" if about and item.experiment.about else ""
+        workspace.say(f"  {item.name:<{width}}  {item.state}{precision}{why}{cost_line(item)}{what}")
+    workspace.say(total_cost(plan, cache_folder()))
+
+
+def plan_rows(plan: Plan) -> list[dict[str, Any]]:
+    """Return the plan as data."""
+    return [
+        {
+            "experiment": item.name,
+            "about": item.experiment.about,
+            "precision": item.precision,
+            "state": str(item.state),
+            "why": item.state.why,
+            "key": item.path.name or None,
+            "flop": item_flop(item),
+            "bytes": None if item.waits else item_bytes(item),
+        }
+        for item in plan.items
+    ]
