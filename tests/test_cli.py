@@ -146,7 +146,7 @@ def test_triton_on_a_cpu_is_refused_and_never_replaced(
 ) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     given = ("--spec", PAPER, "--subject", folders["native"], "--out", tmp_path, "--device", "cpu")
-    answer = cli("run", "writer", *given, "--kernels", "triton")
+    answer = cli("run", "scan", *given, "--kernels", "triton")
     assert answer.code == Exit.USAGE
     assert "--kernels triton: " in only_error(answer)
     assert "use" in answer.err or "choose" in answer.err
@@ -174,7 +174,7 @@ def test_clean_shows_first_and_removes_only_what_the_spec_no_longer_uses(finishe
 
 def test_clean_keeps_what_may_be_used_once_roles_are_known(finished: Finished, tmp_path: Path) -> None:
     run = finished("native").copy(tmp_path)
-    shutil.rmtree(run.store / "writer")
+    shutil.rmtree(run.store / "scan")
     assert run.cli("clean", "--yes").out == "nothing to remove\n"
     assert (run.store / "v_patch").is_dir()
 

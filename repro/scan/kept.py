@@ -52,7 +52,7 @@ class Kept:
             return Roles(chosen, its, found, "auto")
         claimed = self.claimed.get(writer, ())
         if isinstance(erasers, str):
-            if writer not in self.strongest:
+            if not claimed and writer not in self.strongest:
                 raise ReproError(f"writer: nothing reads {writer} in this model, so that nothing can erase it")
             return Roles(writer, claimed or (self.strongest[writer],), bool(claimed), "auto")
         left = tuple(label for label in erasers if label not in claimed)

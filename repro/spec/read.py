@@ -229,10 +229,9 @@ class _Report:
         fields = {key: entry.get(key, field.default) for key, field in kind.model_fields.items()}
         read = {key for other in paper_figures.names() for key in paper_figures.draws(other)} & set(fields)
         allowed = {key: self.vocabulary.words_at(("experiment", viewed, key), self.data) for key in read}
-        node = isinstance(fields.get("onto"), str) and is_node(fields["onto"])
-        if all(fields[key] in allowed[key] or (key == "onto" and node) for key in read) and (
-            words := misfit(str(chart), viewed, fields)
-        ):
+        node = isinstance(onto := fields.get("onto"), str) and is_node(onto)
+        known = all(fields[key] in allowed[key] or (key == "onto" and node) for key in read)
+        if known and (words := misfit(str(chart), viewed, fields)):
             yield ("figure", name, "chart"), f": {words}"
 
     def _misplaced(self, name: str, variant: Mapping[str, Any], experiments: Mapping[str, Any]) -> Iterator[Problem]:

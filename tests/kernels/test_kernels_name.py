@@ -57,12 +57,12 @@ def test_a_model_runs_from_the_checkouts_root_with_the_other_package_there(
     (wheel / "kernels").mkdir(parents=True)
     (wheel / "kernels" / "__init__.py").write_text("")
     variables = os.environ | {"PYTHONPATH": str(wheel), "REPRO_CACHE": str(tmp_path / "cache")}
-    command = [sys.executable, "-m", "repro", "run", "writer", "--subject", str(folders["llama"])]
+    command = [sys.executable, "-m", "repro", "run", "scan", "--subject", str(folders["llama"])]
     found = subprocess.run(
         [*command, "--out", str(tmp_path / "out")], cwd=ROOT, env=variables, capture_output=True, text=True, check=False
     )
     assert found.returncode == 0, found.stderr
-    assert (tmp_path / "out" / "store" / subject_name(folders["llama"]) / "writer").is_dir()
+    assert (tmp_path / "out" / "store" / subject_name(folders["llama"]) / "scan").is_dir()
 
 
 def test_the_environment_of_a_test_is_put_back() -> None:

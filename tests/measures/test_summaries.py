@@ -13,12 +13,11 @@ import pytest
 import xarray as xr
 from scipy.stats import linregress
 
-from repro.labels import head_index
-from repro.measures import DLAScatter, FindErasers, FindWriter, Measure, MineExamples, Projection, ResampledDLA, VPatch
+from repro.measures import DLAScatter, Measure, MineExamples, Projection, ResampledDLA, VPatch
 from repro.measures.describe import DERIVED, described
 from repro.measures.mine_examples import mined_positions
 from repro.measures.reduce import summarise
-from repro.measures.roles import ExampleTokens, Roles
+from repro.measures.roles import ExampleTokens
 from repro.store.layout import DIMENSIONS
 from repro.store.result import open_result, read_summary
 from tests.scenes import ROLES, Scene, model, prompts, scaled_head, single_precision
@@ -75,7 +74,7 @@ def test_sites_on_nodes(reduce: Reduce) -> None:
     assert dataset["site"].values.tolist() == shown.context.sites
     assert not dataset["nan_count"].any()
     told = {
-        "measure": "projection", "writer": "L0H1", "layer": 2, "found": True, "roles": "named",
+        "measure": "projection", "writer": "L0H1", "layer": 2, "roles": "named, no scan yet",
         "n_prompts": 5, "n_positions": 12,
     }  # fmt: skip
     assert {key: dataset.attrs[key] for key in told} == told
@@ -197,41 +196,6 @@ def test_resampled_dla(reduce: Reduce) -> None:
     assert shown_heads[0] == clean["head"].values[int(clean.values.argmax())]
 
 
-def test_the_writer_is_chosen_from_the_medians(reduce: Reduce) -> None:
-    shown = small(roles=Roles())
-    dataset, arrays = reduce(FindWriter(measure="find_writer"), shown)
-    assert_pooled(dataset, "pr", arrays["pr"])
-    medians = band(arrays["pr"])[1].reshape(arrays["pr"].shape[:2])
-    heads = dataset["head"].values.tolist()
-    scores = {
-        head: min(row[2 * head_index(head)[0] + 1], 1) - np.abs(row[-2:]).max()
-        for head, row in zip(heads, medians, strict=True)
-    }
-    np.testing.assert_allclose(dataset["score"], list(scores.values()), rtol=1e-6)
-    assert dataset.attrs["writer"] == max(scores, key=lambda head: scores[head])
-    assert dataset.attrs["found"] == (max(scores.values()) >= 0.5)
-    assert dataset.attrs["roles"] == "auto"
-    assert "erasers" not in dataset.attrs
-
-
-@pytest.mark.parametrize(("bar", "writer_found"), [(-0.03, True), (-1e6, True), (-0.03, False)])
-def test_the_erasers_are_chosen_from_the_medians(reduce: Reduce, bar: float, writer_found: bool) -> None:
-    shown = small("wide", roles=Roles("L1H4", (), writer_found, "auto"))
-    dataset, arrays = reduce(FindErasers(measure="find_erasers", bar=bar), shown)
-    assert_pooled(dataset, "pr", arrays["pr"])
-    medians = dict(zip(dataset["head"].values.tolist(), band(arrays["pr"])[1], strict=True))
-    sums = {layer: sum(v for head, v in medians.items() if head_index(head)[0] == layer) for layer in (2, 3)}
-    lowest = min(sums, key=lambda layer: sums[layer])
-    chosen = [head for head, value in medians.items() if head_index(head)[0] == lowest and value <= bar]
-    found = writer_found and bool(chosen)
-    expected = chosen if found else [min(medians, key=lambda head: medians[head])]
-    np.testing.assert_allclose(dataset["layer_sum"].sel(layer=["layer 2", "layer 3"]), list(sums.values()), rtol=1e-6)
-    assert dataset.attrs["erasers"] == ", ".join(expected)
-    assert dataset.attrs["layer"] == head_index(expected[0])[0]
-    assert bool(dataset.attrs["found"]) == found
-    assert (dataset.attrs["writer"], dataset.attrs["roles"]) == ("L1H4", "auto")
-
-
 def test_examples_are_mined(reduce: Reduce) -> None:
     shown = small("gpt2")
     dataset, arrays = reduce(MineExamples(measure="mine_examples", count=3), shown)
@@ -259,8 +223,6 @@ def test_examples_are_mined(reduce: Reduce) -> None:
         Projection(measure="projection", of="sites", onto="$writer", summarise="by_position"),
         VPatch(measure="v_patch"),
         DLAScatter(measure="dla_scatter"),
-        FindWriter(measure="find_writer"),
-        FindErasers(measure="find_erasers"),
     ],
     ids=lambda experiment: f"{experiment.measure} {getattr(experiment, 'of', '')}".strip(),
 )
@@ -271,7 +233,7 @@ def test_every_variable_says_its_unit_and_what_it_is(reduce: Reduce, experiment:
         assert set(variable.attrs) >= {"units", "long_name"}, name
         assert name in declared | set(DERIVED) | set(DIMENSIONS), f"{name}: only its name tells what it is"
         assert (variable.attrs["units"] == "") == (variable.dtype.kind == "O"), name
-    units = {"DLAScatter": ("slope", "1", "intercept", "logits"), "FindWriter": ("score", "1", "pr", "1")}
+    units = {"DLAScatter": ("slope", "1", "intercept", "logits")}
     if known := units.get(type(experiment).__name__):
         one, its, other, others = known
         assert (dataset[one].attrs["units"], dataset[other].attrs["units"]) == (its, others)

@@ -12,10 +12,14 @@ import numpy as np
 import pytest
 
 from repro.errors import Exit, ReproError
+from repro.files import sealed, write_durably
 from repro.measures import MEASURES
+from repro.measures.roles import Roles
 from repro.plan.plan import Plan, Settings, make_plan, select
 from repro.request import Request, Workspace
+from repro.scan.kept import Kept, save
 from repro.spec.read import read_spec
+from repro.store.records import FORMAT
 from tests.model.test_folder import TL, make
 from tests.runs import PAPER, Run, toml
 from tests.subjects.test_subjects import write_tokenizer
@@ -25,6 +29,8 @@ Entries = dict[str, Any]
 SETTINGS = Settings("float32", "torch", "cpu", 4)
 RUN: Entries = {"default_subjects": ["toy"], "groups": ["paper"], "paper_subject": "toy"}
 NAMED: Entries = {"model": "toy", "writer": "L0H0", "erasers": ["L1H0", "L1H2"]}
+SCAN: Entries = {"measure": "path_shares", "decoys": 8}
+MINING: Entries = {"measure": "mine_examples"}
 NODES: Entries = {"measure": "projection", "of": "nodes", "onto": "$writer"}
 EXAMPLE: Entries = {"text": "one two", "answer": "three", "other": "two", "head": "L1H0", "label": "first"}
 
@@ -83,24 +89,23 @@ def test_a_figure_pulls_its_experiment_and_an_experiment_its_figures() -> None:
 def test_an_unknown_name_is_refused_with_a_hint() -> None:
     message = refused(lambda: select(read_spec(PAPER, MEASURES), ["post_33"]))
     assert message.startswith(
-        "no experiment, figure or group 'post_33'. Did you mean 'post_3b'? Known: writer, erasers, "
+        "no experiment, figure or group 'post_33'. Did you mean 'post_3b'? Known: examples, sites_onto_nodes, "
     )
 
 
 # -------------------------------------------------------------------------------------------------------------- states
 
 
-def test_before_anything_ran_only_the_writer_can_be_looked_for(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_before_anything_ran_only_the_scan_can_be_computed(folders: dict[str, Path], tmp_path: Path) -> None:
     run = Run(folders["native"], tmp_path, None)  # type: ignore[arg-type]
     rows = plan_of(run)
-    assert (rows["writer"]["state"], rows["writer"]["why"]) == ("absent", "never computed")
-    assert rows["scan"]["state"] == "absent", "it waits for no role"
-    others = {name: row for name, row in rows.items() if name not in ("writer", "scan")}
+    assert (rows["scan"]["state"], rows["scan"]["why"]) == ("absent", "never computed")
+    others = {name: row for name, row in rows.items() if name != "scan"}
     assert {row["state"] for row in others.values()} == {"waits for roles"}
     assert {row["key"] for row in others.values()} == {None}
     last = run.cli("plan").out.splitlines()[-1]
-    assert last.startswith("next: 2 experiments in 1 pass (40 tokens), ")
-    assert last.endswith("; 7 more once roles are known")
+    assert last.startswith("next: 1 experiments in 1 pass (40 tokens), ")
+    assert last.endswith("; 6 more once roles are known")
     assert not list(tmp_path.iterdir()), "planning writes nothing"
 
 
@@ -112,7 +117,7 @@ def test_what_is_there_is_fresh(finished: Finished) -> None:
 
 def test_what_an_experiment_is_stands_beside_it(finished: Finished) -> None:
     out = finished("native").cli("plan").out
-    assert "  v_patch            fresh  the writer taken out of the value input of the erasers' layer" in out
+    assert "  v_patch            fresh  the writer taken out of what its erasers read" in out
 
 
 def test_lost_units_make_a_result_partial_and_lost_bytes_make_it_corrupt(finished: Finished, tmp_path: Path) -> None:
@@ -136,8 +141,8 @@ def test_lost_units_make_a_result_partial_and_lost_bytes_make_it_corrupt(finishe
         (("prompts = 30", "prompts = 30\ntarget = 'next_token'"), {"dla_scatter"}, "target top2 -> next_token"),
         (("prompts = 30", "prompts = 7"), {"dla_scatter"}, "prompts 8 -> 7, tokens"),
         (("prompts = 30", "prompts = 300"), set(), ""),
-        (("prompts_per_unit = 4", "prompts_per_unit = 2"), {"writer", "scan"}, "prompts_per_unit 4 -> 2"),
-        (('precision = "float32"', 'precision = "float64"'), {"writer", "scan"}, "precision float32 -> float64"),
+        (("prompts_per_unit = 4", "prompts_per_unit = 2"), {"scan"}, "prompts_per_unit 4 -> 2"),
+        (('precision = "float32"', 'precision = "float64"'), {"scan"}, "precision float32 -> float64"),
     ],
     ids=["nothing", "words", "a field", "fewer prompts", "more than there are", "unit", "precision"],
 )
@@ -157,7 +162,7 @@ def test_stale_is_what_can_have_other_numbers_and_it_says_why(
     [(["--kernels", "reference"], "kernels torch -> reference"), (["--prompts", "5"], "prompts 8 -> 5, tokens")],
 )
 def test_options_are_part_of_the_key(finished: Finished, options: list[str], why: str) -> None:
-    assert plan_of(finished("native"), *options)["writer"]["why"] == f"changed: {why}"
+    assert plan_of(finished("native"), *options)["scan"]["why"] == f"changed: {why}"
 
 
 def test_other_weights_make_another_subject(finished: Finished, tmp_path: Path) -> None:
@@ -168,14 +173,14 @@ def test_other_weights_make_another_subject(finished: Finished, tmp_path: Path) 
         (model / file.name).write_bytes(file.read_bytes())
     (model / "config.json").write_text(json.dumps(json.loads((model / "config.json").read_text()) | {"eps": 1e-4}))
     rows = plan_of(replace(run, model=model))
-    assert (rows["writer"]["state"], rows["writer"]["why"]) == ("absent", "never computed")
+    assert (rows["scan"]["state"], rows["scan"]["why"]) == ("absent", "never computed")
 
 
 def test_provenance_that_cannot_be_read_is_no_reason_to_fail(finished: Finished, tmp_path: Path) -> None:
     run = finished("native").copy(tmp_path)
     for text in ("", "[]", '{"key": 3}'):
-        (run.result("writer") / "provenance.json").write_text(text)
-        row = plan_of(run, "--kernels", "reference")["writer"]
+        (run.result("scan") / "provenance.json").write_text(text)
+        row = plan_of(run, "--kernels", "reference")["scan"]
         assert (row["state"], row["why"]) == ("absent", "never computed with these settings")
 
 
@@ -222,36 +227,91 @@ def test_a_prompt_that_no_experiment_reads_changes_no_key(tmp_path: Path) -> Non
 
 
 def test_named_roles_need_no_experiment_that_finds_them(tmp_path: Path) -> None:
-    plan = planned(world(tmp_path, NAMED, nodes=NODES, writer={"measure": "find_writer", "group": "roles"}))
+    plan = planned(world(tmp_path, NAMED, nodes=NODES, scan=SCAN), "nodes")
     assert [(item.name, str(item.state)) for item in plan.items] == [("nodes", "absent")]
-    assert plan.roles is not None
-    assert (plan.roles.writer, plan.roles.layer, plan.roles.source) == ("L0H0", 1, "named")
+    assert (plan.roles.writer, plan.roles.layers, plan.roles.standing) == ("L0H0", (1,), "named, no scan yet")
+
+
+def test_a_scan_is_an_experiment_of_its_own_though_roles_are_named(tmp_path: Path) -> None:
+    plan = planned(world(tmp_path, NAMED | {"examples": [EXAMPLE]}, nodes=NODES, scan=SCAN, x=MINING))
+    assert [item.name for item in plan.items] == ["nodes", "scan"], "what would only find named ones is left out"
+    assert "writer" not in plan.item("scan").key
 
 
 def test_roles_that_nothing_finds_are_asked_for_by_name(tmp_path: Path) -> None:
     here = world(tmp_path, {"model": "toy"}, nodes=NODES)
     assert refused(lambda: planned(here)) == (
         "[subject.toy] writer: to be found, but no experiment of the spec does so; declare one with "
-        'measure = "find_writer", or name the writer'
+        'measure = "path_shares", or name the writer'
     )
     here = world(tmp_path, NAMED, dla={"measure": "resampled_dla"})
     assert 'measure = "mine_examples", or name the examples' in refused(lambda: planned(here))
 
 
 def test_an_experiment_that_needs_roles_pulls_what_finds_them(tmp_path: Path) -> None:
-    finders = {"w": {"measure": "find_writer"}, "e": {"measure": "find_erasers"}, "x": {"measure": "mine_examples"}}
-    here = world(tmp_path, {"model": "toy"}, nodes=NODES, dla={"measure": "resampled_dla"}, **finders)
-    assert [item.name for item in planned(here, "nodes").items] == ["w", "e", "nodes"]
-    assert [item.name for item in planned(here, "dla").items] == ["w", "e", "x", "dla"]
-    assert [item.name for item in planned(here, "dla").todo] == ["w"]
-    assert [item.name for item in planned(here, "w").items] == ["w"]
+    here = world(tmp_path, {"model": "toy"}, nodes=NODES, dla={"measure": "resampled_dla"}, s=SCAN, x=MINING)
+    assert [item.name for item in planned(here, "nodes").items] == ["s", "nodes"]
+    assert [item.name for item in planned(here, "dla").items] == ["s", "x", "dla"]
+    assert [item.name for item in planned(here, "dla").todo] == ["s"]
+    assert [item.name for item in planned(here, "s").items] == ["s"]
 
 
 def test_a_named_writer_leaves_the_erasers_to_be_found(tmp_path: Path) -> None:
-    here = world(tmp_path, {"model": "toy", "writer": "L0H3"}, nodes=NODES, e={"measure": "find_erasers"})
+    here = world(tmp_path, {"model": "toy", "writer": "L0H3"}, nodes=NODES, s=SCAN, x=MINING)
     plan = planned(here, "nodes")
-    assert [(item.name, str(item.state)) for item in plan.items] == [("e", "absent"), ("nodes", "waits for roles")]
-    assert plan.item("e").key["writer"] == "L0H3"
+    assert [(item.name, str(item.state)) for item in plan.items] == [("s", "absent"), ("nodes", "waits for roles")]
+    # What needs the writer alone need not wait, and has the same key whatever is found of its erasers.
+    mining = planned(here, "x").item("x")
+    assert mining.state.kind == "absent"
+    assert (mining.key["writer"], mining.key["roles"]) == ("L0H3", "named")
+
+
+def kept_for(tmp_path: Path, subject: Entries, kept: Kept) -> Plan:
+    """The plan where a scan lies in the store, whole, with what is kept of it."""
+    here = world(tmp_path, subject, nodes=NODES, s=SCAN, x=MINING)
+    scan = planned(here, "s").item("s")
+    scan.path.mkdir(parents=True)
+    body = {"format": FORMAT, "key": scan.path.name, "copy": True, "files": {}}
+    write_durably(scan.path / "COMMIT", sealed(body))
+    save(scan.path, kept)
+    return planned(here, "nodes", "x")
+
+
+KEPT = Kept(
+    confirmed={},
+    asked=frozenset({("L0H3", "")}),
+    claimed={"L1H0": ("L2H1", "MLP1"), "L0H3": ("MLP2",), "L0H0": ("L1H0",)},
+    erased=("L1H0", "L0H3"),
+    candidate=("L0H1", ("L1H1",)),
+    strongest={"L0H2": "L2H2"},
+)
+
+
+@pytest.mark.parametrize(
+    ("subject", "kept", "roles"),
+    [
+        ({}, KEPT, Roles("L1H0", ("L2H1", "MLP1"), True, "auto")),
+        ({}, replace(KEPT, erased=()), Roles("L0H1", ("L1H1",), False, "auto")),
+        ({"writer": "L0H3"}, KEPT, Roles("L0H3", ("MLP2",), True, "auto")),
+        ({"writer": "L0H2"}, KEPT, Roles("L0H2", source="auto")),
+        ({"writer": "L0H2"}, replace(KEPT, asked=frozenset({("L0H2", "")})), Roles("L0H2", ("L2H2",), False, "auto")),
+        ({"writer": "L0H0", "erasers": ["L1H0"]}, KEPT, Roles("L0H0", ("L1H0",), True)),
+        ({"writer": "L0H0", "erasers": ["MLP0"]}, KEPT, Roles("L0H0", ("MLP0",), False)),
+    ],
+    ids=["auto", "candidate", "its erasers", "not confirmed yet", "its strongest", "named, claimed", "not claimed"],
+)
+def test_roles_are_what_is_kept_of_the_scan(tmp_path: Path, subject: Entries, kept: Kept, roles: Roles) -> None:
+    plan = kept_for(tmp_path, {"model": "toy"} | subject, kept)
+    assert replace(plan.roles, examples=None) == roles
+    item = plan.item("nodes")
+    if not roles.erasers:
+        assert item.waits
+        return
+    assert (item.key["writer"], item.key["erasers"]) == (roles.writer, list(roles.erasers))
+    # Whether the scan claims named roles changes no number, and no key.
+    source = {True: "auto", False: "auto, not found"}[bool(roles.found)] if roles.source == "auto" else "named"
+    assert item.key["roles"] == source
+    assert plan.item("x").key["roles"] == ("named" if "writer" in subject else source)
 
 
 # ---------------------------------------------------------------------------------------- what does not fit the subject
@@ -301,7 +361,7 @@ def test_examples_as_text_need_a_tokenizer_and_nothing_else_does(tmp_path: Path)
 
 def test_prompts_too_short_to_mine_from_stop_only_what_needs_examples(tmp_path: Path) -> None:
     make(tmp_path / "toy", tokens=np.tile(np.arange(5, dtype=np.int32), (3, 1)))
-    finders = {"x": {"measure": "mine_examples"}, "dla": {"measure": "resampled_dla"}}
+    finders = {"x": MINING, "dla": {"measure": "resampled_dla"}}
     here = world(tmp_path, NAMED, nodes=NODES, **finders)
     assert refused(lambda: planned(here, "dla")) == (
         "[experiment.x]: prompts of 5 tokens are too short to mine adversarial examples from; at least 6 are needed, "

@@ -17,7 +17,7 @@ from repro.store.result import read_summary
 from tests.runs import PAPER, Run, cli, contents, lasting
 
 Finished = Callable[[str], Run]
-ROLES = ("writer", "erasers", "examples")
+ROLES = ("scan", "examples")
 
 
 def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(
@@ -28,7 +28,7 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(
 
     def interrupted(self: Work, unit: int, names: list[str]) -> dict[str, UnitArrays]:
         calls.append(unit)
-        if len(calls) == 6:
+        if len(calls) == 4:
             raise KeyboardInterrupt
         return real(self, unit, names)
 
@@ -40,7 +40,7 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(
     monkeypatch.undo()
     rows = json.loads(cli("plan", *out, "--json").out)["items"]
     states = {row["experiment"]: row["state"] for row in rows}
-    assert {name: states[name] for name in ROLES} == {"writer": "fresh", "erasers": "partial 1/2", "examples": "fresh"}
+    assert {name: states[name] for name in ROLES} == {"scan": "fresh", "examples": "partial 1/2"}
     kept = contents(tmp_path / "store")
     shown = cli("clean", *out).out
     assert shown.strip() == "nothing to remove", "unfinished work is not to be cleaned away"
@@ -57,7 +57,7 @@ def test_one_failing_experiment_does_not_stop_the_others(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = finished("native").copy(tmp_path)
-    before = contents(run.result("writer"))
+    before = contents(run.result("scan"))
     for name in ("v_patch", "nodes_onto_writer"):
         shutil.rmtree(run.store / name)
     monkeypatch.setattr(VPatch, "compute", _fails)
@@ -65,7 +65,7 @@ def test_one_failing_experiment_does_not_stop_the_others(
     assert answer.code == Exit.FAILED
     assert "v_patch failed: ValueError: no such thing" in answer.out
     assert read_summary(run.result("nodes_onto_writer")).attrs["measure"] == "projection"
-    assert contents(run.result("writer")) == before
+    assert contents(run.result("scan")) == before
     monkeypatch.undo()
     assert run.cli("run").code == Exit.OK
     assert read_summary(run.result("v_patch")).attrs["measure"] == "v_patch"

@@ -28,8 +28,8 @@ PAPER_FIGURES = {
     for name, figure in spec.figure.items()
     if spec.experiment[figure.experiment].group == "paper"
 }
-EXPERIMENTS = ("sites_onto_nodes", "nodes_onto_writer", "v_patch", "resampled_dla", "dla_scatter", "scan")
-ROLES = ("writer", "erasers", "examples")
+EXPERIMENTS = ("sites_onto_nodes", "nodes_onto_writer", "v_patch", "resampled_dla", "dla_scatter")
+ROLES = ("scan", "examples")
 
 
 def drawn(answer: Answer) -> tuple[int, int]:
@@ -50,7 +50,7 @@ def test_the_default_spec_runs_on_every_kind_of_model(finished: Finished, kind: 
     assert drawn(run.answer) == (14, 0)
     assert {path.name for path in run.store.iterdir()} == {*EXPERIMENTS, *ROLES}
     passes = [line.split(": ")[1] for line in run.answer.out.splitlines() if line.startswith("pass over ")]
-    assert passes == ["writer", "examples", "erasers", ", ".join(EXPERIMENTS)], "one pass serves all experiments"
+    assert passes == [*ROLES, ", ".join(EXPERIMENTS)], "one pass serves all experiments"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -207,8 +207,8 @@ def test_only_takes_experiments_figures_and_groups(finished: Finished) -> None:
         return [row["experiment"] for row in rows]
 
     assert planned("v_patch") == planned("post_3a") == planned("paper_3,post_3b") == ["v_patch"]
-    assert planned("paper,scan") == list(EXPERIMENTS)
-    assert planned("roles") == list(ROLES)
+    assert planned("paper") == list(EXPERIMENTS)
+    assert planned("scan,roles") == ["scan", "examples"]
     assert planned("beyond, v_patch") == ["pr_by_position", "v_patch"]
 
 
@@ -276,7 +276,28 @@ def test_named_roles_are_taken_as_they_are(finished: Finished, tmp_path: Path) -
     (path,) = (tmp_path / "store" / "named" / "v_patch").iterdir()
     attrs = read_summary(path).attrs
     assert (attrs["writer"], attrs["erasers"], attrs["layer"]) == ("L0H1", "L2H0, L2H3", 2)
-    assert (attrs["roles"], attrs["found"]) == ("named", True)
+    assert attrs["roles"] == "named, no scan yet"
+    assert "found" not in attrs
+
+
+def test_named_roles_are_put_to_the_test_once_a_scan_is_there(finished: Finished, tmp_path: Path) -> None:
+    run = finished("native")
+    subject = {"model": str(run.model), "writer": "L0H1", "erasers": ["MLP1", "L2H0", "L2H3"]}
+    spec = with_spec(tmp_path, lambda text: text + toml({"subject.named": subject}))
+    given = ("--subject", "named", "--spec", spec)
+    assert cli("run", "v_patch", *given).code == Exit.OK
+    svg = tmp_path / "paper_figures" / "out" / "named" / "post_3a.svg"
+    for scan, said in ((False, "roles named, no scan yet"), (True, "roles named, not claimed by the scan")):
+        if scan:
+            assert cli("run", "scan", *given).code == Exit.OK
+        assert cli("figures", "--only", "post_3a", *given).code == Exit.OK
+        assert said in " ".join(re.sub("<[^>]*>", " ", svg.read_text()).split())
+    # No number changes, so nothing is computed again; what is computed from now on says so itself.
+    assert "pass over" not in cli("run", "v_patch", *given).out
+    assert cli("run", "nodes_onto_writer", *given).code == Exit.OK
+    (path,) = (tmp_path / "store" / "named" / "nodes_onto_writer").iterdir()
+    attrs = read_summary(path).attrs
+    assert (attrs["roles"], attrs["found"], attrs["layer"]) == ("named, not claimed by the scan", 0, "1 and 2")
 
 
 def test_a_subject_of_the_spec_is_found_by_name(finished: Finished, tmp_path: Path) -> None:
@@ -289,6 +310,6 @@ def test_a_subject_of_the_spec_is_found_by_name(finished: Finished, tmp_path: Pa
     shutil.copy(run.model / "prompts.safetensors", tmp_path / "mine.safetensors")
     chosen = choose(read_spec(spec, MEASURES), "mine", Access(tmp_path, offline=True))
     assert chosen.folder.prompts == tmp_path / "mine.safetensors"
-    answer = cli("run", "writer", "--subject", "mine", "--spec", spec)
+    answer = cli("run", "examples", "--subject", "mine", "--spec", spec)
     assert answer.code == Exit.OK, answer.text
-    assert (tmp_path / "store" / "mine" / "writer").is_dir()
+    assert {path.name for path in (tmp_path / "store" / "mine").iterdir()} == {"scan", "examples"}

@@ -65,7 +65,8 @@ def _not_finite(model: Path) -> list[str]:
         (
             _unknown_head,
             Exit.USAGE,
-            "[subject.native] writer: unknown head 'L7H2'; native has layers 0 to 2 with 4 heads each (L0H0 to L2H3)",
+            "[subject.native] writer: unknown node 'L7H2'; native has layers 0 to 2 with 4 heads each (L0H0 to L2H3, "
+            "and MLP0 to MLP2)",
         ),
         (
             _too_long,

@@ -17,7 +17,7 @@ from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file as save_torch
 
 from repro.errors import Exit, ReproError
-from repro.measures import DLAScatter, FindErasers, FindWriter, Measure, MineExamples, Projection, ResampledDLA, VPatch
+from repro.measures import DLAScatter, Measure, MineExamples, Projection, ResampledDLA, VPatch
 from repro.measures.reduce import summarise
 from repro.measures.roles import ExampleTokens
 from repro.model.folder import read_folder
@@ -63,8 +63,6 @@ MEASURES: list[Measure] = [
     VPatch(measure="v_patch"),
     ResampledDLA(measure="resampled_dla"),
     DLAScatter(measure="dla_scatter"),
-    FindWriter(measure="find_writer"),
-    FindErasers(measure="find_erasers"),
     MineExamples(measure="mine_examples", count=3),
 ]
 

@@ -16,7 +16,6 @@ from repro.errors import Exit, ReproError
 from repro.measures import MEASURES
 from repro.spec.read import read_spec
 from repro.spec.types import NAME, Loaded
-from repro.subjects import resolve as under_test
 from repro.subjects.access import Access
 from repro.subjects.resolve import ResolvedSubject, choose, listed
 from repro.subjects.tokenizer import Tokenizer
@@ -306,10 +305,6 @@ def test_the_list_says_what_is_here_and_what_is_unfit(tmp_path: Path, monkeypatc
     )
     assert [(row["name"], row["state"]) for row in rows] == [("good", "here"), ("gone", "not here"), ("flat", "unfit")]
     assert rows[0]["about"] == "a toy"
-
-
-def test_the_mined_positions_are_kept_as_json() -> None:
-    assert under_test.mined_from({"mined": '[{"prompt": 1}]'}) == [{"prompt": 1}]
 
 
 def test_tokens_and_weights_are_read_once(tmp_path: Path) -> None:
