@@ -27,18 +27,21 @@ class HangError(BaseException):
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """Raises HangError in what takes longer."""
+    """Raise HangError in what takes more processor time, or sixty times as long by the clock because it sleeps."""
 
     def late(_signal: int, _frame: FrameType | None) -> None:
-        raise HangError(f"still busy after {seconds} s")
+        raise HangError(f"still busy after {seconds} s of processor time")
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    timers = {signal.SIGPROF: (signal.ITIMER_PROF, seconds), signal.SIGALRM: (signal.ITIMER_REAL, 60 * seconds)}
+    before = {number: signal.signal(number, late) for number in timers}
+    for timer, limit in timers.values():
+        signal.setitimer(timer, limit)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for number, (timer, _) in timers.items():
+            signal.setitimer(timer, 0)
+            signal.signal(number, before[number])
 
 
 @contextmanager

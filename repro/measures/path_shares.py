@@ -50,7 +50,7 @@ class PathShares(Measure):
     seed: int = Field(default=0, ge=0)
     """Seed of the decoys' rotations."""
     answers = True
-    finds = ("writer", "erasers")
+    finds: ClassVar[tuple[str, ...]] = ("writer", "erasers")
 
     @property
     def needs(self) -> frozenset[str]:

@@ -75,7 +75,7 @@ def test_nothing_said_is_the_specs_groups_and_their_figures() -> None:
         name for name, entry in loaded.spec.experiment.items() if entry.group in ("roles", "paper", "answer")
     }
     assert len(figures) == 14
-    assert select(loaded, ["roles", "paper", "scan"]) == (experiments, figures)
+    assert select(loaded, ["roles", "paper", "answer"]) == (experiments, figures)
 
 
 def test_a_figure_pulls_its_experiment_and_an_experiment_its_figures() -> None:

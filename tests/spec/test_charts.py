@@ -30,7 +30,8 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
     "nodes_on_writer": {"measure": "projection", "of": "nodes", "onto": "$writer"},
     "by_position_on_a_node": {**SITES_ON_WRITER, "onto": "MLP1", "summarise": "by_position"},
     "sites_on_a_node": {**SITES_ON_WRITER, "onto": "L0H1"},
-    **{name: {"measure": name} for name in ("v_patch", "resampled_dla", "dla_scatter", "path_shares", "mine_examples")},
+    **{name: {"measure": name} for name in ("v_patch", "resampled_dla", "dla_scatter")},
+    **{name: {"measure": name} for name in ("path_shares", "role_shares", "mine_examples")},
 }
 FITS = {
     "sites_on_nodes": {"site_heads", "site_writer", "resid_onto_nodes"},
@@ -43,6 +44,7 @@ FITS = {
     "resampled_dla": {"resampled_dla"},
     "dla_scatter": {"scatter"},
     "path_shares": set(),
+    "role_shares": set(),
     "mine_examples": set(),
 }
 

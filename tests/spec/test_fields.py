@@ -41,6 +41,7 @@ RESAMPLED: Entries = {"measure": "resampled_dla"}
 SCATTER: Entries = {"measure": "dla_scatter"}
 EXAMPLES: Entries = {"measure": "mine_examples"}
 PATHS: Entries = {"measure": "path_shares", "stride": 5, "decoys": 8}
+ROLES: Entries = {"measure": "role_shares", "stride": 5, "decoys": 8}
 
 COMMON: list[tuple[str, object]] = [("prompts", 5), ("precision", "bf16")]
 BANDED: list[tuple[str, object]] = [("quantiles", [0.1, 0.9])]
@@ -68,6 +69,10 @@ FLIPS: list[tuple[str, Entries, str, object]] = [
     ("PathShares", PATHS, "stride", 3),
     ("PathShares", PATHS, "decoys", 9),
     ("PathShares", PATHS, "seed", 1),
+    *(("RoleShares", ROLES, *flip) for flip in COMMON),
+    ("RoleShares", ROLES, "stride", 3),
+    ("RoleShares", ROLES, "decoys", 9),
+    ("RoleShares", ROLES, "seed", 1),
 ]
 EXPERIMENT_TYPES = {flip[0] for flip in FLIPS}
 

@@ -188,7 +188,7 @@ def said_of(tmp_path: Path, old: str, new: str) -> list[str]:
             '"projection"',
             "{}",
             "13: [experiment.nodes] measure: given {}; allowed: dla_scatter, mine_examples, path_shares, projection, "
-            "resampled_dla, v_patch",
+            "resampled_dla, role_shares, v_patch",
         ),
         (
             '"Every node onto $writer"',
@@ -208,7 +208,8 @@ def said_of(tmp_path: Path, old: str, new: str) -> list[str]:
         (
             '"L0H0"',
             f'"L0H{NINES}"',
-            f"""9: [subject.toy] writer: given "L0H{"9" * 75}…; allowed: a head label such as 'L0H2', or 'auto'""",
+            f"""9: [subject.toy] writer: given "L0H{"9" * 75}…; allowed: the label of a head or an MLP such as """
+            """'L0H2' or 'MLP3', or 'auto'""",
         ),
         ("[run]", "#" * 300_000 + "\n[run]", "1: not a spec: more than 256 KiB"),
     ],
