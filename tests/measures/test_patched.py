@@ -110,7 +110,7 @@ def test_ratios_onto_any_writer_and_the_sum_of_any_erasers(kind: str, roles: Rol
 def test_any_node_may_be_projected_on(onto: str) -> None:
     shown = scene_of("native", CASES["native"][0])
     target = oracle.written(shown.clean, onto)
-    sites, nodes = (Projection(measure="projection", of=of, onto=onto) for of in ("sites", "nodes"))  # type: ignore[arg-type]
+    sites, nodes = (Projection(measure="projection", of=of, onto=onto) for of in ("sites", "nodes"))
     assert_close(shown.compute(sites)["pr"], oracle.ratio(shown.clean.sites, target))
     labels = nodes.layout(shown.context).coords["component"]
     assert onto not in labels
