@@ -301,6 +301,15 @@ def test_roles_may_be_any_nodes_of_any_layers(view: str, expected: list[str]) ->
         assert not {"L1H0", "L3H1"} & set(seen)
 
 
+def test_of_many_patched_layers_only_the_erasers_are_shown() -> None:
+    erasers = ["MLP3", "L4H1", "L9H0"]
+    many = Subject(12, 40, "L3H1", erasers, "3, 4 and 9")
+    seen = words(svg(draw("LW 3b", many.v_patch())))
+    assert set(erasers) <= set(seen)
+    assert "L4H0" not in seen
+    assert "Of 81 patched heads and MLPs 3 are shown." in seen
+
+
 def test_named_roles_that_the_scan_does_not_claim_carry_their_own_caveat() -> None:
     roles = "named, not claimed by the scan"
     ds = dataset("LW 1 bottom", "any nodes", roles=roles, found=0)
