@@ -23,6 +23,7 @@ from .parts import (
 )
 from .theme import HEIGHT, RUNS, counted, erasers, frame, quartile_words, undefined
 
+MOST = 64
 OPTIONS = {"heads": '"all" that is patched (whole layers of heads, MLPs), or the "erasers" alone'}
 
 
@@ -38,6 +39,9 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     heads, notes = [head for head in every if shown == "all" or head in roles], []
     if not heads:
         heads, notes = every, ["No eraser among what is patched: all of it is shown."]
+    elif len(heads) > MOST:
+        heads = [head for head in every if head in roles] or every[:MOST]
+        notes = [f"Of {len(every):,} patched heads and MLPs {len(heads):,} are shown."]
     layer = layer_of(heads[0])
     single = all(label.startswith(f"L{layer}H") for label in heads)
     what, across_title = (f"L{layer}Hh", f"head of layer {layer}") if single else ("component", "component")

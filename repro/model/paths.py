@@ -231,7 +231,7 @@ def mlp_path_onto(model: Model, layer: int, resid: Tensor, writer: Tensor, onto:
     """Return <path_{w->MLP}, onto> at every position, the gates of the clean stream held: [B, P].
 
     resid: what the MLP reads in the clean run; writer, onto: [B, P, D]. No path is formed as a vector:
-    sum_m g_m (LN_n(h_w) W_in)_m (onto W_out^T)_m, prompt by prompt. Agreement: tests/model/test_paths.py.
+    sum_m g_m (LN_n(h_w) W_in)_m (onto W_out^T)_m, prompt by prompt. Agreement: tests/measures/test_patched.py.
     """
     block, rows = model.blocks[layer], []
     W_in, W_out = block.W_in.to(writer.dtype), block.W_out.to(writer.dtype)

@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 
 from repro.model.folder import Shape
-from repro.plan.plan import Item, Plan, Settings
+from repro.plan.plan import RAW_BYTES, Item, Plan, Settings
 from repro.subjects.resolve import ResolvedSubject
 
 RATES = "rates.json"
@@ -128,8 +128,16 @@ def cost_line(item: Item) -> str:
         return ""
     if item.waits:
         return f"  [at most {item_flop(item) / 1e12:.3f} TFLOP]"
-    share = lacking(item)
-    return f"  [{item_flop(item) * share / 1e12:.3f} TFLOP, {item_bytes(item) * share / 2**20:.0f} MiB]"
+    share, size = lacking(item), item_bytes(item)
+    # Of more prompts the raw values would take more than is allowed.
+    cut = f" of the first {item.context.n_prompts} prompts" if _is_cut(item) else ""
+    return f"  [{item_flop(item) * share / 1e12:.3f} TFLOP, {size * share / 2**20:.0f} MiB{cut}]"
+
+
+def _is_cut(item: Item) -> bool:
+    """Return whether one more prompt would be too much for an experiment's raw values."""
+    prompts = item.context.n_prompts
+    return item_bytes(item) * (prompts + 1) > RAW_BYTES * prompts
 
 
 def total_cost(plan: Plan, folder: Path) -> str:

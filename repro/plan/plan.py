@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from repro.errors import Exit, ReproError, did_you_mean, listing
 from repro.labels import FLOAT32
@@ -17,6 +20,10 @@ from repro.spec.types import Loaded
 from repro.store.layout import Layout, key12, result_path
 from repro.store.records import State, status
 from repro.subjects.resolve import ResolvedSubject
+
+RAW_BYTES = 2**30
+"""Bytes that the raw values of one experiment may take. What would hold more, such as every site on every node of a
+model of many layers, takes the first prompts only; its summary and its figures say how many."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +200,9 @@ class _Planner:
             return Item(name, experiment, context, State("waits", why=why), precision=precision)
         try:
             declared = experiment.layout(context)
+            if (most := _most_prompts(declared)) < context.n_prompts:
+                context = replace(context, n_prompts=most)
+                declared = experiment.layout(context)
         except ReproError as error:
             raise error.at(f"[experiment.{name}]") from None
         settings = self.settings
@@ -200,6 +210,12 @@ class _Planner:
         key = key_parts(experiment, context, self.subject, {**how, "prompts_per_unit": settings.unit})
         path = result_path(self.store, self.subject.name, name, key12(key))
         return Item(name, experiment, context, _state(path, key), key, path, declared, precision)
+
+
+def _most_prompts(layout: Layout) -> int:
+    """Return how many prompts an experiment's raw values may be of, so that they stay under `RAW_BYTES`; at least 1."""
+    size = sum(np.dtype(v.dtype).itemsize * prod(layout.shape(v)) for v in layout.variables)
+    return max(1, RAW_BYTES * layout.n_prompts // size)
 
 
 def _state(path: Path, key: Mapping[str, Any]) -> State:

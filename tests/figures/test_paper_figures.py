@@ -35,9 +35,14 @@ def labels(layers: int, heads: int) -> tuple[list[str], list[str]]:
 class Subject:
     """Summaries of every measure, exactly as the store describes them, for a model of any size."""
 
-    def __init__(self, layers: int, heads: int, writer: str, erasers: list[str], layer: int, **attrs: Any) -> None:
+    def __init__(
+        self, layers: int, heads: int, writer: str, erasers: list[str], layer: int | str, **attrs: Any
+    ) -> None:
         self.nodes, self.sites = labels(layers, heads)
         self.heads, self.writer, self.erasers, self.layer = heads, writer, erasers, layer
+        # What is patched: whole layers of heads, and MLPs.
+        whole = {label[: label.index("H") + 1] for label in erasers if "H" in label} or {f"L{layer}H"}
+        self.patched = [n for n in self.nodes if n in erasers or (n.startswith("L") and n[: n.index("H") + 1] in whole)]
         self.rng = np.random.default_rng(7)
         self.attrs: dict[str, Any] = {
             "subject": "gelu-4l", "model": "NeelNanda/GELU_4L512W_C4_Code", "experiment": "e", "measure": "m",
@@ -79,20 +84,20 @@ class Subject:
     def v_patch(self, **attrs: Any) -> xr.Dataset:
         clean = np.r_[np.full(len(self.sites), 0.05)]
         start, end = (
-            self.sites.index(f"resid_mid{self.writer[1:].split('H')[0]}"),
-            self.sites.index(f"resid_mid{self.layer}"),
+            self.sites.index(f"resid_mid{parts.layer_of(self.writer)}"),
+            self.sites.index(f"resid_mid{parts.layer_of(self.patched[0])}"),
         )
         clean[start:end] = 1.01
         clean[:start] = 0.01
         patched = clean.copy()
         patched[end:] = np.linspace(0.88, 0.48, len(self.sites) - end)
-        heads = [f"L{self.layer}H{h}" for h in range(self.heads)]
+        heads = self.patched
         values = np.array([PUBLISHED_BARS.get(h, 0.004) for h in heads])
         return self.dataset(
             {"site_pr": (("quantile", "run", "site"), self.banded(np.stack([clean, patched]))),
              "head_pr": (("quantile", "run", "head"), self.banded(np.stack([values, values / 9]), 0.3)),
              "site_nan_count": (("run", "site"), np.zeros((2, len(self.sites)), "int64")),
-             "head_nan_count": (("run", "head"), np.zeros((2, self.heads), "int64"))},
+             "head_nan_count": (("run", "head"), np.zeros((2, len(heads)), "int64"))},
             {"run": ["clean", "patched"], "site": self.sites, "head": heads}, **attrs,
         )  # fmt: skip
 
@@ -196,7 +201,8 @@ VIEWS: dict[str, tuple[str, str, dict[str, Any]]] = {
 SUBJECTS = {
     "gelu-4l": Gelu4L(),
     "toy without erasers": Subject(2, 4, "L0H1", [], 1),
-    "two found wanting": Subject(3, 2, "L1H0", ["L2H1"], 2, found=False),
+    "two found wanting": Subject(3, 2, "L1H0", ["L2H1"], 2, found=False, roles="auto"),
+    "any nodes": Subject(4, 3, "MLP0", ["L1H2", "MLP1", "L3H0"], "1 and 3", roles="named, claimed"),
 }
 
 
@@ -258,7 +264,8 @@ def test_quartiles_keep_their_order_and_no_row_is_lost(view: str, subject: str) 
     kept = [r for r in rows(chart) if r.get("lower") is not None]
     assert all(r["lower"] <= r["median"] <= r["upper"] for r in kept)
     whole = {
-        "LW 1 top": ds.sizes.get("site", 0) * SUBJECTS[subject].heads,
+        # An MLP that writes is shown beside the heads of its layer.
+        "LW 1 top": ds.sizes.get("site", 0) * (SUBJECTS[subject].heads + SUBJECTS[subject].writer.startswith("MLP")),
         "appendix": ds.sizes.get("node", 0) * ds.sizes.get("site", 0),
     }
     whole |= {
@@ -268,6 +275,53 @@ def test_quartiles_keep_their_order_and_no_row_is_lost(view: str, subject: str) 
     }
     if view in whole:
         assert len(kept) == whole[view]
+
+
+@pytest.mark.parametrize(
+    ("view", "expected"),
+    [
+        ("LW 1 top", ["MLP0", "L0H0", "L0H2"]),
+        ("LW 1 bottom", ["layer 0: MLP0 writes", "layer 1: erasers", "layer 3: erasers"]),
+        ("LW 2", ["L1H2", "MLP1", "L3H0", "L0H0", "sum of erasers"]),
+        ("LW 3a", ["layer 1: patched", "layer 3: patched"]),
+        ("LW 3b", ["L1H0", "L1H2", "MLP1", "L3H0", "L3H2", "component", "projection ratio PR(component, MLP0)"]),
+        ("P 3", ["L1H2", "MLP1", "L3H0"]),
+        ("LW 4a", ["DLA of MLP0, the writer (logits)"]),
+        ("LW 5", ["DLA of the erasers, the paths from the writer alone (logits)"]),
+        ("by position", ["PR(resid_post0, MLP0)", "PR(resid_mid3, MLP0)", "PR(resid_post3, MLP0)"]),
+    ],
+)
+def test_roles_may_be_any_nodes_of_any_layers(view: str, expected: list[str]) -> None:
+    seen = words(drawn(view, "any nodes")[2])
+    assert set(expected) <= set(seen)
+    if view == "LW 3a":
+        patched = "the value input of every head of layers 1 and 3 and the input of MLP1."
+        assert patched in " ".join(seen)
+    if view == "P 3":
+        assert not {"L1H0", "L3H1"} & set(seen)
+
+
+def test_of_many_patched_layers_only_the_erasers_are_shown() -> None:
+    erasers = ["MLP3", "L4H1", "L9H0"]
+    many = Subject(12, 40, "L3H1", erasers, "3, 4 and 9")
+    seen = words(svg(draw("LW 3b", many.v_patch())))
+    assert set(erasers) <= set(seen)
+    assert "L4H0" not in seen
+    assert "Of 81 patched heads and MLPs 3 are shown." in seen
+
+
+def test_named_roles_that_the_scan_does_not_claim_carry_their_own_caveat() -> None:
+    roles = "named, not claimed by the scan"
+    ds = dataset("LW 1 bottom", "any nodes", roles=roles, found=0)
+    seen = words(svg(draw("LW 1 bottom", ds)))
+    assert "Caveat: the scan does not claim that L1H2, MLP1, L3H0 erase MLP0." in seen
+    one = ds.assign_attrs(erasers="MLP1")
+    assert theme.caveat(one) == "Caveat: the scan does not claim that MLP1 erases MLP0."
+
+
+def test_a_node_that_is_projected_on_by_name_takes_the_writers_place() -> None:
+    seen = words(svg(draw("by position", dataset("by position", onto="L1H4"))))
+    assert {"PR(resid_mid1, L1H4)", "PR(resid_mid2, L1H4)", "variance of PR(site, L1H4) by source"} <= set(seen)
 
 
 @pytest.mark.parametrize(
@@ -305,7 +359,7 @@ def test_views_limited_by_an_option_show_nothing_else() -> None:
     assert not {"L0H0", "MLP0"} & set(words(drawn("P 2", "gelu-4l")[2]))
     assert not {"L2H0", "L2H1"} & set(words(drawn("P 3", "gelu-4l")[2]))
     assert not {"L3H1"} & set(words(drawn("LW 4a", "gelu-4l")[2]))
-    assert "No eraser in layer 1: all of its heads are shown." in words(drawn("P 3", "toy without erasers")[2])
+    assert "No eraser among what is patched: all of it is shown." in words(drawn("P 3", "toy without erasers")[2])
 
 
 def test_the_writer_alone_is_highlighted_and_carries_its_published_medians() -> None:

@@ -15,6 +15,7 @@ from repro.errors import Exit, ReproError
 from repro.files import sealed, write_durably
 from repro.measures import MEASURES
 from repro.measures.roles import Roles
+from repro.plan.cost import cost_line, item_bytes
 from repro.plan.plan import Plan, Settings, make_plan, select
 from repro.request import Request, Workspace
 from repro.scan.kept import Kept, save
@@ -221,6 +222,28 @@ def test_a_prompt_that_no_experiment_reads_changes_no_key(tmp_path: Path) -> Non
         make(tmp_path / "toy", tokens=tokens)
         keys.add(planned(world(tmp_path, NAMED, nodes=NODES | {"prompts": 3})).item("nodes").path)
     assert len(keys) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------- size
+
+
+def test_raw_values_beyond_a_bound_are_of_the_first_prompts_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = world(tmp_path, NAMED, nodes=NODES, all={"measure": "projection", "of": "sites", "onto": "nodes"})
+    every = planned(here).item("all")
+    assert every.context.n_prompts == 5
+    assert "prompts" not in cost_line(every)
+    monkeypatch.setattr("repro.plan.plan.RAW_BYTES", item_bytes(every) * 2 // 5)
+    monkeypatch.setattr("repro.plan.cost.RAW_BYTES", item_bytes(every) * 2 // 5)
+    cut, whole = planned(here).item("all"), planned(here).item("nodes")
+    assert (cut.context.n_prompts, cut.key["prompts"]) == (2, 2)
+    assert cut.layout is not None
+    assert cut.layout.n_prompts == 2
+    assert cost_line(cut).endswith(" of the first 2 prompts]")
+    assert whole.context.n_prompts == 5, "each experiment by itself"
+    monkeypatch.setattr("repro.plan.plan.RAW_BYTES", 1)
+    assert planned(here).item("all").context.n_prompts == 1
 
 
 # --------------------------------------------------------------------------------------------------------------- roles
