@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repro.errors import Exit, ReproError
+from repro.errors import ReproError
 from repro.model.casting import DTYPES, cast, rounded
 from repro.model.folder import Folder
 from repro.model.forward import Model
 from repro.model.original import read_original
 from repro.model.processing import process
-from repro.model.refusals import refuse_parts
+from repro.model.refusals import refuse_parts, unrunnable
 from repro.model.selfcheck import check_against_original
 from repro.process import quiet
 
@@ -35,10 +35,7 @@ def load(folder: Folder, precision: str = "float32", device: str = "cpu", prompt
     except ReproError:
         raise
     except Exception as error:  # the libraries raise many kinds; all mean that this model cannot be had
-        said = " ".join(str(error).split())[:300]
-        raise ReproError(
-            f"{folder.path}: the model cannot be loaded ({type(error).__name__}: {said})", Exit.UNAVAILABLE
-        ) from error
+        raise unrunnable(folder, error, "load") from error
     model = cast(model, DTYPES[precision], device)
     return rounded(model) if precision == "bf16" else model
 

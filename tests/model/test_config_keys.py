@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from repro.errors import Exit
-from repro.model.config_keys import ARCHITECTURES, HARMLESS, READ, refuse_config
+from repro.model.architectures import ARCHITECTURES
+from repro.model.config_keys import HARMLESS, READ, refuse_config
 from repro.process import quiet
 from tests.model.test_folder import LLAMA, TL, refused
 
