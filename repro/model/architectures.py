@@ -44,7 +44,8 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
 
 _REASONS = {
     "what attention and MLP write goes through norms": (
-        "exaone4 flex_olmo gemma2 gemma3 gemma3_text gemma3n gemma3n_text gemma4 gemma4_text glm4 olmo2 olmo3 vaultgemma"
+        "exaone4 flex_olmo gemma2 gemma3 gemma3_text gemma3n gemma3n_text gemma4 gemma4_text glm4 olmo2 olmo3 "
+        "vaultgemma"
     ),
     "experts in place of an MLP": (
         "cohere2_moe dbrx deepseek_v2 deepseek_v3 ernie4_5_moe glm4_moe gpt_oss granitemoe granitemoeshared "

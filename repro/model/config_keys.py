@@ -10,17 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from repro.errors import did_you_mean, listing, plain, unavailable
-from repro.model import native_keys
+from repro.errors import listing, plain, unavailable
 from repro.model.architectures import ARCHITECTURES, WHY_NOT
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
+from repro.model.native_keys import unread, words
 
 # What no forward pass depends on: tokens, training, generation, other tasks, where the file came from.
-HARMLESS = _words(
+HARMLESS = words(
     """
     architectures model_type transformers_version torch_dtype dtype use_cache return_dict return_dict_in_generate
     output_attentions output_hidden_states output_scores id2label label2id num_labels problem_type finetuning_task
@@ -38,7 +33,7 @@ HARMLESS = _words(
     """
 )
 # What the loader takes from transformers' own model of the configuration, or checks: sizes, activations, norms, rotary.
-READ = _words(
+READ = words(
     """
     hidden_size num_hidden_layers num_attention_heads vocab_size max_position_embeddings intermediate_size head_dim
     num_key_value_heads hidden_act rms_norm_eps tie_word_embeddings rope_parameters rope_theta rope_scaling
@@ -65,7 +60,7 @@ _ONLY: dict[str, tuple[object, ...]] = {
     "use_qk_norm": (False,),
     "use_bidirectional_attention": (False,),
 }
-_ROTARY = _words(
+_ROTARY = words(
     """
     rope_theta factor partial_rotary_factor low_freq_factor high_freq_factor attention_factor beta_fast
     beta_slow mscale mscale_all_dim original_max_position_embeddings max_position_embeddings truncate finetuned
@@ -108,11 +103,10 @@ def _kind(path: Path, config: Mapping[str, Any]) -> str:
         )
         raise unavailable(f"{path}: model_type is missing; {hint}")
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
-        why = WHY_NOT.get(str(kind))
-        told = f" ({why})." if why else f".{did_you_mean(str(kind), ARCHITECTURES)}"
+        why = f" ({WHY_NOT[str(kind)]})" if str(kind) in WHY_NOT else ""
         raise unavailable(
-            f"{path}: not supported: model_type = {plain(repr(kind), 80)} in config.json{told} "
-            f"Supported are {listing(list(ARCHITECTURES), 40)}"
+            f"{path}: not supported: model_type = {plain(repr(kind), 80)} in config.json{why}; supported are "
+            f"{listing(list(ARCHITECTURES), 40)}"
         )
     return kind
 
@@ -167,7 +161,7 @@ def refuse_config(path: Path, config: Mapping[str, Any]) -> None:
         raise unavailable(
             f"{path}: {listing(foreign)} are keys of Hugging Face's format, whose model_type is missing; add it"
         )
-    _refuse(path, native_keys.unread(config))
+    _refuse(path, unread(config))
 
 
 def _refuse(path: Path, keys: Sequence[tuple[str, object]]) -> None:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_READ = frozenset(
+
+def words(text: str) -> frozenset[str]:
+    """Return the words of a text."""
+    return frozenset(text.split())
+
+
+READ = words(
     """
     n_layers n_heads d_model n_ctx d_vocab n_key_value_heads d_head d_mlp d_vocab_out act_fn normalization
     normalization_type positional_embedding_type eps layer_norm_eps rotary_base rotary_dim rotary_adjacent_pairs
@@ -14,15 +20,18 @@ _READ = frozenset(
     use_NTK_by_parts_rope use_attn_scale use_local_attn use_normalization_before_and_after use_qk_norm
     num_hidden_layers n_layer num_attention_heads n_head hidden_size n_embd max_position_embeddings n_positions
     vocab_size num_key_value_heads head_dim intermediate_size n_inner
-    """.split()
+    """
 )
 _ONLY: dict[str, tuple[object, ...]] = {
     "attn_types": (),
     "experts_per_token": (),
     "factored_embed": (False,),
     "ln_eps": (1e-5,),
+    "normalization": ("LN", "LNPre", "RMS", "RMSPre"),
+    "normalization_type": ("LN", "LNPre", "RMS", "RMSPre"),
     "neuron_scale": (1,),
     "neuron_temp": (1,),
+    "positional_embedding_type": ("standard", "rotary"),
     "relative_attention_num_buckets": (),
     "ungroup_grouped_query_attention": (False,),
     "use_ET": (False,),
@@ -30,7 +39,7 @@ _ONLY: dict[str, tuple[object, ...]] = {
     "window_size": (),
 }
 # Training scripts write what they like: words of a key, or its beginning, that tell of training and of bookkeeping.
-_NOTES = frozenset(
+_NOTES = words(
     """
     architecture batch batches beta betas bfloat16 bos branch checkpoint checkpoints clip code commit control data
     dataset date debug decay description device devices dtype epoch epochs every ewma fixed float16 from grad hash id
@@ -38,7 +47,7 @@ _NOTES = frozenset(
     original params parallel_devices path prepend project revision run save scheduler scheme schedule seed shuffle
     shuffled source step steps store subset time tl tokenizer tokens train trust url version wandb warmup weight weights
     tied hook result results split input
-    """.split()
+    """
 )
 
 
@@ -54,4 +63,4 @@ def unread(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
 def _unknown(key: str, value: object) -> bool:
     """Return whether a key is neither read nor a note, and is switched on: zero and one scale and switch nothing."""
     noted = any(word in _NOTES for word in key.lower().split("_"))
-    return key not in _READ and not noted and value not in (False, 0, 1, "", [], {})
+    return key not in READ and not noted and value not in (False, 0, 1, "", [], {})

@@ -110,8 +110,16 @@ def _block(
 
 def _epsilon(folder: Folder, bridge: Any) -> float:
     """Return what the norms add to the variance, from their own attributes: configurations name it in many ways."""
-    norms = [bridge.ln_final, *(block._modules[name] for block in bridge.blocks for name in ("ln1", "ln2") if name in block._modules)]
-    norms += [block.attn._modules[name] for block in bridge.blocks for name in ("q_norm", "k_norm") if name in block.attn._modules]
+    norms = [
+        bridge.ln_final,
+        *(block._modules[name] for block in bridge.blocks for name in ("ln1", "ln2") if name in block._modules),
+    ]
+    norms += [
+        block.attn._modules[name]
+        for block in bridge.blocks
+        for name in ("q_norm", "k_norm")
+        if name in block.attn._modules
+    ]
     found = set()
     for norm in map(_module, norms):
         own = getattr(norm, "eps", getattr(norm, "variance_epsilon", None))

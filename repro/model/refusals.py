@@ -13,6 +13,7 @@ from repro.errors import Exit, ReproError, listing, plain, unavailable, words_of
 from repro.model.config_keys import READ
 from repro.model.folder import Folder
 from repro.model.linear import ACTIVATIONS
+from repro.model.native_keys import READ as NATIVE_READ
 
 _ACTIVATION_KEYS = ("activation_function", "hidden_activation", "hidden_act", "activation")
 
@@ -97,11 +98,11 @@ def refuse_parts(folder: Folder, bridge: Any) -> None:
     unsupported = {
         "query/key norms of all heads at once": q_norm is not None and q_norm.weight.numel() != folder.shape.d_head,
         "query/key norms after rotation": bool(getattr(cfg, "qk_norm_after_rope", False)),
-        f"normalisation {cfg.normalization_type!r}": not norm.startswith(("LN", "RMS")),
-        f"positions of kind {cfg.positional_embedding_type!r}": cfg.positional_embedding_type
+        f"normalization_type = {cfg.normalization_type!r}": not norm.startswith(("LN", "RMS")),
+        f"positional_embedding_type = {cfg.positional_embedding_type!r}": cfg.positional_embedding_type
         not in ("standard", "rotary"),
-        f"activation {cfg.act_fn!r}": cfg.act_fn not in ACTIVATIONS,
-        "a final norm of another kind": norm.startswith("LN") and bool(cfg.final_rms),
+        f"act_fn = {cfg.act_fn!r}": cfg.act_fn not in ACTIVATIONS,
+        "final_rms = true (a final norm of another kind)": norm.startswith("LN") and bool(cfg.final_rms),
     }
     named = [name for name, present in unsupported.items() if present]
     if named:
@@ -117,22 +118,21 @@ def unrunnable(folder: Folder, error: Exception, doing: str) -> ReproError:
     said = words_of(error)
     if key := re.search(r"alidation error for field '(\w+)'", said):
         value = plain(repr(folder.config.get(key[1])), 80)
-        return unavailable(f"{folder.path / 'config.json'}: {key[1]} is {value}, which transformers does not take there")
+        return unavailable(
+            f"{folder.path / 'config.json'}: {key[1]} is {value}, which transformers does not take there"
+        )
     if "alidation error for validator" in said:
         return unavailable(f"{folder.path / 'config.json'}: {said.split('Error: ')[-1]}")
     if isinstance(error, OSError | ImportError | MemoryError):
         return unavailable(f"{folder.path}: transformers cannot {doing} this model ({said})")
-    usual = listing([plain(f"{key} = {folder.config[key]!r}", 80) for key in sorted(_odd(folder.config))], 8)
-    return unavailable(
-        f"{folder.path}: transformers itself cannot {doing} model_type = {folder.config.get('model_type')!r} with these "
-        f"settings and weights; compare config.json with the one of the model's own page: {usual}"
+    keys = sorted(key for key, value in folder.config.items() if key in READ | NATIVE_READ and type(value) is not int)
+    held = listing(
+        [plain(f"{key} = {folder.config[key]!r}", 80) for key in ("model_type", *keys) if key in folder.config], 12
     )
-
-
-def _odd(config: Mapping[str, Any]) -> set[str]:
-    """Return the keys of a configuration that may make transformers stumble: those that its loader reads."""
-    sizes = {key for key, value in config.items() if type(value) is int}
-    return {key for key in config if key in READ and key not in sizes}
+    return unavailable(
+        f"{folder.path}: {'transformers' if folder.is_hugging_face else 'TransformerLens'} itself cannot {doing} this "
+        f"model; compare config.json with that of the model's own page: {held}"
+    )
 
 
 def refuse_incomplete(folder: Folder, report: Mapping[str, Any]) -> None:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from repro.model.architectures import ARCHITECTURES
+from repro.model.native_keys import words
 
 VOCAB, LENGTH = 61, 40
-PER_ARCHITECTURE = 6
+PER_ARCHITECTURE = 10
 """Configurations of each architecture that the package lists."""
 
 # What a size goes by in the configurations of transformers; only keys that an architecture has are set.
@@ -54,20 +55,24 @@ _ROTARY: list[dict[str, Any]] = [
     },
 ]
 _ACTIVATIONS = ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "quick_gelu", "relu2", "gelu_fast", "tanh"]
-_SWITCHES = (
-    "tie_word_embeddings attention_bias mlp_bias use_bias bias qk_layernorm use_qk_norm use_parallel_residual "
-    "use_qkv_bias alibi multi_query parallel_attn new_decoder_architecture do_layer_norm_before enable_bias "
-    "layer_norm_elementwise_affine scale_attn_weights scale_attn_by_inverse_layer_idx add_cross_attention "
-    "attention_out_bias use_bidirectional_attention _remove_final_layer_norm reorder_and_upcast_attn "
-    "apply_residual_connection_post_layernorm"
-).split()
+_SWITCHES = words(
+    """
+    tie_word_embeddings attention_bias mlp_bias use_bias bias qk_layernorm use_qk_norm use_parallel_residual
+    use_qkv_bias alibi multi_query parallel_attn do_layer_norm_before enable_bias layer_norm_elementwise_affine
+    scale_attn_weights scale_attn_by_inverse_layer_idx add_cross_attention attention_out_bias
+    use_bidirectional_attention _remove_final_layer_norm reorder_and_upcast_attn
+    """
+)
+_SHARED: dict[tuple[str, ...], list[Any]] = {
+    tuple(_SWITCHES): [True, False],
+    ("hidden_act", "activation_function", "hidden_activation", "activation"): _ACTIVATIONS,
+    ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon"): [1e-6, 1e-2],
+    ("attn_logit_softcapping", "final_logit_softcapping"): [None, 4.0, 300.0],
+    ("residual_multiplier", "embedding_multiplier", "attention_multiplier"): [1.0, 0.3],
+    ("logits_scaling", "logit_scale"): [1.0, 4.0],
+}
 _CHOICES: dict[str, list[Any]] = {
-    **dict.fromkeys(_SWITCHES, [True, False]),
-    **dict.fromkeys(("hidden_act", "activation_function", "hidden_activation", "activation"), _ACTIVATIONS),
-    **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon"), [1e-6, 1e-2]),
-    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), [None, 4.0, 300.0]),
-    **dict.fromkeys(("residual_multiplier", "embedding_multiplier", "attention_multiplier"), [1.0, 0.3]),
-    **dict.fromkeys(("logits_scaling", "logit_scale"), [1.0, 4.0]),
+    **{key: values for keys, values in _SHARED.items() for key in keys},
     "clip_qkv": [None, 0.5, 50.0],
     "head_dim": [6, 8, 16],
     "intermediate_size": [32, 48],
@@ -77,7 +82,6 @@ _CHOICES: dict[str, list[Any]] = {
     "no_rope_layers": [[1, 0], [1, 1], [0, 0]],
     "num_key_value_heads": [1, 2, 4],
     "partial_rotary_factor": [0.5, 1.0],
-    "query_pre_attn_scalar": [8, 100],
     "rope_parameters": _ROTARY,
     "rotary_dim": [2, 8, None],
     "rotary_pct": [0.25, 1.0],

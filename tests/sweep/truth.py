@@ -40,7 +40,9 @@ def truth(path: Path, tokens: Tensor) -> Truth:
             reads = layer.register_forward_pre_hook(
                 lambda _, given, named: pre.append((given or (named["hidden_states"],))[0]), with_kwargs=True
             )
-            ends = layer.register_forward_hook(lambda _, given, made: post.append(made if torch.is_tensor(made) else made[0]))
+            ends = layer.register_forward_hook(
+                lambda _, given, made: post.append(made if torch.is_tensor(made) else made[0])
+            )
             inside = out.register_forward_pre_hook(lambda _, given: z.append(given[0].reshape(B, P, -1)))
             writes = out.register_forward_hook(lambda _, given, made: attention.append(made.reshape(B, P, -1)))
             for hook in (reads, ends, inside, writes):
@@ -55,7 +57,9 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
     (found,) = [
         part
         for part in model.modules()
-        if isinstance(part, nn.ModuleList) and len(part) > 1 and any("att" in name for name, _ in part[0].named_children())
+        if isinstance(part, nn.ModuleList)
+        and len(part) > 1
+        and any("att" in name for name, _ in part[0].named_children())
     ]
     return found
 
