@@ -6,13 +6,13 @@ that is not listed here, or a value that is not, is refused, unless it is what t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from repro.errors import listing, plain, unavailable
 from repro.model.architectures import ARCHITECTURES, WHY_NOT
-from repro.model.native_keys import unread, words
+from repro.model.native_keys import ONLY, unread, words
 
 # What no forward pass depends on: tokens, training, generation, other tasks, where the file came from.
 HARMLESS = words(
@@ -90,7 +90,7 @@ def refuse_unread_keys(path: Path, config: Mapping[str, Any]) -> None:
     if projected is not None and projected != config.get("hidden_size"):
         refused.append(("word_embed_proj_dim", projected))
     rotary = [(f"{key}.{inner}", value) for key in _ROTARY_KEYS for inner, value in _strange(config.get(key))]
-    _refuse(path, refused + rotary)
+    _refuse(path, refused + rotary, {*_ONLY, "word_embed_proj_dim", *(key for key, _ in rotary)})
 
 
 def _kind(path: Path, config: Mapping[str, Any]) -> str:
@@ -161,12 +161,13 @@ def refuse_config(path: Path, config: Mapping[str, Any]) -> None:
         raise unavailable(
             f"{path}: {listing(foreign)} are keys of Hugging Face's format, whose model_type is missing; add it"
         )
-    _refuse(path, unread(config))
+    _refuse(path, unread(config), set(ONLY))
 
 
-def _refuse(path: Path, keys: Sequence[tuple[str, object]]) -> None:
+def _refuse(path: Path, keys: Sequence[tuple[str, object]], known: Collection[str]) -> None:
+    """Refuse keys by name. known: those of which it is known that they make another model of it."""
     if keys:
         shown = [f"{plain(key, 60)} = {plain(repr(value), 60)}" for key, value in keys]
-        raise unavailable(
-            f"{path}: not supported: {listing(shown, 6)} in config.json; a key that changes nothing can be deleted"
-        )
+        strange = [plain(key, 60) for key, _ in keys if key not in known]
+        hint = f"; {listing(strange, 6)} can be deleted where nothing depends on it" if strange else ""
+        raise unavailable(f"{path}: not supported: {listing(shown, 6)} in config.json{hint}")

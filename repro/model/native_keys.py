@@ -22,7 +22,7 @@ READ = words(
     vocab_size num_key_value_heads head_dim intermediate_size n_inner
     """
 )
-_ONLY: dict[str, tuple[object, ...]] = {
+ONLY: dict[str, tuple[object, ...]] = {
     "attn_types": (),
     "experts_per_token": (),
     "factored_embed": (False,),
@@ -56,7 +56,7 @@ def unread(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [
         (key, value)
         for key, value in config.items()
-        if value is not None and (value not in _ONLY[key] if key in _ONLY else _unknown(key, value))
+        if value is not None and (value not in ONLY[key] if key in ONLY else _unknown(key, value))
     ]
 
 

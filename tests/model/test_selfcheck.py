@@ -68,8 +68,16 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {"use_sliding_window": True, "sliding_window": 40, "max_window_layers": 1},
         WINDOWED.format(40, 64),
     ),
-    "soft caps, post-norms": ("Gemma2", {"head_dim": 8}, "model_type = 'gemma2' in config.json (what attention and MLP"),
-    "experts": ("Mixtral", {"num_local_experts": 2}, "model_type = 'mixtral' in config.json (experts in place of an MLP)"),
+    "soft caps, post-norms": (
+        "Gemma2",
+        {"head_dim": 8},
+        "model_type = 'gemma2' in config.json (what attention and MLP",
+    ),
+    "experts": (
+        "Mixtral",
+        {"num_local_experts": 2},
+        "model_type = 'mixtral' in config.json (experts in place of an MLP)",
+    ),
     "rotary that depends on the length": (
         "Llama",
         {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}},

@@ -9,9 +9,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 WRITES = ("o_proj", "out_proj", "dense", "c_proj")
 """What an attention's last matrix is called."""
+
+
+class Precise(TorchFunctionMode):
+    """Computes in float64 what modules of transformers turn into float32 whatever the type of the weights.
+
+    Norms and softmax of many architectures do. Tables of rotary positions begin in float32 and stay there.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if args and torch.is_tensor(args[0]) and args[0].dtype is torch.float64:
+            if func is Tensor.float:
+                return args[0]
+            args = tuple(torch.float64 if each is torch.float32 else each for each in args)
+            kwargs = {key: torch.float64 if each is torch.float32 else each for key, each in kwargs.items()}
+        return func(*args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -33,7 +50,7 @@ def truth(path: Path, tokens: Tensor) -> Truth:
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64).eval()
     B, P = tokens.shape
     pre, z, attention, post = [], [], [], []
-    with ExitStack() as hooks, torch.no_grad():
+    with ExitStack() as hooks, torch.no_grad(), Precise():
         layers = layers_of(model)
         for layer in layers:
             out = output_matrix(layer)
