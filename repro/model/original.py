@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from repro.model.folder import Folder
 from repro.model.forward import Rotary
 from repro.model.native import native_bridge
+from repro.model.precise import Precise
 from repro.model.refusals import refuse_incomplete, refuse_layout, refuse_not_finite, refuse_settings, unrunnable
 from repro.model.rotary import rotary_of_module, rotary_of_native, unrotated_layers
 
@@ -155,7 +156,8 @@ class _Parts:
             unembed = self.find("unembed")
             cut = unembed.register_forward_pre_hook(lambda _, given: (given[0][:, -LOGITS:], *given[1:]))
             hooks.callback(cut.remove)
-            logits = model(tokens)
+            with Precise():
+                logits = model(tokens)
         return Seen(tokens, seen, getattr(logits, "logits", logits))
 
     def _watched(self) -> Iterator[tuple[str, nn.Module, bool]]:

@@ -67,7 +67,7 @@ def test_every_site_head_and_logit_is_the_originals(name: str, tmp_path: Path) -
     given = torch.from_numpy(tokens).long()
     seen = truth(folder, given)
     assert_same(model, given, seen)
-    # The control: another original, one bit of whose first layer is different.
+    # The control: an original whose first attention writes something else at one position.
     seen.attention[0][0, 5, 3] += 1e-3 * seen.attention[0].abs().max()
     with pytest.raises(AssertionError, match=r"resid_mid0 differs"):
         assert_same(model, given, seen)
