@@ -19,7 +19,7 @@ class Precise(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Call a function of torch with float64 in place of float32, where it is given something in float64."""
+        """Run a function of torch with float64 in place of float32, where it is given something in float64."""
         named = dict(kwargs or {})
         if args and isinstance(args[0], Tensor) and args[0].dtype is torch.float64:
             if func is Tensor.float:

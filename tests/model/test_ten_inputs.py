@@ -133,8 +133,9 @@ def strange_note(folder: Path) -> None:
 SENTENCES: dict[str, tuple[Any, str]] = {
     "adapter": (
         adapter,
-        "{}/adapter_config.json: an adapter beside the weights would be left out; merge it (peft: merge_and_unload, then "
-        "save_pretrained) and give the merged directory, or move the adapter's files away to study the base model alone",
+        "{}/adapter_config.json: an adapter beside the weights would be left out; merge it (peft: merge_and_unload, "
+        "then save_pretrained) and give the merged directory, or move the adapter's files away to study the base model "
+        "alone",
     ),
     "unfinished download": (
         pointer,
@@ -145,8 +146,8 @@ SENTENCES: dict[str, tuple[Any, str]] = {
     "web page": (page, "{}/config.json: a web page, not the file itself; download the raw file again"),
     "input_ids": (
         input_ids,
-        "{}/prompts.safetensors: holds no tensor `tokens` but 'attention_mask' int64 [5, 16], 'input_ids' int64 [5, 16]; "
-        "save the ids, int32 [prompts, positions], BOS first, under that name",
+        "{}/prompts.safetensors: holds no tensor `tokens` but 'attention_mask' int64 [5, 16], 'input_ids' int64 [5, 16]"
+        "; save the ids, int32 [prompts, positions], BOS first, under that name",
     ),
     "only pytorch_model.bin": (
         only_bin,

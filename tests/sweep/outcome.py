@@ -48,7 +48,7 @@ def outcome(given: Drawn, folder: Path) -> tuple[str, str]:
         tokens = read_prompts(found)
         model = load(found, "float64", prompts=tokens)
     except ReproError as error:
-        _assert_named(error, folder)
+        assert_named(error, folder)
         return "refused", error.message.replace(f"{folder}/", "").replace(str(folder), given.kind)
     except Exception as error:
         raise WrongError(f"{given.name} ends in {type(error).__name__}: {error}") from error
@@ -78,7 +78,7 @@ def save(given: Drawn, folder: Path) -> None:
     write_prompts(folder, length=LENGTH, vocab=VOCAB)
 
 
-def _assert_named(error: ReproError, folder: Path) -> None:
+def assert_named(error: ReproError, folder: Path) -> None:
     """A sentence with a key of config.json, and no words of an inner error."""
     said = error.message
     if error.code not in (Exit.UNAVAILABLE, Exit.USAGE) or "\n" in said:
