@@ -27,8 +27,8 @@ def tables_of(path: Path, text: str) -> dict[str, Any]:
         data = tomli.loads(text)
     except tomli.TOMLDecodeError as error:
         words = f"{path}:{error.lineno}: not TOML: {error.msg} (column {error.colno})"
-        line = text.splitlines()[error.lineno - 1 : error.lineno]
-        raise ReproError(words + (f". {ESCAPES}" if _WINDOWS.search("".join(line)) else "")) from None
+        said = "".join(text.splitlines()[error.lineno - 1 : error.lineno])
+        raise ReproError(words + (f". {ESCAPES}" if _WINDOWS.search(said) else "")) from None
     except ValueError:  # Python refuses to convert so many digits
         long = re.search(rf"[\d_]{{{_MOST_DIGITS}}}", text)
         line = text.count("\n", 0, long.start()) + 1 if long else 1
