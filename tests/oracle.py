@@ -61,9 +61,10 @@ def activation(name: str, x: Array) -> Array:
     """The nonlinearities of the models here, from their definitions."""
     if name == "gelu":
         return x * (1 + erf(x / np.sqrt(2))) / 2
-    if name in ("gelu_new", "gelu_pytorch_tanh"):
+    if name in ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"):
         return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-    return {"relu": np.maximum(x, 0), "silu": x / (1 + np.exp(-x))}[name]
+    made = {"relu": np.maximum(x, 0), "relu2": np.maximum(x, 0) ** 2, "silu": x / (1 + np.exp(-x))}
+    return (made | {"quick_gelu": x / (1 + np.exp(-1.702 * x))})[name]
 
 
 def scale_of(model: Any, x: Array) -> Array:

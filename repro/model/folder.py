@@ -30,8 +30,8 @@ _LARGEST_MASKS = 1 << 30
 
 # Our name -> the names it goes by in TransformerLens' and in Hugging Face's configurations.
 _ALIASES: dict[str, tuple[str, ...]] = {
-    "n_layers": ("n_layers", "num_hidden_layers", "n_layer"),
-    "n_heads": ("n_heads", "num_attention_heads", "n_head"),
+    "n_layers": ("n_layers", "num_hidden_layers", "n_layer", "num_layers"),
+    "n_heads": ("n_heads", "num_attention_heads", "n_head", "num_heads"),
     "d_model": ("d_model", "hidden_size", "n_embd"),
     "n_ctx": ("n_ctx", "max_position_embeddings", "n_positions"),
     "d_vocab": ("d_vocab", "vocab_size"),
@@ -184,6 +184,10 @@ def _shape(path: Path, config: Mapping[str, Any]) -> Shape:
     if config.get("attn_only"):
         raise unfit("attn_only models are not supported: every layer needs an MLP")
     optional = {ours: find(names) for ours, names in _OPTIONAL.items()}
+    if config.get("model_type") == "gpt_bigcode" and config.get("multi_query", True):
+        if optional["n_kv_heads"] not in (None, 1):
+            raise unfit(f"num_key_value_heads is {optional['n_kv_heads']}, and multi_query = true shares one")
+        optional["n_kv_heads"] = 1
     n_heads = sizes["n_heads"]
     shape = Shape(
         **sizes,

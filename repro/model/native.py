@@ -15,6 +15,7 @@ from repro.model.refusals import refuse_not_finite
 _BUFFERS = (".mask", ".IGNORE", ".rotary_sin", ".rotary_cos")
 """What `HookedTransformer.state_dict()` holds beside weights: IGNORE is -1e5 or, in later versions, minus infinity."""
 _BIASES = tuple(f"{part}.bias" for part in ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.in", "mlp.out", "unembed"))
+_LETTERS = {"q": "Q", "k": "K", "v": "V", "o": "O", "embed": "E", "pos_embed": "pos", "unembed": "U"}
 # Keys of the library's configuration that its native model ignores: any other value would silently be another model.
 _DEFAULTS: dict[str, object] = {
     "attention_dir": "causal",
@@ -55,8 +56,29 @@ def native_bridge(folder: Folder, dtype: torch.dtype) -> Any:
     wanted = dict(bridge.state_dict())
     wanted.setdefault("unembed.bias", torch.zeros(_outputs(folder), dtype=dtype))
     zeros = {key: torch.zeros_like(value) for key, value in wanted.items() if key.endswith(_BIASES)}
-    bridge.load_state_dict(zeros | converted, strict=True)
+    given = zeros | converted
+    _refuse_misfits(folder, wanted, given)
+    bridge.load_state_dict(given, strict=True)
     return bridge.eval()
+
+
+def _refuse_misfits(folder: Folder, wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Refuse weights that config.json describes and the files lack, or the other way round, by their names there."""
+    sizes = {key for key in set(wanted) & set(given) if wanted[key].shape != given[key].shape}
+    kinds = {"missing": set(wanted) - set(given), "unexpected": set(given) - set(wanted), "mismatched": sizes}
+    # `blocks.0.mlp.in.weight` here is `blocks.0.mlp.W_in` in the file.
+    said = [f"{kind} {listing(sorted({_stored(key) for key in keys}), 4)}" for kind, keys in kinds.items() if keys]
+    if said:
+        raise ReproError(f"{folder.path}: the weights do not fit config.json: {'; '.join(said)}", Exit.UNAVAILABLE)
+
+
+def _stored(key: str) -> str:
+    """Return what a weight of the native model is called in a file in this format."""
+    *path, part, kind = key.split(".")
+    if part.startswith("ln"):
+        return ".".join([*path, part, kind[0]])
+    letter = {"weight": "W", "bias": "b"}.get(kind, kind)
+    return ".".join([*(path or [part]), f"{letter}_{_LETTERS.get(part, part)}"])
 
 
 def _outputs(folder: Folder) -> int:

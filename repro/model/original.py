@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from repro.model.folder import Folder
 from repro.model.forward import Rotary
 from repro.model.native import native_bridge
-from repro.model.refusals import refuse_incomplete, refuse_layout, refuse_not_finite, refuse_settings
+from repro.model.precise import Precise
+from repro.model.refusals import refuse_incomplete, refuse_layout, refuse_not_finite, refuse_settings, unrunnable
 from repro.model.rotary import rotary_of_module, rotary_of_native, unrotated_layers
 
 LOGITS = 64
@@ -71,14 +72,18 @@ def _hugging_face(folder: Folder, dtype: torch.dtype, tokens: Sequence[Tensor], 
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
     from transformers import AutoModelForCausalLM
 
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        str(folder.path),
-        dtype=dtype,
-        local_files_only=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-    )
+    loaded: Any
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            str(folder.path),
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except Exception as error:  # transformers raises many kinds, most of them symptoms of a setting
+        raise unrunnable(folder, error, "load") from error
     module, report = loaded
     module.eval()
     refuse_incomplete(folder, report)
@@ -87,12 +92,18 @@ def _hugging_face(folder: Folder, dtype: torch.dtype, tokens: Sequence[Tensor], 
     rotary = rotary_of_module(folder, module)
     seen: list[Seen] = []
 
+    def run(given: Tensor) -> Any:
+        try:
+            return module(given, use_cache=False)
+        except Exception as error:  # as above
+            raise unrunnable(folder, error, "run") from error
+
     def look(adapter: Any) -> None:
         """See the module at work before the bridge takes it apart."""
         refuse_layout(folder, adapter.component_mapping)
         find = partial(_find, module, adapter.component_mapping)
         parts = _Parts(find, folder.shape.n_layers, bool(adapter.cfg.parallel_attn_mlp))
-        seen.extend(parts.watch(partial(module, use_cache=False), each) for each in tokens)
+        seen.extend(parts.watch(run, each) for each in tokens)
 
     name = type(module).__name__
     bridge = build_bridge_from_module(
@@ -145,7 +156,8 @@ class _Parts:
             unembed = self.find("unembed")
             cut = unembed.register_forward_pre_hook(lambda _, given: (given[0][:, -LOGITS:], *given[1:]))
             hooks.callback(cut.remove)
-            logits = model(tokens)
+            with Precise():
+                logits = model(tokens)
         return Seen(tokens, seen, getattr(logits, "logits", logits))
 
     def _watched(self) -> Iterator[tuple[str, nn.Module, bool]]:

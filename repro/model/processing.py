@@ -13,11 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repro.errors import Exit, ReproError
+from repro.errors import Exit, ReproError, listing
 from repro.model.folder import Folder, Shape
 from repro.model.forward import Block, Model, Rotary
 from repro.model.original import Original
 
+_SIZE_KEYS = (
+    "n_heads", "num_attention_heads", "n_head", "num_heads", "n_key_value_heads", "num_key_value_heads", "d_head",
+    "head_dim", "d_model", "hidden_size", "n_embd",
+)  # fmt: skip
 Affine = tuple[Tensor, Tensor]
 """A matrix [in, out] and a bias [out]; or a norm's weight and bias [in]."""
 
@@ -44,7 +48,7 @@ def process(folder: Folder, original: Original, dtype: torch.dtype) -> tuple[Mod
     model = Model(
         shape=replace(shape, d_mlp=blocks[0].W_in.shape[1]),
         center=center,
-        eps=float(cfg.eps),
+        eps=_epsilon(folder, bridge),
         act=cfg.act_fn,
         softmax_scale=scales[0],
         W_E=W_E,
@@ -102,6 +106,28 @@ def _block(
         k_norm=k_norm,
     )
     return made, value_bias
+
+
+def _epsilon(folder: Folder, bridge: Any) -> float:
+    """Return what the norms add to the variance, from their own attributes: configurations name it in many ways."""
+    norms = [
+        bridge.ln_final,
+        *(block._modules[name] for block in bridge.blocks for name in ("ln1", "ln2") if name in block._modules),
+    ]
+    norms += [
+        block.attn._modules[name]
+        for block in bridge.blocks
+        for name in ("q_norm", "k_norm")
+        if name in block.attn._modules
+    ]
+    found = set()
+    for norm in map(_module, norms):
+        own = getattr(norm, "eps", getattr(norm, "variance_epsilon", None))
+        found.add(float(bridge.cfg.eps if own is None else own))
+    if len(found) > 1:
+        named = " and ".join(f"{eps:g}" for eps in sorted(found))
+        raise ReproError(f"{folder.path}: not supported: norms that add different eps, {named}", Exit.UNAVAILABLE)
+    return found.pop()
 
 
 def _module(part: Any) -> Any:
@@ -169,9 +195,10 @@ def _softmax_scale(attention: nn.Module, shape: Shape) -> float:
 def _refuse_sizes(folder: Folder, read: dict[str, tuple[Tensor, int]]) -> None:
     for name, (W, heads) in read.items():
         if W.shape != (folder.shape.d_model, heads * folder.shape.d_head):
+            said = listing([f"{key} = {folder.config[key]!r}" for key in _SIZE_KEYS if key in folder.config])
             raise ReproError(
-                f"{folder.path}: the {name} matrix is {list(W.shape)}, and config.json describes {heads} heads of "
-                f"{folder.shape.d_head} dimensions that read {folder.shape.d_model}",
+                f"{folder.path}: {said} in config.json: {heads} heads of {folder.shape.d_head} dimensions that read "
+                f"{folder.shape.d_model}, and the {name} matrix is {list(W.shape)}",
                 Exit.UNAVAILABLE,
             )
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from repro.errors import Exit, ReproError, listing
+from repro.errors import Exit, ReproError, listing, plain, unavailable, words_of
+from repro.model.config_keys import READ
 from repro.model.folder import Folder
 from repro.model.linear import ACTIVATIONS
+from repro.model.native_keys import READ as NATIVE_READ
+
+_ACTIVATION_KEYS = ("activation_function", "hidden_activation", "hidden_act", "activation")
 
 # Keys of Hugging Face's configurations, and which of their values are not computed here.
 _REFUSED: dict[str, Callable[[Any], bool]] = {
@@ -42,6 +47,9 @@ def refuse_settings(folder: Folder, config: Any, length: int) -> None:
     projected = getattr(config, "word_embed_proj_dim", config.hidden_size)
     if projected != config.hidden_size:
         named.append(f"word_embed_proj_dim = {projected!r} (hidden_size = {config.hidden_size!r})")
+    key = next((key for key in _ACTIVATION_KEYS if getattr(config, key, None) is not None), "")
+    if key and getattr(config, key) not in ACTIVATIONS:
+        named.append(f"{key} = {getattr(config, key)!r} ({listing(list(ACTIVATIONS))} are)")
     if named:
         raise ReproError(f"{folder.path}: not supported: {listing(named)} in config.json", Exit.UNAVAILABLE)
     key, window = _window(config)
@@ -90,15 +98,41 @@ def refuse_parts(folder: Folder, bridge: Any) -> None:
     unsupported = {
         "query/key norms of all heads at once": q_norm is not None and q_norm.weight.numel() != folder.shape.d_head,
         "query/key norms after rotation": bool(getattr(cfg, "qk_norm_after_rope", False)),
-        f"normalisation {cfg.normalization_type!r}": not norm.startswith(("LN", "RMS")),
-        f"positions of kind {cfg.positional_embedding_type!r}": cfg.positional_embedding_type
+        f"normalization_type = {cfg.normalization_type!r}": not norm.startswith(("LN", "RMS")),
+        f"positional_embedding_type = {cfg.positional_embedding_type!r}": cfg.positional_embedding_type
         not in ("standard", "rotary"),
-        f"activation {cfg.act_fn!r}": cfg.act_fn not in ACTIVATIONS,
-        "a final norm of another kind": norm.startswith("LN") and bool(cfg.final_rms),
+        f"act_fn = {cfg.act_fn!r}": cfg.act_fn not in ACTIVATIONS,
+        "final_rms = true (a final norm of another kind)": norm.startswith("LN") and bool(cfg.final_rms),
     }
     named = [name for name, present in unsupported.items() if present]
     if named:
         raise ReproError(f"{folder.path}: not supported: {', '.join(named)}", Exit.UNAVAILABLE)
+
+
+def unrunnable(folder: Folder, error: Exception, doing: str) -> ReproError:
+    """Return what to say where transformers itself cannot load or run a model: its reason, or the settings in question.
+
+    doing: `load` or `run`. A key of the wrong type is named; the words of errors that are symptoms are left out.
+    Agreement: tests/model/test_config_keys.py.
+    """
+    said = words_of(error)
+    if key := re.search(r"alidation error for field '(\w+)'", said):
+        value = plain(repr(folder.config.get(key[1])), 80)
+        return unavailable(
+            f"{folder.path / 'config.json'}: {key[1]} is {value}, which transformers does not take there"
+        )
+    if "alidation error for validator" in said:
+        return unavailable(f"{folder.path / 'config.json'}: {said.split('Error: ')[-1]}")
+    if isinstance(error, OSError | ImportError | MemoryError):
+        return unavailable(f"{folder.path}: transformers cannot {doing} this model ({said})")
+    keys = sorted(key for key, value in folder.config.items() if key in READ | NATIVE_READ and type(value) is not int)
+    held = listing(
+        [plain(f"{key} = {folder.config[key]!r}", 80) for key in ("model_type", *keys) if key in folder.config], 12
+    )
+    return unavailable(
+        f"{folder.path}: {'transformers' if folder.is_hugging_face else 'TransformerLens'} itself cannot {doing} this "
+        f"model; compare config.json with that of the model's own page: {held}"
+    )
 
 
 def refuse_incomplete(folder: Folder, report: Mapping[str, Any]) -> None:

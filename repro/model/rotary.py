@@ -8,13 +8,12 @@ import torch
 from torch import nn
 
 from repro.errors import Exit, ReproError
+from repro.model.config_keys import ROTARY_KINDS
 from repro.model.folder import Folder
 from repro.model.forward import Rotary
 
 _ADJACENT = frozenset({"cohere", "cohere2", "ernie4_5", "glm", "glm4", "helium"})
 """Architectures that rotate dimensions (2i, 2i+1) together, among those that hold frequencies."""
-_KINDS = ("default", "linear", "llama3", "yarn")
-"""Kinds of rotary positions whose frequencies do not depend on the length of the prompt."""
 
 
 def rotary_of_module(folder: Folder, module: nn.Module) -> Rotary | None:
@@ -35,10 +34,10 @@ def rotary_of_module(folder: Folder, module: nn.Module) -> Rotary | None:
 
 def _of_frequencies(folder: Folder, part: Any, adjacent: bool) -> Rotary:
     kind = getattr(part, "rope_type", "default")
-    if kind not in _KINDS:
+    if kind not in ROTARY_KINDS:
         raise ReproError(
             f"{folder.path}: not supported: rotary positions of kind {kind!r} (rope_parameters or rope_scaling in "
-            f"config.json); {', '.join(_KINDS)} are",
+            f"config.json); {', '.join(ROTARY_KINDS)} are",
             Exit.UNAVAILABLE,
         )
     angles = torch.arange(folder.shape.n_ctx, dtype=torch.float32)[:, None] * part.inv_freq.float()[None, :]

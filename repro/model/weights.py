@@ -12,6 +12,8 @@ from repro.model.contents import is_pointer, read_header, refuse_other_content
 
 INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
+_OTHERS = (".gguf", ".ggml", ".h5", ".onnx", ".tflite")
+"""Of weights in the formats of other libraries."""
 _CONVERT = (
     "load it with transformers and call save_pretrained, or write the state dict with safetensors.torch.save_file to "
     "model.safetensors"
@@ -66,7 +68,9 @@ def _lack(names: Collection[str], pth: list[str], hugging_face: bool) -> str:
         )
     if pth:
         return f"{len(pth)} files *final.pth; one model.safetensors or one *final.pth is expected"
-    others = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".npz")))
+    others = sorted(
+        name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".npz", *_OTHERS))
+    )
     models = [name for name in others if name.startswith("pytorch_model")] or others
     if models:
         return f"no model.safetensors, only {listing(models, 3)}; {_CONVERT}"
@@ -107,7 +111,12 @@ def _refuse_second(path: Path, own: list[str], names: Collection[str], pth: list
 
 
 def _rivals(file: Path) -> bool:
-    """Return whether a file holds weights in another place: a copy for PyTorch is compared later."""
+    """Return whether a file holds weights in another place: a copy for PyTorch is compared later.
+
+    Those of other libraries cannot be compared here, and may be of another model.
+    """
+    if file.suffix in _OTHERS or file.name in ("flax_model.msgpack", "rust_model.ot"):
+        return not is_pointer(file)
     if file.suffix == ".pth":
         return file.name.startswith("consolidated")
     if file.suffix != ".safetensors" or file.name == "prompts.safetensors" or is_pointer(file):

@@ -17,7 +17,7 @@ from repro.labels import is_node
 from repro.spec.charts import misfit
 from repro.spec.lines import statements
 from repro.spec.messages import Vocabulary, Where, given, unfit
-from repro.spec.source import tables_of, text_of
+from repro.spec.source import DRIVE, ESCAPES, tables_of, text_of
 from repro.spec.types import NAME, NAME_WORDS, RESERVED_SUBJECTS, Common, Loaded, Spec, spec_type
 from repro.spec.variants import expanded, variant_name
 
@@ -125,7 +125,8 @@ class _Report:
         elif isinstance(value, int) and not -_WIDEST <= value < _WIDEST:
             yield where, unfit(value, "a whole number of 64 bits")
         elif isinstance(value, str) and (control := (_CONTROL if where[-1] in _PROSE else _ANY_CONTROL).search(value)):
-            yield where, unfit(value, f"text without the control character {control[0]!a}")
+            hint = f" {ESCAPES}" if DRIVE.match(value) else ""
+            yield where, unfit(value, f"text without the control character {control[0]!a}", hint)
 
     def _refused(self, details: Sequence[ErrorDetails]) -> Iterator[Problem]:
         """Yield what the types refuse; of the members of a union only the one that the file seems to mean."""

@@ -15,6 +15,9 @@ _PAPERS = Path(__file__).resolve().parents[2] / "experiments.toml"
 """The paper's own spec, where this package lies in its checkout; an installed copy has none beside it."""
 _LARGEST = 1 << 18
 """Bytes of a spec."""
+_WINDOWS = re.compile(r"""=\s*"([A-Za-z]:|\.{0,2})\\""")
+DRIVE = re.compile(r"[A-Za-z]:")
+ESCAPES = "In double quotes a backslash begins an escape: write a path of Windows in single quotes, or with /"
 _MOST_DIGITS = sys.get_int_max_str_digits()
 
 
@@ -23,7 +26,9 @@ def tables_of(path: Path, text: str) -> dict[str, Any]:
     try:
         data = tomli.loads(text)
     except tomli.TOMLDecodeError as error:
-        raise ReproError(f"{path}:{error.lineno}: not TOML: {error.msg} (column {error.colno})") from None
+        words = f"{path}:{error.lineno}: not TOML: {error.msg} (column {error.colno})"
+        said = "".join(text.splitlines()[error.lineno - 1 : error.lineno])
+        raise ReproError(words + (f". {ESCAPES}" if _WINDOWS.search(said) else "")) from None
     except ValueError:  # Python refuses to convert so many digits
         long = re.search(rf"[\d_]{{{_MOST_DIGITS}}}", text)
         line = text.count("\n", 0, long.start()) + 1 if long else 1

@@ -79,6 +79,22 @@ SENTENCES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: torch.save(TENSOR, f / "a_final.pth"),
         "weights in two places: model.safetensors, a_final.pth",
     ),
+    "for TensorFlow": (
+        lambda f: (f / "tf_model.h5").write_bytes(b"\x89HDF\r\n"),
+        "weights in two places: model.safetensors, tf_model.h5; keep those you mean and move the rest away",
+    ),
+    "for JAX": (
+        lambda f: (f / "flax_model.msgpack").write_bytes(b"\x81"),
+        "weights in two places: model.safetensors, flax_model.msgpack",
+    ),
+    "quantised": (
+        lambda f: (f / "model-Q4_K_M.gguf").write_bytes(b"GGUF"),
+        "weights in two places: model.safetensors, model-Q4_K_M.gguf",
+    ),
+    "only GGUF": (
+        lambda f: (f / "model.safetensors").rename(f / "model.gguf"),
+        "no model.safetensors, only model.gguf; load it with transformers and call save_pretrained",
+    ),
     "only pytorch_model.bin": (
         only_bin,
         "no model.safetensors, only pytorch_model.bin; load it with transformers and call save_pretrained",

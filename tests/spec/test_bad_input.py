@@ -11,6 +11,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from repro.errors import Exit
+from repro.measures import MEASURES
+from repro.spec.read import read_spec
 from tests.runs import PAPER, Run, cli, contents, only_error, spoil
 from tests.toys import make_native
 
@@ -132,3 +134,26 @@ def test_the_papers_subject_that_is_not_here_is_one_sentence(tmp_path: Path) -> 
     assert answer.code == Exit.UNAVAILABLE
     assert "NeelNanda/GELU_4L512W_C4_Code" in only_error(answer)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ('"C:\\models\\mine"', "not TOML: Unescaped '\\' in a string (column "),
+        ('"C:\\Users\\me"', "not TOML: Invalid hex value (column "),
+        ('"..\\models"', "not TOML: Unescaped '\\' in a string (column "),
+        ('"C:\\new\\table"', "allowed: text without the control character '\\n'"),
+    ],
+)
+def test_a_path_of_windows_in_double_quotes_is_told_how_to_be_written(tmp_path: Path, given: str, reason: str) -> None:
+    spec = tmp_path / "spec.toml"
+    text = PAPER.read_text() + "\n[subject.mine]\nmodel = {}\n"
+    spec.write_text(text.replace("= {}\n", f"= {given}\n"))
+    said = only_error(cli("plan", "--spec", spec, "--out", tmp_path / "out"))
+    assert said.startswith(f"{spec}:{spec.read_text().splitlines().index(f'model = {given}') + 1}: ")
+    assert reason in said
+    assert said.endswith(
+        ". In double quotes a backslash begins an escape: write a path of Windows in single quotes, or with /"
+    )
+    spec.write_text(text.replace("= {}\n", f"= {given}\n".replace('"', "'")))
+    assert read_spec(spec, MEASURES).spec.subject["mine"].model == given.strip('"')

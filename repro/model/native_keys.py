@@ -1,0 +1,66 @@
+"""Keys of a configuration in TransformerLens' own format: read, a note of its training, or refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def words(text: str) -> frozenset[str]:
+    """Return the words of a text."""
+    return frozenset(text.split())
+
+
+READ = words(
+    """
+    n_layers n_heads d_model n_ctx d_vocab n_key_value_heads d_head d_mlp d_vocab_out act_fn normalization
+    normalization_type positional_embedding_type eps layer_norm_eps rotary_base rotary_dim rotary_adjacent_pairs
+    gated_mlp final_rms attn_only attention_dir attn_scale attn_scores_soft_cap num_experts output_logits_soft_cap
+    parallel_attn_mlp post_embedding_ln rope_scaling scale_attn_by_inverse_layer_idx shortformer_pos
+    use_NTK_by_parts_rope use_attn_scale use_local_attn use_normalization_before_and_after use_qk_norm
+    num_hidden_layers n_layer num_attention_heads n_head hidden_size n_embd max_position_embeddings n_positions
+    vocab_size num_key_value_heads head_dim intermediate_size n_inner
+    """
+)
+ONLY: dict[str, tuple[object, ...]] = {
+    "attn_types": (),
+    "experts_per_token": (),
+    "factored_embed": (False,),
+    "ln_eps": (1e-5,),
+    "normalization": ("LN", "LNPre", "RMS", "RMSPre"),
+    "normalization_type": ("LN", "LNPre", "RMS", "RMSPre"),
+    "neuron_scale": (1,),
+    "neuron_temp": (1,),
+    "positional_embedding_type": ("standard", "rotary"),
+    "relative_attention_num_buckets": (),
+    "ungroup_grouped_query_attention": (False,),
+    "use_ET": (False,),
+    "use_pos_resid": (True,),
+    "window_size": (),
+}
+# Training scripts write what they like: words of a key, or its beginning, that tell of training and of bookkeeping.
+_NOTES = words(
+    """
+    architecture batch batches beta betas bfloat16 bos branch checkpoint checkpoints clip code commit control data
+    dataset date debug decay description device devices dtype epoch epochs every ewma fixed float16 from grad hash id
+    init initializer label learning log loss lr matmul matrices max min model name norm_clip note optimizer origin
+    original params parallel_devices path prepend project revision run save scheduler scheme schedule seed shuffle
+    shuffled source step steps store subset time tl tokenizer tokens train trust url version wandb warmup weight weights
+    tied hook result results split input
+    """
+)
+
+
+def unread(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return the keys that nobody reads and that are switched on, or that are set to what is not computed here."""
+    return [
+        (key, value)
+        for key, value in config.items()
+        if value is not None and (value not in ONLY[key] if key in ONLY else _unknown(key, value))
+    ]
+
+
+def _unknown(key: str, value: object) -> bool:
+    """Return whether a key is neither read nor a note, and is switched on: zero and one scale and switch nothing."""
+    noted = any(word in _NOTES for word in key.lower().split("_"))
+    return key not in READ and not noted and value not in (False, 0, 1, "", [], {})
