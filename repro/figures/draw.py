@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import paper_figures
 from paper_figures import page
@@ -16,6 +16,9 @@ from repro.errors import Exit, ReproError
 from repro.labels import in_precision, layer_of
 from repro.spec.types import Figure, Loaded
 from repro.store.excluded import NOTE, partial
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 STAMPS = "figures.json"
 PNG_SCALE = 2
@@ -104,18 +107,28 @@ def _digest(figure: Figure, at: Source, papers: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
+def prepared(figure: Figure, dataset: xr.Dataset, stamp: str, papers: str) -> xr.Dataset:
+    """Return a summary with what a chart of it reads beside the numbers: title, subtitle, options.
+
+    dataset: as stored; stamp: as of `Source`; papers: the subject whose numbers are the paper's.
+    """
+    attrs = {key: value for key, value in dataset.attrs.items() if key != "provenance"}
+    attrs["own"] = attrs["subject"] == papers
+    attrs.update(
+        title=_filled(figure.title, attrs),
+        subtitle=subtitle(attrs, stamp, labels(figure)),
+        options=_options(figure, attrs),
+    )
+    dataset = dataset.copy(deep=False)
+    dataset.attrs = attrs
+    return dataset
+
+
 def _render(name: str, figure: Figure, at: Source, out: Path, papers: str) -> tuple[Path, ...]:
     """Draw a figure; papers: the subject whose numbers are the paper's."""
     from repro.store.result import read_summary
 
-    dataset = read_summary(at.path)
-    dataset.attrs.pop("provenance", None)
-    dataset.attrs["own"] = dataset.attrs["subject"] == papers
-    dataset.attrs.update(
-        title=_filled(figure.title, dataset.attrs),
-        subtitle=subtitle(dataset.attrs, at.stamp, _labels(figure)),
-        options=_options(figure, dataset.attrs),
-    )
+    dataset = prepared(figure, read_summary(at.path), at.stamp, papers)
     out.mkdir(parents=True, exist_ok=True)
     module = paper_figures.load(figure.chart)
     files = list(_save(module.chart(dataset), out, name))
@@ -139,7 +152,8 @@ def _filled(text: str, attrs: Mapping[str, Any]) -> str:
     )
 
 
-def _labels(figure: Figure) -> str:
+def labels(figure: Figure) -> str:
+    """Return what the sources call a figure, in words; empty where neither has it."""
     named = (("post", figure.labels.post), ("paper", figure.labels.paper))
     return ", ".join(
         f"{label.capitalize() if label == 'appendix' else f'Figure {label}'} of the {where}"

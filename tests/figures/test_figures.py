@@ -92,10 +92,10 @@ def test_mined_examples_are_told_only_where_examples_are_shown() -> None:
 
 def test_labels_of_both_sources_are_words() -> None:
     figures = read_spec(PAPER, MEASURES).spec.figure
-    assert under_test._labels(figures["post_1_top"]) == "Figure 1 (top) of the post"
-    assert under_test._labels(figures["paper_5"]) == "Figure 5 of the paper"
-    assert under_test._labels(figures["appendix"]) == "Appendix of the post"
-    assert under_test._labels(figures["by_position"]) == ""
+    assert under_test.labels(figures["post_1_top"]) == "Figure 1 (top) of the post"
+    assert under_test.labels(figures["paper_5"]) == "Figure 5 of the paper"
+    assert under_test.labels(figures["appendix"]) == "Appendix of the post"
+    assert under_test.labels(figures["by_position"]) == ""
 
 
 def test_the_title_names_writer_and_layer_and_options_the_layers_that_follow() -> None:
