@@ -166,7 +166,7 @@ def scan(
         raise ReproError("scan: give the model once, as an argument or with --subject")
     workspace = _workspace({**options, "subject": model or options["subject"], "only": ANSWER})
     paper = pipeline.run(pipeline.plan(pipeline.resolve(workspace)))
-    _end(pipeline.answer(paper).codes)
+    _end(pipeline.conclude(pipeline.report(pipeline.answer(paper))).codes)
 
 
 @command(*PLANNING, "only", "fresh")
@@ -179,6 +179,14 @@ def figures(options: dict[str, Any]) -> None:
     missing = missing_error(list(paper.drawn))
     if missing is not None:
         raise missing
+
+
+@command(*PLANNING, "only")
+def report(options: dict[str, Any]) -> None:
+    """Write report.html from the store: the answer, every figure, the scan as a map, where the numbers come from."""
+    from repro import pipeline
+
+    pipeline.report(pipeline.stored(_workspace(options)))
 
 
 @command(*PLANNING, "only")

@@ -1,4 +1,4 @@
-"""The stages of a command, in order: resolve, plan, run, draw, check. Each takes the previous one's value.
+"""The stages of a command, in order: resolve, plan, run, draw, check, answer, report. Each takes the previous one's value.
 
 `python -m repro all` is exactly these; other commands stop early.
 """
@@ -27,8 +27,9 @@ from repro.subjects.access import cache_folder
 from repro.subjects.resolve import ResolvedSubject
 
 if TYPE_CHECKING:
-    from repro.check.comparison import Collected
+    from repro.check.comparison import Collected, Comparison
     from repro.model.forward import Model
+    from repro.report.build import Material
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ class Paper:
     drawn: tuple[drawing.Drawn, ...] = ()
     codes: tuple[Exit, ...] = ()
     """Exit codes of what went wrong."""
+    compared: Comparison | None = None
+    verdict: str = ""
+    """The answer in one sentence, which is said last."""
 
     @property
     def plan(self) -> Plan:
@@ -144,7 +148,8 @@ def check(paper: Paper) -> Paper:
         whose = paper.workspace.loaded.spec.run.paper_subject
         paper.workspace.say(f"  published numbers belong to {whose}; {paper.subject.name} is another model")
     code = exit_code(comparison.rows)
-    return paper if code == Exit.OK else replace(paper, codes=(*paper.codes, code))
+    codes = paper.codes if code == Exit.OK else (*paper.codes, code)
+    return replace(paper, codes=codes, compared=comparison)
 
 
 def _collected(paper: Paper) -> Collected:
@@ -242,12 +247,64 @@ def answer(paper: Paper) -> Paper:
         return load(paper.subject.folder, item.precision, paper.workspace.settings.device)
 
     paper.workspace.say("")
-    for line in answered(raw, item.path.name, paper.subject.name, tokens, model, out):
+    *lines, last = answered(raw, item.path.name, paper.subject.name, tokens, model, out)
+    for line in lines:
         paper.workspace.say(line)
+    return replace(paper, verdict=last)
+
+
+def report(paper: Paper) -> Paper:
+    """Write the page of the subject from what the store holds: `report.html` beside the figures."""
+    from repro.report.build import write_report
+
+    workspace = paper.workspace
+    out = workspace.figures_folder(paper.subject.name)
+    try:
+        path = write_report(_material(paper), out, workspace.say)
+    except OSError as error:
+        raise ReproError(f"{out}: the page cannot be written ({error.strerror})") from None
+    workspace.say(f"report: {path}")
     return paper
 
 
-STAGES: tuple[Callable[..., Paper], ...] = (resolve, plan, run, draw, check, answer)
+def _material(paper: Paper) -> Material:
+    """Return what the page is made of: the comparison and the scan as the store has them now."""
+    from repro.check.comparison import compare
+    from repro.report.build import Material
+    from repro.scan.answer import kept_answer
+    from repro.store.result import read_raw, read_summary
+
+    workspace, plan = paper.workspace, _widened(paper.workspace, paper.plan)
+    n_prompts, n_positions = paper.subject.tokens.shape
+    item = next((item for item in plan.items if item.experiment.answers and item.fresh), None)
+    raw, document = None, None
+    if item is not None:
+        summary = read_summary(item.path)
+        raw = kept(read_raw(item.path), summary.attrs).load().assign_attrs(summary.attrs)
+        document = kept_answer(workspace.figures_folder(paper.subject.name), item.path.name)
+    return Material(
+        loaded=workspace.loaded,
+        subject=paper.subject.name,
+        about=paper.subject.subject.about or paper.subject.subject.model,
+        fallback=paper.subject.fallback,
+        n_prompts=min(n_prompts, workspace.settings.prompts or n_prompts),
+        n_positions=n_positions,
+        source=lambda name: source_of(plan, name, workspace.committed),
+        comparison=paper.compared or compare(_collected(paper)),
+        scan="" if item is None else item.name,
+        raw=raw,
+        answer=document,
+    )
+
+
+def conclude(paper: Paper) -> Paper:
+    """Say the answer, last of all."""
+    if paper.verdict:
+        paper.workspace.say(paper.verdict)
+    return paper
+
+
+STAGES: tuple[Callable[..., Paper], ...] = (resolve, plan, run, draw, check, answer, report, conclude)
 
 
 def announce(workspace: Workspace, subject: ResolvedSubject) -> None:

@@ -73,10 +73,12 @@ class _Estimate:
 
     value: float
     samples: np.ndarray | None = None
+    known: Interval | None = None
+    """Its interval, where something else has resampled it."""
 
     @property
     def interval(self) -> Interval | None:
-        return None if self.samples is None else percentile_interval(self.samples)
+        return self.known if self.samples is None else percentile_interval(self.samples)
 
 
 def _combined(function: Callable[..., Any], *parts: _Estimate) -> _Estimate:
@@ -240,16 +242,8 @@ def _fit(asked: _Claims, statistic: str) -> list[tuple[str, _Estimate]]:
     window = found.attrs.get("positions")
     positions = None if window is None or isinstance(window, str) else (int(window[0]), int(window[1]))
     interval = asked.bootstrap.fit(SCATTER, statistic, against, positions)
-    samples = None if isinstance(interval, str) else np.asarray(interval)
-    return [(f"{int(found['n_points'].sel(against=against)):,} points", _Spanned(value, samples))]
-
-
-class _Spanned(_Estimate):
-    """An estimate whose interval is known: its samples are the two ends."""
-
-    @property
-    def interval(self) -> Interval | None:
-        return None if self.samples is None else (float(self.samples[0]), float(self.samples[1]))
+    known = None if isinstance(interval, str) else interval
+    return [(f"{int(found['n_points'].sel(against=against)):,} points", _Estimate(value, known=known))]
 
 
 _ASKED: tuple[tuple[str, str, Rule, Callable[[_Claims], Any]], ...] = (

@@ -50,17 +50,25 @@ def lack(experiment: str, state: str) -> str:
 
 
 def draw(
-    loaded: Loaded, names: Sequence[str], source: Callable[[str], Source | str], out: Path, fresh: bool = False
+    loaded: Loaded,
+    names: Sequence[str],
+    source: Callable[[str], Source | str],
+    out: Path,
+    fresh: bool = False,
+    drew: Callable[[], None] = lambda: None,
 ) -> list[Drawn]:
     """Draw the named figures into a directory; a figure whose data and code are unchanged is left alone.
 
-    source: experiment name -> where its result lies, or why there is none. out: the directory. Raises ReproError:
+    source: experiment name -> where its result lies, or why there is none; out: the directory; drew: called after each
+    figure, whatever became of it. Raises ReproError:
     exit 2, once all others are drawn, for options that a chart does not have; exit 5 for a result that is not whole.
     Agreement: tests/figures/test_figures.py.
     """
     before = _read_stamps(out / STAMPS)
     stamps, drawn, refused = dict(before), [], []
-    for name in names:
+    for i, name in enumerate(names):
+        if i:
+            drew()
         figure = loaded.spec.figure[name]
         at = source(figure.experiment)
         if isinstance(at, str):
@@ -79,6 +87,8 @@ def draw(
         stamps[name] = {"digest": digest, "files": [file.name for file in files]}
         _write_stamps(out / STAMPS, stamps)
         drawn.append(Drawn(name, files))
+    if names:
+        drew()
     if refused:
         raise ReproError("\n".join(refused))
     return drawn

@@ -15,6 +15,7 @@ from repro.check.comparison import Comparison
 from repro.check.report import summary_line
 from repro.figures.draw import Source
 from repro.files import write_durably
+from repro.progress import progress
 from repro.report.figures import Drawing, Shown, same_view, shown
 from repro.report.page import render
 from repro.report.provenance import Provenance, provenance
@@ -26,7 +27,6 @@ from repro.spec.types import Loaded
 from repro.store.result import read_summary
 
 FILE = "report.html"
-Step = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ class Material:
         return self.subject == self.loaded.spec.run.paper_subject
 
 
-def write_report(material: Material, directory: Path, drawn: Callable[[int], Step] | None = None) -> Path:
+def write_report(material: Material, directory: Path, say: Callable[[str], None]) -> Path:
     """Write `report.html` into a directory and return its path.
 
-    drawn: told how many charts will be drawn, returns what is called after each. Raises OSError where it cannot be
+    say: told of progress, where there is no terminal. Raises OSError where it cannot be
     written, ReproError (exit 5) for a damaged result. Agreement: tests/report/test_page.py.
     """
     spec = material.loaded.spec
@@ -69,12 +69,12 @@ def write_report(material: Material, directory: Path, drawn: Callable[[int], Ste
     sources = {name: at for name, at in found.items() if isinstance(at, Source)}
     results = {name: read_summary(at.path) for name, at in sources.items()}
     there = [names for names in groups if spec.figure[names[0]].experiment in sources]
-    step = (lambda: None) if drawn is None else drawn(len(there))
     declared = Declarations.read(material.loaded.path, spec.experiment)
     figures = []
-    for names in there:
-        figures.append(_shown(material, names, results, sources, declared))
-        step()
+    with progress(len(there), "charts of the page", say) as advance:
+        for names in there:
+            figures.append(_shown(material, names, results, sources, declared))
+            advance()
     scan = None
     if material.raw is not None:
         scan = scan_part(material.raw, material.subject, material.n_positions, material.answer)

@@ -31,7 +31,7 @@ def render(context: dict[str, Any], data: dict[str, Any]) -> str:
     return environment.get_template("page.html.j2").render(
         **context,
         style=Markup("\n".join(_static(name) for name in STYLES)),  # noqa: S704 - our own files
-        script=Markup("\n".join(_static(name) for name in SCRIPTS)),  # noqa: S704 - our own files
+        script=Markup(_scripts()),  # noqa: S704 - our own files
         vega=Markup(inert(vega())),  # noqa: S704 - the libraries' own code
         data=Markup(inside_script(data)),  # noqa: S704 - escaped for a script element
     )
@@ -64,6 +64,11 @@ def number(value: float | None, digits: int = 2) -> str:
         return "\N{EN DASH}"
     text = f"{value:.{digits}f}"
     return text.replace("-", "" if float(text) == 0 else "\N{MINUS SIGN}")
+
+
+def _scripts() -> str:
+    """Return the page's own scripts in a scope of their own."""
+    return "\n".join(['(() => {\n"use strict";', *map(_static, SCRIPTS), "})();"])
 
 
 def _static(name: str) -> str:

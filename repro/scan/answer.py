@@ -68,6 +68,15 @@ def _kept(path: Path, key: str) -> dict[tuple[str, str], Confirmation]:
         return {}
 
 
+def kept_answer(directory: Path, key: str) -> dict[str, Any] | None:
+    """Return what was kept of the answer from a result; None where it is of another one or cannot be read."""
+    try:
+        document: dict[str, Any] = json.loads((directory / FILE).read_text(encoding="utf-8"))
+        return document if document["key"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _data(found: Scan) -> dict[str, Any]:
     """Return the answer as JSON values."""
     pairs, t = found.pairs, found.thresholds
