@@ -1,5 +1,6 @@
-"""The stages of a command, in order: resolve, plan, run, draw, check, answer, report. Each takes the previous one's value.
+"""The stages of a command, in order: resolve, plan, run, draw, check, answer, report, conclude.
 
+Each takes the previous one's value.
 `python -m repro all` is exactly these; other commands stop early.
 """
 

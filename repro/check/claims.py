@@ -21,7 +21,13 @@ from repro.labels import step_of
 
 ClaimVerdict = Literal["holds", "does not hold", "undecided", "not determinable here"]
 CLAIM_VERDICTS: tuple[ClaimVerdict, ...] = get_args(ClaimVerdict)
-SITES, NODES, PATCH, EXAMPLES, SCATTER = "sites_onto_nodes", "nodes_onto_writer", "v_patch", "resampled_dla", "dla_scatter"
+SITES, NODES, PATCH, EXAMPLES, SCATTER = (
+    "sites_onto_nodes",
+    "nodes_onto_writer",
+    "v_patch",
+    "resampled_dla",
+    "dla_scatter",
+)
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,7 @@ class _Claims:
         return _Estimate(value, resampled(values.reshape(n, -1), [0.5], self.draws[n])[:, 0])
 
     def path(self, name: str) -> tuple[list[str], int, int, int]:
-        """Return the sites, and the indices of the first with the writer, of the last before and first after erasers."""
+        """Return the sites; indices of the first with the writer, the last before its erasers, the first after."""
         writer, erasers = self.roles(name)
         sites = [str(site) for site in self.result(name)["site"].values]
         steps = [step_of(label) for label in erasers]
@@ -169,7 +175,7 @@ def _row(asked: _Claims, name: str, words: str, rule: Rule, ask: Callable[[_Clai
     if not math.isfinite(estimate.value):
         return ClaimRow(name, words, str(rule), None, None, "not determinable here", f"undefined for {where}")
     verdict = rule.judge(estimate.value, estimate.interval)
-    why = where if len(parts) == 1 else f"the closest of {len(parts)}: {where}"
+    why = where if len(parts) == 1 else f"{where}, the least favourable of {len(parts)}"
     if estimate.interval is None:
         why += f"; no interval, which needs raw values of {MIN_PROMPTS} prompts"
     return ClaimRow(name, words, str(rule), estimate.value, estimate.interval, verdict, why)
@@ -223,7 +229,7 @@ def _moved(asked: _Claims, own: bool) -> list[tuple[str, _Estimate]]:
         clean = float(found["clean"].sel(example=example, head=head))
         median = asked.median(EXAMPLES, "resampled", example=example, head=head)
         change = _combined(lambda m, c: abs(m - c) / abs(c), median, _fixed(clean, median))
-        parts.append((f"{head} on {example!r}", change))
+        parts.append((f"{head} on {example}", change))
     if not parts:
         raise _LackingError("no example shows another head than the writer")
     return parts

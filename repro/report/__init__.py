@@ -1,1 +1,1 @@
-"""One page for a subject: the answer, every figure, the scan as a map, where the numbers come from, what does not hold."""
+"""One page for a subject: the answer, the figures, the scan as a map, provenance, and what does not hold."""

@@ -100,9 +100,7 @@ def _shown(
     figure = material.loaded.spec.figure[names[0]]
     stamp = sources[figure.experiment].stamp
     published = published_for(material.loaded, figure)
-    return shown(
-        material.loaded, names, results[figure.experiment], stamp, declared, published, stated_for(figure)
-    )
+    return shown(material.loaded, names, results[figure.experiment], stamp, declared, published, stated_for(figure))
 
 
 def _drawings(figures: Sequence[Shown]) -> list[Drawing]:

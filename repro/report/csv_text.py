@@ -16,8 +16,8 @@ MOST = 20_000
 def csv_text(ds: xr.Dataset) -> str:
     """Return a summary's variables as CSV with the columns: variable, labels, lower, median, upper, value, units.
 
-    Counts of 0 in a density, undefined values and raw points are left out. Numbers have six significant digits. Returns the text, the
-    same for the same summary. Agreement: tests/report/test_figures.py (read back).
+    Counts of 0 in a density, undefined values and raw points are left out; six significant digits. The same text for
+    the same summary. Agreement: tests/report/test_figures.py (read back).
     """
     dims = [d for d in _dims(ds) if d != "quantile"]
     out = StringIO()
@@ -52,9 +52,7 @@ def _rows(array: xr.DataArray) -> list[tuple[dict[str, str], dict[str, Any]]]:
         parts = {"value": array.transpose(*by).values}
     rows = []
     for at in np.ndindex(*(array.sizes[dim] for dim in by)):
-        named = {
-            dim: str(i) if (known := labels[dim]) is None else known[i] for dim, i in zip(by, at, strict=True)
-        }
+        named = {dim: str(i) if (known := labels[dim]) is None else known[i] for dim, i in zip(by, at, strict=True)}
         rows.append((named, {column: values[at] for column, values in parts.items()}))
     return rows
 

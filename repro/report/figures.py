@@ -87,7 +87,7 @@ def shown(
     figure, papers = loaded.spec.figure[names[0]], loaded.spec.run.paper_subject
     ready = prepared(figure, summary, stamp, papers)
     whose = f"Ours, on {ready.attrs['subject']}" + ("" if ready.attrs["own"] else " — not the paper's model")
-    ours = _drawing(names[0], whose, subtitle(ready.attrs, stamp), figure, ready)
+    ours = _drawing(names[0], whose, _says(ready.attrs, stamp), figure, ready)
     theirs = None
     if published is not None:
         given = prepared(figure, published, "", papers)
@@ -96,6 +96,14 @@ def shown(
     sources = " · ".join(filter(None, (labels(loaded.spec.figure[name]) for name in names)))
     toml = declared.of(figure.experiment, names)
     return Shown(names[0], str(ready.attrs["title"]), sources, toml, ours, theirs, tuple(stated))
+
+
+def _says(attrs: Mapping[str, Any], stamp: str) -> str:
+    """Return what the numbers are worth, without what the page says above: subject, and whose it is."""
+    first, *worth = subtitle(attrs, stamp).split(" · ")
+    size = first.rsplit("), ", 1)[-1]
+    told = ("NOT the paper's model", "no erasure found; strongest candidate shown")
+    return " · ".join([size, *(part for part in worth if part not in told)])
 
 
 def _drawing(name: str, whose: str, says: str, figure: Figure, ds: xr.Dataset) -> Drawing:

@@ -11,9 +11,7 @@ WIDE, HIGH = 640, 190
 LEFT, RIGHT, TOP, BOTTOM = 34, 12, 26, 34
 
 
-def presence_svg(
-    sites: Sequence[str], bands: np.ndarray, written: int, erasers: Mapping[int, str], writer: str
-) -> str:
+def presence_svg(sites: Sequence[str], bands: np.ndarray, written: int, erasers: Mapping[int, str], writer: str) -> str:
     """Return the presence of a writer along the stream as SVG, coloured by the page's style sheet.
 
     bands: lower quartile, median and upper quartile over prompts [3, site]; written: index of the first site that holds
@@ -44,7 +42,9 @@ def presence_svg(
         parts.append(f'<polygon class="band" points="{points(bands[2], forward)} {points(bands[0], forward[::-1])}"/>')
     parts.append(f'<polyline class="line" points="{points(bands[1], forward)}"/>')
     parts += [f'<circle class="dot" cx="{x(i):.1f}" cy="{y(float(bands[1, i])):.1f}" r="3.2"/>' for i in forward]
-    parts.append(f'<text class="mark writes" x="{x(written):.1f}" y="14" text-anchor="middle">{escape(writer)} writes</text>')
+    parts.append(
+        f'<text class="mark writes" x="{x(written):.1f}" y="14" text-anchor="middle">{escape(writer)} writes</text>'
+    )
     parts.append(f'<line class="at" x1="{x(written):.1f}" x2="{x(written):.1f}" y1="20" y2="{HIGH - BOTTOM}"/>')
     step = max(1, round(n / 9))
     for i in range(0, n, step):
@@ -58,5 +58,7 @@ def _spans(steps: Sequence[int], x: Callable[[float], float]) -> list[str]:
     parts = []
     for step in steps:
         left, right = x(step - 1), x(step)
-        parts.append(f'<rect class="erased" x="{left:.1f}" y="20" width="{right - left:.1f}" height="{HIGH - BOTTOM - 20}"/>')
+        parts.append(
+            f'<rect class="erased" x="{left:.1f}" y="20" width="{right - left:.1f}" height="{HIGH - BOTTOM - 20}"/>'
+        )
     return parts

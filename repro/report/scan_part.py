@@ -12,6 +12,7 @@ import xarray as xr
 
 from repro.labels import step_of
 from repro.report.presence import presence_svg
+from repro.scan.claims import Pairs
 from repro.scan.confirmation import Confirmation
 from repro.scan.table import answer, verdict
 from repro.scan.verdict import Scan, Writer, scan
@@ -122,7 +123,9 @@ def _picture(raw: xr.Dataset, writer: Writer) -> str:
     return presence_svg(sites, bands, step_of(writer.label), marked, writer.label)
 
 
-def _map(raw: xr.Dataset, found: Mapping[str, Scan], confirmed: Mapping[tuple[str, str], Confirmation]) -> dict[str, Any]:
+def _map(
+    raw: xr.Dataset, found: Mapping[str, Scan], confirmed: Mapping[tuple[str, str], Confirmation]
+) -> dict[str, Any]:
     """Return every pair of both strata: arrays as base64 of float32 or of bytes, row by row."""
     pairs = found["rest"].pairs
     n, size = len(pairs.writers), len(pairs.writers) * len(pairs.components)
@@ -146,7 +149,7 @@ def _map(raw: xr.Dataset, found: Mapping[str, Scan], confirmed: Mapping[tuple[st
             "conditions": base64.b64encode(conditions.astype(np.uint8).tobytes()).decode(),
             **{key: packed(values) for key, values in arrays.items()},
         }
-    rows = [[w, c, found["rest"].thresholds.d, *_outcome(pairs, w, c, one)] for (w, c), one in confirmed.items()]
+    rows = [[w, c, *_outcome(pairs, w, c, one)] for (w, c), one in confirmed.items()]
     return {
         "writers": list(pairs.writers),
         "components": list(pairs.components),
@@ -155,11 +158,20 @@ def _map(raw: xr.Dataset, found: Mapping[str, Scan], confirmed: Mapping[tuple[st
         "prompts": pairs.n_prompts,
         "strata": strata,
         "confirmed": rows,
+        "start": _start(pairs, found["rest"].writers),
         "bits": [REPLICABLE, SPECIFIC, NET, CLAIMED],
     }
 
 
-def _outcome(pairs: Any, w: str, c: str, found: Confirmation) -> list[Any]:
+def _start(pairs: Pairs, writers: Sequence[Writer]) -> list[int]:
+    """Return the pair that is chosen at first: the verdict's, else the strongest one."""
+    if writers:
+        eraser = min(writers[0].erasers, key=lambda e: e.specific)
+        return [pairs.writers.index(writers[0].label), pairs.components.index(eraser.component)]
+    return [int(i) for i in np.unravel_index(np.nanargmin(pairs.path), pairs.path.shape)]
+
+
+def _outcome(pairs: Pairs, w: str, c: str, found: Confirmation) -> list[Any]:
     if w not in pairs.writers or c not in pairs.components:
         return ["", None]
     share = float(pairs.path[pairs.writers.index(w), pairs.components.index(c)])

@@ -9,6 +9,7 @@ import xarray as xr
 
 from repro.check.comparison import Comparison
 from repro.errors import listing
+from repro.report.page import number
 from repro.report.scan_part import ScanPart
 from repro.store.excluded import NOTE, partial
 
@@ -45,7 +46,10 @@ def _differences(comparison: Comparison | None) -> list[Shortfall]:
     if many:
         found.append(Shortfall(f"{len(many)} numbers of the published table differ", "check.md counts them by node"))
     failed = [claim for claim in comparison.claims if claim.verdict == "does not hold"]
-    return found + [Shortfall(f"Not so here: {claim.claim}", claim.why) for claim in failed]
+    return found + [
+        Shortfall(f"Not so here: {claim.claim}", f"{number(claim.value, 3)} where {claim.rule} is asked; {claim.why}")
+        for claim in failed
+    ]
 
 
 def _prompts(results: Mapping[str, xr.Dataset]) -> list[Shortfall]:

@@ -5,16 +5,23 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 const ON_DARK = {
   "1F2933": "#E6EAEE", "5F6B78": "#A3AFBB", E6E9ED: "#2B333B", FFFFFF: "#14181C", FAFAF8: "#20272D",
   D55E00: "#FF9147", "0072B2": "#5AB4EE", A3ACB7: "#6B7682", "3E4C5E": "#B4C2D3", "9A6700": "#E9B949",
-  D9DDE3: "#3A444E", "7A6FB0": "#A79CDB", "8C7B6B": "#AE9E8E", "6E8B3D": "#95B45C", "2C6FAE": "#57A5E6",
+  D9DDE3: "#3A444E", "7A6FB0": "#A79CDB", "8C7B6B": "#AE9E8E", "6E8B3D": "#95B45C", "2C6FAE": "#57A5E6", E8873A: "#A65B20",
   "5E2A0C": "#FFDDBF", B9C0C9: "#4A535C", D5E2EE: "#22384B", "8DB2D3": "#37698F", "3B7BB0": "#5AA5DC", "123A5E": "#C5E3FA",
 };
 const NOTHING = new Set(["", "NaN", "null", "undefined", "–"]);
 const WORDS = { lower: 0, upper: 1 };
 const drawn = new Map();
 
-function coloured(spec) {
+function coloured(spec, onDark) {
   const text = JSON.stringify(spec);
-  return JSON.parse(dark.matches ? text.replace(/#([0-9A-Fa-f]{6})\b/g, (all, hex) => ON_DARK[hex.toUpperCase()] ?? all) : text);
+  return JSON.parse(onDark ? text.replace(/#([0-9A-Fa-f]{6})\b/g, (all, hex) => ON_DARK[hex.toUpperCase()] ?? all) : text, tabled);
+}
+
+// Vega reads tables written as text by compiling code, which this page's policy forbids; they hold numbers alone.
+function tabled(key, value) {
+  if (value?.format?.type !== "csv" || typeof value.values !== "string") return value;
+  const [head, ...lines] = value.values.split("\n").map((line) => line.split(","));
+  return { name: value.name, values: lines.map((cells) => Object.fromEntries(head.map((name, i) => [name, Number(cells[i])]))) };
 }
 
 // Vega is read when the first chart needs it, so that the page is there before a megabyte of library.
@@ -40,7 +47,7 @@ async function draw(place) {
   const chart = DATA.charts.by_id[id];
   const [still, live] = [place.querySelector(".still"), place.querySelector(".live")];
   const fresh = document.createElement("div");
-  const result = await embed(fresh, coloured(chart.spec), chart);
+  const result = await embed(fresh, coloured(chart.spec, dark.matches), chart);
   live.replaceChildren(fresh);
   live.hidden = false;
   still.hidden = true;
@@ -80,8 +87,8 @@ async function save(id, kind) {
   if (kind === "csv") return offer(new Blob([DATA.charts.csv[chart.csv]], { type: "text/csv" }), `${id}.csv`);
   // Saved in the colours of paper, whatever the page looks like.
   const away = document.createElement("div");
-  const spec = { ...chart.spec, config: { ...chart.spec.config, background: "#FFFFFF" } };
-  const { view } = await embed(away, JSON.parse(JSON.stringify(spec)), chart);
+  const paper = { ...chart.spec, config: { ...chart.spec.config, background: "#FFFFFF" } };
+  const { view } = await embed(away, coloured(paper, false), chart);
   if (kind === "svg") offer(new Blob([await view.toSVG()], { type: "image/svg+xml" }), `${id}.svg`);
   else (await view.toCanvas(2)).toBlob((blob) => offer(blob, `${id}.png`));
   view.finalize();

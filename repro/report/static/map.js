@@ -11,9 +11,9 @@ if (MAP) {
   const SHADES = { light: ["#0072B2", "#F4F5F6", "#D55E00", "#1F2933"], dark: ["#5AB4EE", "#242B32", "#FF9147", "#E6EAEE"] };
   const CELL = Math.max(5, Math.min(15, Math.floor(620 / C)));
   const LEFT = 74, TOP = 46;
-  const outcomes = new Map(MAP.confirmed.map(([w, c, , outcome, left]) => [`${w} ${c}`, [outcome, left]]));
+  const outcomes = new Map(MAP.confirmed.map(([w, c, outcome, left]) => [`${w} ${c}`, [outcome, left]]));
   const strata = Object.fromEntries(Object.entries(MAP.strata).map(([name, one]) => [name, unpacked(one)]));
-  let chosen = strongest();
+  let chosen = MAP.start[0] * C + MAP.start[1];
 
   function bytes(text) { return Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)); }
 
@@ -21,18 +21,6 @@ if (MAP) {
     const arrays = Object.entries(one).filter(([name]) => name !== "about" && name !== "conditions");
     const numbers = arrays.map(([name, text]) => [name, new Float32Array(bytes(text).buffer)]);
     return { about: one.about, conditions: bytes(one.conditions), ...Object.fromEntries(numbers) };
-  }
-
-  function strongest() {
-    const { path, conditions } = strata.rest;
-    let best = 0;
-    for (let i = 0; i < W * C; i += 1) {
-      const [claimed, before] = [conditions[i] & CLAIMED, conditions[best] & CLAIMED];
-      if ((claimed && !before) || (Boolean(claimed) === Boolean(before) && !(path[i] >= path[best]))) {
-        if (Number.isFinite(path[i])) best = i;
-      }
-    }
-    return best;
   }
 
   function mix(share, low, middle, high) {
