@@ -171,7 +171,7 @@ def scan(
 
 @command(*PLANNING, "only", "fresh")
 def figures(options: dict[str, Any]) -> None:
-    """Draw figures from the store: HTML, PNG and SVG."""
+    """Draw figures from the store: PNG and SVG."""
     from repro import pipeline
     from repro.figures.draw import missing_error
 
@@ -181,7 +181,7 @@ def figures(options: dict[str, Any]) -> None:
         raise missing
 
 
-@command(*PLANNING, "only")
+@command(*PLANNING, "only", "fresh")
 def report(options: dict[str, Any]) -> None:
     """Write report.html from the store: the answer, every figure, the scan as a map, where the numbers come from."""
     from repro import pipeline

@@ -28,6 +28,8 @@ from repro.subjects.access import cache_folder
 from repro.subjects.resolve import ResolvedSubject
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from repro.check.comparison import Collected, Comparison
     from repro.model.forward import Model
     from repro.report.build import Material
@@ -120,7 +122,7 @@ def draw(paper: Paper) -> Paper:
         return source_of(plan, experiment, workspace.committed)
 
     try:
-        drawn = drawing.draw(workspace.loaded, wanted, source, out, workspace.request.fresh)
+        drawn = drawing.draw(workspace.loaded, wanted, source, out, workspace.request.fresh, workspace.say)
     except OSError as error:
         raise ReproError(f"{out}: figures cannot be written ({error.strerror})") from None
     new = sum(not item.skipped for item in drawn)
@@ -278,11 +280,11 @@ def _material(paper: Paper) -> Material:
     workspace, plan = paper.workspace, _widened(paper.workspace, paper.plan)
     n_prompts, n_positions = paper.subject.tokens.shape
     item = next((item for item in plan.items if item.experiment.answers and item.fresh), None)
-    raw, document = None, None
-    if item is not None:
-        summary = read_summary(item.path)
-        raw = kept(read_raw(item.path), summary.attrs).load().assign_attrs(summary.attrs)
-        document = kept_answer(workspace.figures_folder(paper.subject.name), item.path.name)
+
+    def raw(path: Path) -> xr.Dataset:
+        summary = read_summary(path)
+        return kept(read_raw(path), summary.attrs).load().assign_attrs(summary.attrs)
+
     return Material(
         loaded=workspace.loaded,
         subject=paper.subject.name,
@@ -293,8 +295,9 @@ def _material(paper: Paper) -> Material:
         source=lambda name: source_of(plan, name, workspace.committed),
         comparison=paper.compared or compare(_collected(paper)),
         scan="" if item is None else item.name,
-        raw=raw,
-        answer=document,
+        raw=None if item is None else lambda: raw(item.path),
+        answer=None if item is None else kept_answer(workspace.figures_folder(paper.subject.name), item.path.name),
+        fresh=workspace.request.fresh,
     )
 
 

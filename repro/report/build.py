@@ -22,6 +22,7 @@ from repro.report.provenance import Provenance, provenance
 from repro.report.published import published_for, stated_for
 from repro.report.scan_part import ScanPart, scan_part
 from repro.report.shortfalls import Shortfall, shortfalls
+from repro.report.stamp import stamp_in, stamp_of
 from repro.report.toml import Declarations
 from repro.spec.types import Loaded
 from repro.store.result import read_summary
@@ -45,10 +46,12 @@ class Material:
     comparison: Comparison | None
     scan: str = ""
     """The experiment that a scan reads; empty where it has no result."""
-    raw: xr.Dataset | None = None
-    """Its raw arrays, without excluded prompts."""
+    raw: Callable[[], xr.Dataset] | None = None
+    """Reads its raw arrays, without excluded prompts."""
     answer: Mapping[str, Any] | None = None
     """`scan.json` of that result."""
+    fresh: bool = False
+    """Whether the page is written anew even where nothing has changed."""
 
     @property
     def is_papers(self) -> bool:
@@ -57,7 +60,7 @@ class Material:
 
 
 def write_report(material: Material, directory: Path, say: Callable[[str], None]) -> Path:
-    """Write `report.html` into a directory and return its path.
+    """Write `report.html` into a directory and return its path; a page of the same data and code is left alone.
 
     say: told of progress, where there is no terminal. Raises OSError where it cannot be
     written, ReproError (exit 5) for a damaged result. Agreement: tests/report/test_page.py.
@@ -67,8 +70,11 @@ def write_report(material: Material, directory: Path, say: Callable[[str], None]
     found = {name: material.source(name) for name in dict.fromkeys(f.experiment for f in spec.figure.values())}
     found |= {material.scan: material.source(material.scan)} if material.scan else {}
     sources = {name: at for name, at in found.items() if isinstance(at, Source)}
-    results = {name: read_summary(at.path) for name, at in sources.items()}
+    stamp = stamp_of(material, sources)
+    if not material.fresh and stamp_in(directory / FILE) == stamp:
+        return directory / FILE
     there = [names for names in groups if spec.figure[names[0]].experiment in sources]
+    results = {name: read_summary(at.path) for name, at in sources.items()}
     declared = Declarations.read(material.loaded.path, spec.experiment)
     figures = []
     with progress(len(there), "charts of the page", say) as advance:
@@ -77,14 +83,14 @@ def write_report(material: Material, directory: Path, say: Callable[[str], None]
             advance()
     scan = None
     if material.raw is not None:
-        scan = scan_part(material.raw, material.subject, material.n_positions, material.answer)
+        scan = scan_part(material.raw(), material.subject, material.n_positions, material.answer)
     absent = {name: at for name, at in found.items() if isinstance(at, str)}
     missing = {name: absent[f.experiment] for name, f in spec.figure.items() if f.experiment in absent}
     origins = provenance(
         results, {name: at.path for name, at in sources.items()}, {name: at.stamp for name, at in sources.items()}
     )
     short = shortfalls(material.comparison, scan, results, missing)
-    text = render(_context(material, figures, scan, origins, short), _data(figures, scan))
+    text = render({"stamp": stamp, **_context(material, figures, scan, origins, short)}, _data(figures, scan))
     directory.mkdir(parents=True, exist_ok=True)
     write_durably(directory / FILE, text.encode())
     return directory / FILE

@@ -17,6 +17,8 @@ from repro.spec.types import Figure, Loaded
 
 COMPACT = {"left": 8, "top": 8, "right": 8, "bottom": 8}
 """Padding around a chart, in pixels: the page has its own."""
+HALF = 780
+"""The widest chart that can be read in half the page, in pixels."""
 TIMES = "\N{MULTIPLICATION SIGN}"
 
 
@@ -44,6 +46,11 @@ class Drawing:
     """What each quantile is over, for the hover."""
     quantiles: tuple[str, str]
 
+    @property
+    def width(self) -> float:
+        """Return its own width in pixels."""
+        return float(self.still.split('width="', 1)[1].split('"', 1)[0])
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -58,6 +65,11 @@ class Shown:
     published: Drawing | None = None
     stated: tuple[str, ...] = field(default=())
     """Published numbers of this figure that no chart can show."""
+
+    @property
+    def beside(self) -> bool:
+        """Return whether both charts can be read in half the width of the page."""
+        return self.published is not None and max(self.published.width, self.ours.width) <= HALF
 
 
 def same_view(loaded: Loaded, names: Sequence[str]) -> list[list[str]]:
@@ -108,8 +120,11 @@ def _says(attrs: Mapping[str, Any], stamp: str) -> str:
 
 def _drawing(name: str, whose: str, says: str, figure: Figure, ds: xr.Dataset) -> Drawing:
     import vl_convert
+    from altair.utils.schemapi import debug_mode
 
-    whole = paper_figures.load(figure.chart).chart(ds).to_dict()
+    # Charts are checked against the schema where the figures themselves are drawn.
+    with debug_mode(False):
+        whole = paper_figures.load(figure.chart).chart(ds).to_dict(validate=False)
     words = whole.pop("usermeta")
     spec = bare(whole, words["body"])
     still = scoped(vl_convert.vegalite_to_svg(spec), name)

@@ -41,7 +41,7 @@ def rendered(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def save(chart: Any, out: Path, name: str) -> tuple[Path, ...]:
         chart.to_dict()
         names.append(name)
-        path = out / f"{name}.html"
+        path = out / f"{name}.svg"
         path.write_text(name)
         return (path,)
 
@@ -126,7 +126,7 @@ def test_a_figure_is_drawn_once_and_again_only_when_something_changed(
     assert again() == []
     assert tree(out) == before
     assert again(fresh=True) == names
-    (out / "post_3a.html").unlink()
+    (out / "post_3a.svg").unlink()
     assert again() == ["post_3a"]
     retitled = spec_with(tmp_path / "new", lambda text: text.replace("Residual stream onto $writer, V", "Stream, V"))
     assert again(retitled) == ["post_3a"]
@@ -212,7 +212,7 @@ def test_a_flipped_bit_in_a_summary_is_refused_and_never_drawn(finished: Finishe
     content = bytearray(chunk.read_bytes())
     content[-1] ^= 1
     chunk.write_bytes(bytes(content))
-    (run.figures / "post_3a.html").unlink()
+    (run.figures / "post_3a.png").unlink()
     before = (run.figures / "post_3a.svg").read_bytes()
     answer = run.cli("figures", "--only", "post_3a")
     assert answer.code == Exit.CORRUPT
