@@ -322,13 +322,24 @@ def announce(workspace: Workspace, subject: ResolvedSubject) -> None:
 
 
 def show_plan(workspace: Workspace, plan: Plan, about: bool = False) -> None:
-    """Say what is fresh, stale, partial or waiting, why, and what the rest will cost. about: what each one is, too."""
+    """Say what is fresh, stale, partial or waiting, why, and what the rest will cost; each state is said once.
+
+    about: what each experiment is, too.
+    """
     width = max((len(item.name) for item in plan.items), default=0)
+    states: dict[str, list[Item]] = {}
     for item in plan.items:
-        why = f"  ({item.state.why})" if item.state.why else ""
-        precision = in_precision(item.precision) and f",{in_precision(item.precision)}"
-        what = f"  {item.experiment.about}" if about and item.experiment.about else ""
-        workspace.say(f"  {item.name:<{width}}  {item.state}{precision}{why}{cost_line(item)}{what}")
+        why = f" ({item.state.why})" if item.state.why else ""
+        states.setdefault(f"{item.state}{why}", []).append(item)
+    for state, items in states.items():
+        if not about and all(item.fresh for item in items):
+            workspace.say(f"{state}: {', '.join(item.name + in_precision(item.precision) for item in items)}")
+            continue
+        workspace.say(f"{state}:")
+        for item in items:
+            what = f"  {item.experiment.about}" if about and item.experiment.about else ""
+            line = f"  {item.name:<{width}}{in_precision(item.precision)}{cost_line(item)}{what}"
+            workspace.say(line.rstrip())
     workspace.say(total_cost(plan, cache_folder()))
 
 

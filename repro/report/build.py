@@ -19,7 +19,7 @@ from repro.progress import progress
 from repro.report.figures import Drawing, Shown, same_view, shown
 from repro.report.page import render
 from repro.report.provenance import Provenance, provenance
-from repro.report.published import published_for, stated_for
+from repro.report.published import stated_for
 from repro.report.scan_part import ScanPart, scan_part
 from repro.report.shortfalls import Shortfall, shortfalls
 from repro.report.stamp import stamp_in, stamp_of
@@ -105,8 +105,7 @@ def _shown(
 ) -> Shown:
     figure = material.loaded.spec.figure[names[0]]
     stamp = sources[figure.experiment].stamp
-    published = published_for(material.loaded, figure)
-    return shown(material.loaded, names, results[figure.experiment], stamp, declared, published, stated_for(figure))
+    return shown(material.loaded, names, results[figure.experiment], stamp, declared, stated_for(figure))
 
 
 def _drawings(figures: Sequence[Shown]) -> list[Drawing]:

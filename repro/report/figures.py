@@ -12,6 +12,7 @@ import xarray as xr
 import paper_figures
 from repro.figures.draw import labels, prepared, subtitle
 from repro.report.csv_text import csv_text
+from repro.report.published import published_for
 from repro.report.toml import Declarations
 from repro.spec.types import Figure, Loaded
 
@@ -87,27 +88,39 @@ def shown(
     summary: xr.Dataset,
     stamp: str,
     declared: Declarations,
-    published: xr.Dataset | None = None,
     stated: Sequence[str] = (),
 ) -> Shown:
     """Return a figure for the page.
 
     names: figures that draw the same, the first of which gives the title; summary: of their experiment; stamp: what
-    must be said about where it lies; published: the published numbers in the same layout, drawn beside ours.
+    must be said about where it lies; stated: published numbers that cannot be drawn.
     Raises ValueError for options that the chart does not have. Agreement: tests/report/test_figures.py.
     """
     figure, papers = loaded.spec.figure[names[0]], loaded.spec.run.paper_subject
     ready = prepared(figure, summary, stamp, papers)
     whose = f"Ours, on {ready.attrs['subject']}" + ("" if ready.attrs["own"] else " — not the paper's model")
     ours = _drawing(names[0], whose, _says(ready.attrs, stamp), figure, ready)
-    theirs = None
-    if published is not None:
-        given = prepared(figure, published, "", papers)
-        says = str(published.attrs["obtained"])
-        theirs = _drawing(f"{names[0]}_published", f"Published, on {papers}", says, figure, given)
+    theirs = _published(loaded, names[0])
     sources = " · ".join(filter(None, (labels(loaded.spec.figure[name]) for name in names)))
     toml = declared.of(figure.experiment, names)
     return Shown(names[0], str(ready.attrs["title"]), sources, toml, ours, theirs, tuple(stated))
+
+
+_KEPT: dict[str, Drawing | None] = {}
+"""The published drawings of this process: they are the same on every subject's page."""
+
+
+def _published(loaded: Loaded, name: str) -> Drawing | None:
+    """Return the published numbers of a figure, drawn by its chart; None where none are kept as data."""
+    figure, papers = loaded.spec.figure[name], loaded.spec.run.paper_subject
+    key = "\0".join([name, figure.model_dump_json(), loaded.spec.model_dump_json(include={"run", "subject"})])
+    if key not in _KEPT:
+        given = published_for(loaded, figure)
+        _KEPT[key] = None
+        if given is not None:
+            ready, says = prepared(figure, given, "", papers), str(given.attrs["obtained"])
+            _KEPT[key] = _drawing(f"{name}_published", f"Published, on {papers}", says, figure, ready)
+    return _KEPT[key]
 
 
 def _says(attrs: Mapping[str, Any], stamp: str) -> str:

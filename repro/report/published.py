@@ -84,12 +84,13 @@ def _filled(
     sizes: Mapping[str, list[str]], numbers: list[Number], variable: str, places: Mapping[str, str] | None = None
 ) -> xr.DataArray:
     """Return NaN of these labels with a variable's published values in their places; places: labels renamed."""
-    array = xr.DataArray(np.full([len(v) for v in sizes.values()], np.nan), dict(sizes), list(sizes))
+    values = np.full([len(labels) for labels in sizes.values()], np.nan)
     for number in numbers:
         if number.variable == variable:
-            at = {dim: (places or {}).get(label, label) for dim, label in number.select.items()}
-            array.loc[at] = number.value
-    return array
+            at = (number.select[dim] for dim in sizes)
+            index = zip(sizes.values(), ((places or {}).get(label, label) for label in at), strict=True)
+            values[tuple(labels.index(label) for labels, label in index)] = number.value
+    return xr.DataArray(values, dict(sizes), list(sizes))
 
 
 def _sites_onto_nodes(published: Published, numbers: list[Number], subject: Any) -> xr.Dataset:
