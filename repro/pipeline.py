@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from repro.check.comparison import Collected, Comparison
     from repro.model.forward import Model
     from repro.report.build import Material
+    from repro.store.verify import Finding
 
 
 @dataclass(frozen=True)
@@ -398,8 +399,8 @@ def clean(paper: Paper, remove: bool) -> list[Path]:
     return found
 
 
-def verify(workspace: Workspace) -> list[Exit]:
-    """Look for damage in every result of the store."""
+def verify(workspace: Workspace) -> list[Finding]:
+    """Look for damage in every result of the store, and say what was found."""
     from repro.store.verify import verify as look
 
     findings = look(workspace.store) if workspace.store.is_dir() else []
@@ -407,7 +408,7 @@ def verify(workspace: Workspace) -> list[Exit]:
         workspace.say(str(finding))
     found = f"{len(findings)} finding{'s' if len(findings) > 1 else ''}" if findings else "nothing damaged"
     workspace.say(f"verify: {found} in {workspace.store}")
-    return [Exit.CORRUPT] if findings else []
+    return findings
 
 
 def as_json(value: object) -> str:

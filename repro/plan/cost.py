@@ -116,7 +116,8 @@ def cost_comparison(predicted: Cost, seconds: float, written: int) -> str:
 def in_flop(flop: float, digits: int = 3) -> str:
     """Return a number of operations in the unit that suits it: `81 GFLOP`, `1.34 TFLOP`."""
     unit = next((unit for unit in ("P", "T", "G", "M", "k") if flop >= _THOUSANDS[unit]), "")
-    return f"{flop / _THOUSANDS[unit]:.{digits}g} {unit}FLOP"
+    rounded = float(f"{flop / _THOUSANDS[unit]:.{digits}g}")
+    return f"{rounded:g} {unit}FLOP"
 
 
 def in_bytes(size: float) -> str:
