@@ -214,6 +214,8 @@ def _less_when_patched(asked: _Claims) -> list[tuple[str, _Estimate]]:
     ends = [
         asked.median(PATCH, "site_pr", run=run, site=sites[i]) for run in ("clean", "patched") for i in (before, after)
     ]
+    if not ends[0].value > ends[1].value:
+        raise _LackingError(f"nothing falls from {sites[before]} to {sites[after]}")
     share = _combined(lambda a, b, c, d: 1 - (c - d) / (a - b), *ends)
     return [(f"from {sites[before]} to {sites[after]}", share)]
 
