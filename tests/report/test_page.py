@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from markupsafe import Markup
 
+from repro.check.compare import check
 from repro.errors import Exit
 from repro.report import page
 from repro.report.figures import Shown
@@ -68,7 +70,7 @@ def text(finished: Finished) -> str:
 
 def test_a_page_has_its_parts_in_order_and_stays_small(text: str) -> None:
     assert len(text.encode()) < LIMIT
-    at = [text.index(heading) for heading in HEADINGS]
+    at = [text.index(f">{heading}", text.index("<main")) for heading in HEADINGS]
     assert at == sorted(at)
     levels = [level for level, _ in Outline(text).headings]
     assert levels[0] == 1
@@ -91,7 +93,7 @@ def test_a_page_asks_the_network_for_nothing(text: str) -> None:
 
 def test_the_library_is_there_once(text: str) -> None:
     assert text.count("window.vegaEmbed=") == 1
-    assert text.count("<script") == 3
+    assert text.count("<script") == 4
 
 
 def test_a_page_says_loudly_whose_numbers_these_are(text: str, finished: Finished) -> None:
@@ -102,7 +104,7 @@ def test_a_page_says_loudly_whose_numbers_these_are(text: str, finished: Finishe
 
 def test_every_figure_is_there_with_its_declaration(text: str) -> None:
     outline = Outline(text)
-    data = json.loads(outline.scripts[1])
+    data = json.loads(outline.scripts[2])
     ours = [name for name in data["charts"]["by_id"] if not name.endswith("_published")]
     assert set(ours) == FIGURES, "those that draw the same once"
     for chart in data["charts"]["by_id"].values():
@@ -140,8 +142,8 @@ def test_texts_of_others_cannot_act() -> None:
     outline = Outline(text)
     assert not [attrs for _, attrs in outline.tags if any(name.startswith("on") for name in attrs)]
     assert not [tag for tag, _ in outline.tags if tag == "img"]
-    assert len(outline.scripts) == len(plain.scripts) == 3
-    assert json.loads(outline.scripts[1])["charts"]["csv"] == [drawing.csv], "and yet every text is whole"
+    assert len(outline.scripts) == len(plain.scripts) == 4
+    assert json.loads(outline.scripts[2])["charts"]["csv"] == [drawing.csv], "and yet every text is whole"
 
 
 @pytest.mark.parametrize("nasty", NASTY)
@@ -180,3 +182,15 @@ def test_text_can_be_read_in_both_schemes(scheme: str) -> None:
         for ground in ("paper", "card"):
             high, low = sorted((luminance(colours[name]), luminance(colours[ground])), reverse=True)
             assert (high + 0.05) / (low + 0.05) >= 4.5, (name, ground)
+
+
+def test_the_papers_own_page_has_every_number_judged() -> None:
+    rows = check({}, subject_is_papers=True, same_prompts=True)
+    single = [row for row in rows if row.group is None]
+    differs = dataclasses.replace(single[0], ours=-0.5, interval=(-0.6, -0.4), verdict="differs", why="outside")
+    changes = {"is_papers": True, "rows": [differs, *single[1:]], "compared": "match: 0", "fallback": ""}
+    text = render(context(**changes), {"charts": {"csv": [], "by_id": {}}, "map": None})
+    assert text.count('class="is-not-determinable-here"') == len(single) - 1
+    assert 'class="is-differs"' in text
+    assert f"{MINUS}0.500" in text
+    assert "Not the paper" not in text
