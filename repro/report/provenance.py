@@ -46,7 +46,9 @@ def provenance(results: Mapping[str, xr.Dataset], paths: Mapping[str, Path], sta
     results: summaries by experiment, with their `provenance` in the attributes; paths: where each lies; stamps: what
     must be said of it. Agreement: tests/report/test_page.py.
     """
-    origins, versions, facts = [], {}, {}
+    origins: list[Origin] = []
+    versions: dict[str, dict[str, None]] = {}
+    facts: dict[str, dict[str, None]] = {}
     for name, found in results.items():
         body = json.loads(found.attrs["provenance"])
         env, key = body["environment"], body["key"]

@@ -9,8 +9,9 @@ if (MAP) {
   const [REPLICABLE, SPECIFIC, NET, CLAIMED] = MAP.bits;
   const FULL = { path: 0.5, clean: 0.5, z: 30 };
   const SHADES = { light: ["#0072B2", "#F4F5F6", "#D55E00", "#1F2933"], dark: ["#5AB4EE", "#242B32", "#FF9147", "#E6EAEE"] };
-  const CELL = Math.max(5, Math.min(15, Math.floor(620 / C)));
   const LEFT = 74, TOP = 46;
+  const room = Math.min(620, root.parentElement.clientWidth - LEFT - 8);
+  const CELL = Math.max(5, Math.min(15, Math.floor(room / C)));
   const outcomes = new Map(MAP.confirmed.map(([w, c, outcome, left]) => [`${w} ${c}`, [outcome, left]]));
   const strata = Object.fromEntries(Object.entries(MAP.strata).map(([name, one]) => [name, unpacked(one)]));
   let chosen = MAP.start[0] * C + MAP.start[1];
