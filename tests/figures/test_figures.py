@@ -180,8 +180,9 @@ def test_an_unfinished_result_is_refused_with_how_much_there_is(finished: Finish
     assert tree(tmp_path / "paper_figures") == before
     checked = run.cli("check")
     assert "  the result of v_patch is unfinished: partial 1/2 units; it is not compared\n" in checked.out
-    rows = json.loads((run.figures / "check.json").read_text())["rows"]
-    assert {row["ours"] for row in rows if row["experiment"] == "v_patch"} == {None}
+    claims = {claim["id"]: claim for claim in json.loads((run.figures / "check.json").read_text())["claims"]}
+    assert claims["falls_less_patched"]["value"] is None
+    assert "no result of 'v_patch'" in claims["falls_less_patched"]["why"]
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals

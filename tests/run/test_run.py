@@ -187,9 +187,12 @@ def test_a_changed_experiment_is_stale_by_the_name_of_its_field(finished: Finish
         tmp_path,
         lambda text: text.replace('measure = "v_patch"\nabout', 'measure = "v_patch"\nscale = "recomputed"\nabout', 1),
     )
-    lines = {line.split()[0]: line for line in run.cli("plan", spec=spec).out.splitlines() if line.startswith("  ")}
-    assert "stale  (changed: scale frozen -> recomputed)" in lines["v_patch"]
-    assert all(" fresh " in line for name, line in lines.items() if name != "v_patch")
+    lines = run.cli("plan", spec=spec).out.splitlines()
+    stale = lines.index("stale (changed: scale frozen -> recomputed):")
+    assert lines[stale + 1].startswith("  v_patch ")
+    states = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert sorted(states) == ["fresh:", "stale (changed: scale frozen -> recomputed):"]
+    assert not lines[stale + 2].startswith("  "), "no other is stale"
 
 
 # ------------------------------------------------------------------------------------------------------------- options
