@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from repro.check.comparison import Collected, Comparison
     from repro.model.forward import Model
-    from repro.report.build import Material
+    from repro.report.material import Material
     from repro.store.verify import Finding
 
 
@@ -274,7 +274,7 @@ def report(paper: Paper) -> Paper:
 def _material(paper: Paper) -> Material:
     """Return what the page is made of: the comparison and the scan as the store has them now."""
     from repro.check.comparison import compare
-    from repro.report.build import Material
+    from repro.report.material import Material
     from repro.scan.answer import kept_answer
     from repro.store.result import read_raw, read_summary
 

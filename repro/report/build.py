@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,12 @@ import xarray as xr
 from markupsafe import Markup
 
 from repro import __version__
-from repro.check.comparison import Comparison
 from repro.check.report import summary_line
 from repro.figures.draw import Source
 from repro.files import write_durably
 from repro.progress import progress
 from repro.report.figures import Drawing, Shown, same_view, shown
+from repro.report.material import Material
 from repro.report.page import render
 from repro.report.provenance import Provenance, provenance
 from repro.report.published import stated_for
@@ -24,39 +23,9 @@ from repro.report.scan_part import ScanPart, scan_part
 from repro.report.shortfalls import Shortfall, shortfalls
 from repro.report.stamp import stamp_in, stamp_of
 from repro.report.toml import Declarations
-from repro.spec.types import Loaded
 from repro.store.result import read_summary
 
 FILE = "report.html"
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a page is made of, beside the store."""
-
-    loaded: Loaded
-    subject: str
-    about: str
-    fallback: str
-    """Why another subject than the first stands here; empty where none was wanted."""
-    n_prompts: int
-    n_positions: int
-    source: Callable[[str], Source | str]
-    """Experiment -> where its result lies, or why there is none."""
-    comparison: Comparison | None
-    scan: str = ""
-    """The experiment that a scan reads; empty where it has no result."""
-    raw: Callable[[], xr.Dataset] | None = None
-    """Reads its raw arrays, without excluded prompts."""
-    answer: Mapping[str, Any] | None = None
-    """`scan.json` of that result."""
-    fresh: bool = False
-    """Whether the page is written anew even where nothing has changed."""
-
-    @property
-    def is_papers(self) -> bool:
-        """Return whether the numbers are of the paper's own subject."""
-        return self.subject == self.loaded.spec.run.paper_subject
 
 
 def write_report(material: Material, directory: Path, say: Callable[[str], None]) -> Path:

@@ -8,13 +8,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import paper_figures
 from repro.figures.draw import Source
-
-if TYPE_CHECKING:
-    from repro.report.build import Material
+from repro.report.material import Material
 
 MARK = '<meta name="stamp" content="'
 HEAD = 2000
