@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from repro import __version__
 from repro.check.report import summary_line
+from repro.errors import ReproError
 from repro.figures.draw import Source
 from repro.files import write_durably
 from repro.progress import progress
@@ -48,7 +49,10 @@ def write_report(material: Material, directory: Path, say: Callable[[str], None]
     figures = []
     with progress(len(there), "charts of the page", say) as advance:
         for names in there:
-            figures.append(_shown(material, names, results, sources, declared))
+            try:
+                figures.append(_shown(material, names, results, sources, declared))
+            except ValueError as error:
+                raise ReproError(f"[figure.{names[0]}] options: {error}") from None
             advance()
     scan = None
     if material.raw is not None:

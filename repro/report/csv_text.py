@@ -17,7 +17,7 @@ def csv_text(ds: xr.Dataset) -> str:
     """Return a summary's variables as CSV with the columns: variable, labels, lower, median, upper, value, units.
 
     Counts of 0 in a density, undefined values and raw points are left out; six significant digits. The same text for
-    the same summary. Agreement: tests/report/test_figures.py (read back).
+    the same summary. Agreement: tests/report/test_parts.py (read back).
     """
     dims = [d for d in _dims(ds) if d != "quantile"]
     out = StringIO()

@@ -94,7 +94,7 @@ def shown(
 
     names: figures that draw the same, the first of which gives the title; summary: of their experiment; stamp: what
     must be said about where it lies; stated: published numbers that cannot be drawn.
-    Raises ValueError for options that the chart does not have. Agreement: tests/report/test_figures.py.
+    Raises ValueError for options that the chart does not have. Agreement: tests/report/test_parts.py.
     """
     figure, papers = loaded.spec.figure[names[0]], loaded.spec.run.paper_subject
     ready = prepared(figure, summary, stamp, papers)

@@ -54,7 +54,7 @@ def presence_svg(sites: Sequence[str], bands: np.ndarray, written: int, erasers:
 
 
 def _spans(steps: Sequence[int], x: Callable[[float], float]) -> list[str]:
-    """Shade the way from the site that each eraser reads to the one after it."""
+    """Return rectangles from the site that each eraser reads to the one after it."""
     parts = []
     for step in steps:
         left, right = x(step - 1), x(step)

@@ -17,7 +17,7 @@ from repro.check.published import Number, Published, read_published
 from repro.spec.types import Figure, Loaded
 
 N_LAYERS, N_HEADS, N_POSITIONS = 4, 8, 1024
-"""gelu-4l's; the reference table has a row for each of its nodes and sites (tests/report/test_published.py)."""
+"""gelu-4l's; the reference table has a row for each of its nodes and sites (tests/report/test_parts.py)."""
 QUANTILES = ["lower", "median", "upper"]
 _OBTAINED = {
     "trace": "medians and quartiles read from the traces of the authors' public appendix page",
@@ -30,7 +30,7 @@ def published_for(loaded: Loaded, figure: Figure) -> xr.Dataset | None:
     """Return the published numbers that a figure of the paper's subject shows; None where none are kept as data.
 
     Returns a dataset in the layout of the figure's experiment, attributes of the paper's own subject, NaN where nothing
-    was published, and `obtained`: how the numbers came to be here. Agreement: tests/report/test_published.py.
+    was published, and `obtained`: how the numbers came to be here. Agreement: tests/report/test_parts.py.
     """
     makers = {
         "site_heads": _sites_onto_nodes,

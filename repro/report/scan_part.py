@@ -57,7 +57,7 @@ def scan_part(raw: xr.Dataset, subject: str, n_positions: int, document: Mapping
 
     raw: the raw arrays of `path_shares`, without excluded prompts; document: `scan.json` of the same result, whose
     confirmations and intervals are taken over; None: nothing was confirmed, and intervals are drawn here.
-    Agreement: tests/report/test_scan_part.py.
+    Agreement: tests/report/test_parts.py.
     """
     confirmed = _confirmations(document)
     rest = scan(raw, confirmed=confirmed, **({} if document is None else {"draws": 0}))

@@ -28,7 +28,7 @@ def shortfalls(
     """Return what does not hold, the gravest first.
 
     comparison: with the published numbers; scan: None where none was computed; results: summaries by experiment;
-    missing: figures without a result, and why. Agreement: tests/report/test_shortfalls.py.
+    missing: figures without a result, and why. Agreement: tests/report/test_parts.py.
     """
     return [*_differences(comparison), *_prompts(results), *_of_scan(scan), *_roles(results), *_absent(missing)]
 
