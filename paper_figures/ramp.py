@@ -33,7 +33,9 @@ def ramp(
     ]
     y = alt.Y(
         "from:Q",
-        scale=alt.Scale(type="log" if logarithmic else "linear", domain=list(ends), nice=False, zero=False),
+        scale=alt.Scale(type="log", domain=list(ends), nice=False)
+        if logarithmic
+        else alt.Scale(type="linear", domain=list(ends), nice=False, zero=False),
         axis=alt.Axis(title=None, orient="right", values=list(values), labelExpr=ticks, grid=False, labelPadding=5),
     )
     colours = {

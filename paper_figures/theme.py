@@ -141,4 +141,6 @@ def frame(body: Any, ds: xr.Dataset, width: float, notes: Sequence[str] = ()) ->
         parts.append(_block([line for note in notes for line in wrap(note, wide, LABEL)], width, SOFT, LABEL))
     heading = alt.Title(text=wrap(title, wide, TITLE, bold=True), subtitle=wrap(subtitle, wide, 12.5))
     described = " ".join(filter(None, (title, subtitle, warning)))
-    return alt.concat(*parts, columns=1, title=heading, description=described, config=CONFIG)
+    # A page that sets the words itself finds them here, and the drawing without them at `body`.
+    words = {"title": title, "caveat": warning or "", "notes": list(notes), "body": int(warning is not None)}
+    return alt.concat(*parts, columns=1, title=heading, description=described, config=CONFIG, usermeta=words)

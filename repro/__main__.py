@@ -1,4 +1,4 @@
-"""`python -m repro`: resolve -> plan -> run -> draw -> check -> answer; one command a stage, `all` for the paper."""
+"""`python -m repro`: resolve -> plan -> run -> draw -> check -> answer -> report; `all` does the whole paper."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help=__doc__,
 )
 
@@ -72,6 +73,23 @@ ANSWER = "scan"
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from repro import __version__
+
+        typer.echo(f"repro {__version__}")
+        raise typer.Exit
+
+
+@app.callback(help=__doc__)
+def _shared(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Answer the options of no command."""
+
+
 def command(*options: str, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a command that is handed those of `OPTIONS` in a dict, then its own parameters."""
 
@@ -100,11 +118,24 @@ def command(*options: str, name: str | None = None) -> Callable[[Callable[..., N
 
 
 def _say(line: str) -> None:
-    typer.echo(line)
+    typer.echo(_coloured(line) if sys.stdout.isatty() else line)
+
+
+def _coloured(line: str) -> str:
+    """Return a line for a terminal: what was found in green, what a reader must not miss in yellow."""
+    if line.startswith("Erasure found"):
+        return typer.style(line, fg="green", bold=True)
+    if line.startswith(("No erasure found", "Too few prompts", "NOT THE PAPER'S SUBJECT")):
+        return typer.style(line, fg="yellow", bold=True)
+    return line
 
 
 def _to_stderr(line: str) -> None:
     typer.echo(line, err=True)
+
+
+def _echo_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=1, sort_keys=True))
 
 
 def _workspace(options: dict[str, Any], say: Callable[[str], None] = _say) -> Any:
@@ -119,7 +150,7 @@ def _end(codes: Iterable[Exit]) -> None:
 
 @command(*RUNNING, "only", name="all")
 def all_(options: dict[str, Any]) -> None:
-    """Resolve, plan, run, draw, check: the whole paper."""
+    """Resolve, plan, run, draw, check, answer, report: the whole paper."""
     from repro.pipeline import STAGES
 
     value = _workspace(options)
@@ -137,7 +168,7 @@ def plan(options: dict[str, Any], as_json: AsJson = False) -> None:
     paper = pipeline.resolve(_workspace(options, _to_stderr if as_json else _say), find=False)
     if as_json:
         rows = plan_rows(paper.workspace.plan(paper.subject))
-        typer.echo(json.dumps({"subject": paper.subject.name, "items": rows}, indent=1, sort_keys=True))
+        _echo_json({"subject": paper.subject.name, "items": rows})
     else:
         pipeline.plan(paper, about=True)
 
@@ -160,28 +191,45 @@ def run(
 def scan(
     options: dict[str, Any],
     model: Annotated[str | None, typer.Argument(help="A declared subject, a model directory, or a hub name.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Say which components take back what others wrote, because it was written: a table, and a verdict last."""
     from repro import pipeline
 
     if model is not None and options["subject"] is not None:
         raise ReproError("scan: give the model once, as an argument or with --subject")
-    workspace = _workspace({**options, "subject": model or options["subject"], "only": ANSWER})
+    asked = {**options, "subject": model or options["subject"], "only": ANSWER}
+    workspace = _workspace(asked, _to_stderr if as_json else _say)
     paper = pipeline.run(pipeline.plan(pipeline.resolve(workspace)))
-    _end(pipeline.answer(paper).codes)
+    paper = pipeline.conclude(pipeline.report(pipeline.answer(paper)))
+    if as_json and paper.verdict:
+        typer.echo((workspace.figures_folder(paper.subject.name) / "scan.json").read_text(encoding="utf-8"))
+    _end(paper.codes)
 
 
 @command(*PLANNING, "only", "fresh")
-def figures(options: dict[str, Any]) -> None:
-    """Draw figures from the store: HTML, PNG and SVG."""
+def figures(options: dict[str, Any], as_json: AsJson = False) -> None:
+    """Draw figures from the store: PNG and SVG."""
     from repro import pipeline
     from repro.figures.draw import missing_error
     from repro.stages.paper import stored
 
-    paper = pipeline.draw(stored(_workspace(options)))
+    paper = pipeline.draw(stored(_workspace(options, _to_stderr if as_json else _say)))
+    if as_json:
+        rows = [{"figure": d.name, "files": list(map(str, d.files)), "skipped": d.skipped} for d in paper.drawn]
+        _echo_json(rows)
     missing = missing_error(list(paper.drawn))
     if missing is not None:
         raise missing
+
+
+@command(*PLANNING, "only", "fresh")
+def report(options: dict[str, Any]) -> None:
+    """Write report.html from the store: the answer, every figure, the scan as a map, where the numbers come from."""
+    from repro import pipeline
+    from repro.stages.paper import stored
+
+    pipeline.report(stored(_workspace(options)))
 
 
 @command(*PLANNING, "only")
@@ -197,11 +245,15 @@ def check(options: dict[str, Any], as_json: AsJson = False) -> None:
 
 
 @command(*PLACE)
-def verify(options: dict[str, Any]) -> None:
+def verify(options: dict[str, Any], as_json: AsJson = False) -> None:
     """Look for damage in the store: flipped bits, lost chunks, torn records, foreign files."""
     from repro.stages.maintain import verify as look
 
-    _end(look(_workspace(options)))
+    findings = look(_workspace(options, _to_stderr if as_json else _say))
+    if as_json:
+        rows = [{"path": str(f.path), "what": f.what, "prompts": f.prompts, "foreign": f.foreign} for f in findings]
+        _echo_json(rows)
+    _end([Exit.CORRUPT] if findings else [])
 
 
 @command("spec")
@@ -211,19 +263,26 @@ def subjects(options: dict[str, Any], as_json: AsJson = False) -> None:
 
     rows = listed(_workspace(options).loaded)
     if as_json:
-        typer.echo(json.dumps(rows, indent=1))
+        _echo_json(rows)
         return
     for row in rows:
         typer.echo(f"{row['name']:<12} {row['state']:<12} writer {row['writer']:<6} {row['about']}")
 
 
 @command(*PLANNING)
-def clean(options: dict[str, Any], yes: Annotated[bool, typer.Option("--yes", help="Remove them.")] = False) -> None:
+def clean(
+    options: dict[str, Any],
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Show results that the spec no longer uses; remove them with --yes."""
     from repro.stages.maintain import clean as tidy
     from repro.stages.paper import stored
 
-    tidy(stored(_workspace(options), announced=False), yes)
+    workspace = _workspace(options, _to_stderr if as_json else _say)
+    found = tidy(stored(workspace, announced=False), yes)
+    if as_json:
+        _echo_json({"removed": yes, "results": list(map(str, found))})
 
 
 @command(*PLACE, "device")

@@ -1,43 +1,79 @@
-"""Progress of a long pass: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere; both with rate and time left."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Advance = Callable[[], None]
-LINES = 10
+LINES = 5
+"""Plain lines about one piece of work, at most."""
 
 
 @contextmanager
-def progress(total: int, what: str, say: Callable[[str], None]) -> Iterator[Advance]:
+def progress(
+    total: int, what: str, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+) -> Iterator[Advance]:
     """Yield a function to call after each of `total` steps.
 
-    what: shown beside the bar; say: prints the plain lines, about ten of them.
+    what: the steps' plural, `units`; say: prints the plain lines; clock: seconds.
     """
     if sys.stdout.isatty():
         yield from _bar(total, what)
     else:
-        yield from _lines(total, what, say)
+        yield from _lines(total, what, say, clock)
 
 
 def _bar(total: int, what: str) -> Iterator[Advance]:
-    from rich.progress import Progress
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    with Progress(transient=True) as bars:
-        task = bars.add_task(what, total=total)
-        yield lambda: bars.advance(task)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[pace]}"))
+    started, done = time.monotonic(), 0
+    with Progress(*columns, transient=True) as bars:
+        task = bars.add_task(what, total=total, pace="")
+
+        def advance() -> None:
+            nonlocal done
+            done += 1
+            bars.update(task, advance=1, pace=pace(done, total, time.monotonic() - started))
+
+        yield advance
 
 
-def _lines(total: int, what: str, say: Callable[[str], None]) -> Iterator[Advance]:
-    done = 0
-    step = max(total // LINES, 1)
+def _lines(total: int, what: str, say: Callable[[str], None], clock: Callable[[], float]) -> Iterator[Advance]:
+    started, done = clock(), 0
+    step = max(-(-total // LINES), 1)
 
     def advance() -> None:
         nonlocal done
         done += 1
         if done % step == 0 or done == total:
-            say(f"  {done}/{total} {what}")
+            told = pace(done, total, clock() - started)
+            say(f"  {done}/{total} {what}{', ' if told else ''}{told}")
 
     yield advance
+
+
+def pace(done: int, total: int, seconds: float) -> str:
+    """Return rate and time left, `1.2 a second, 40 s left`; empty where nothing can be said yet or nothing is left."""
+    if done < 1 or done >= total or seconds <= 0:
+        return ""
+    rate = done / seconds
+    words = f"{rate:.2g} a second" if rate >= 1 else f"{1 / rate:.2g} s each"
+    return f"{words}, {duration((total - done) / rate)} left"
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it: `0.4 s`, `40 s`, `3 min 20 s`, `2 h 5 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest and minutes < 10 else f"{round(seconds / 60)} min"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if minutes else f"{hours} h"

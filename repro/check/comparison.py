@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import xarray as xr
 
 from repro.check import compare as published
+from repro.check.claims import ClaimRow, ask_claims
 from repro.check.precision import Effect, effects, unpaired
 from repro.check.precision_report import write_effects
-from repro.check.report import Heading, summary_line, write_report
+from repro.check.report import Heading, claims_line, summary_line, write_report
 from repro.check.variants import Line, variant_lines, write_variants
 from repro.spec.types import Common
 
@@ -40,6 +41,8 @@ class Comparison:
     effects: list[Effect]
     missing: list[str]
     """Declared variants of precision that cannot be shown."""
+    claims: list[ClaimRow] = field(default_factory=list)
+    """The claims in words, asked of a subject that is not the paper's."""
 
 
 def compare(found: Collected) -> Comparison:
@@ -60,7 +63,8 @@ def compare(found: Collected) -> Comparison:
     rows = judge({})
     moved = effects(found.experiments, found.results, rows, judge, own)
     lines = variant_lines(found.experiments, found.results)
-    return Comparison(found.heading, rows, lines, moved, unpaired(found.experiments, moved))
+    claims = [] if own else ask_claims(found.results, found.raw)
+    return Comparison(found.heading, rows, lines, moved, unpaired(found.experiments, moved), claims)
 
 
 def write(comparison: Comparison, directory: Path) -> list[str]:
@@ -68,8 +72,9 @@ def write(comparison: Comparison, directory: Path) -> list[str]:
 
     Raises OSError where the directory cannot be written.
     """
-    table, _ = write_report(comparison.rows, directory, comparison.heading)
-    said = [f"check: {summary_line(comparison.rows)}; {table}"]
+    table, _ = write_report(comparison.rows, directory, comparison.heading, comparison.claims)
+    own = comparison.heading.subject_is_papers
+    said = [f"check: {summary_line(comparison.rows) if own else claims_line(comparison.claims)}; {table}"]
     # What another selection of experiments has left beside this check is not about these results.
     for name in ("variants", "precision"):
         for kind in ("md", "json"):

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from repro.check.claims import CLAIM_VERDICTS, ClaimRow
 from repro.check.compare import VERDICTS, Row
 from repro.check.tables import table
 from repro.files import write_json
@@ -37,12 +38,25 @@ def summary_line(rows: Sequence[Row]) -> str:
     return " · ".join(f"{verdict}: {counts[verdict]}" for verdict in VERDICTS) + f" (of {len(rows)})"
 
 
-def write_report(rows: Sequence[Row], folder: Path, heading: Heading) -> tuple[Path, Path]:
-    """Write check.md and check.json into a folder and return their paths. Agreement: tests/check/test_check.py."""
+def claims_line(claims: Sequence[ClaimRow]) -> str:
+    """Return how many of the claims in words hold, in one line."""
+    counts = Counter(claim.verdict for claim in claims)
+    told = [f"{verdict}: {counts[verdict]}" for verdict in CLAIM_VERDICTS]
+    return f"claims in words, {' · '.join(told)} (of {len(claims)})"
+
+
+def write_report(
+    rows: Sequence[Row], folder: Path, heading: Heading, claims: Sequence[ClaimRow] = ()
+) -> tuple[Path, Path]:
+    """Write check.md and check.json into a folder and return their paths. Agreement: tests/check/test_check.py.
+
+    rows: the published numbers; claims: asked of a subject that is not the paper's, whose rows are folded.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     page, data = folder / "check.md", folder / "check.json"
-    page.write_text(markdown(rows, heading), encoding="utf-8")
-    write_json(data, document(rows, heading))
+    own = heading.subject_is_papers
+    page.write_text(markdown(rows, heading) if own else markdown_of_claims(claims, rows, heading), encoding="utf-8")
+    write_json(data, document(rows, heading) if own else document_of_claims(claims, rows, heading))
     return page, data
 
 
@@ -56,6 +70,40 @@ def document(rows: Sequence[Row], heading: Heading) -> dict[str, Any]:
     }
 
 
+def document_of_claims(claims: Sequence[ClaimRow], rows: Sequence[Row], heading: Heading) -> dict[str, Any]:
+    """Return the claims with every field, and how many published numbers are not of this subject."""
+    counts = Counter(claim.verdict for claim in claims)
+    return {
+        **asdict(heading),
+        "verdicts": {verdict: counts[verdict] for verdict in CLAIM_VERDICTS},
+        "claims": [asdict(claim) for claim in claims],
+        "published_not_compared": len(rows),
+    }
+
+
+def markdown_of_claims(claims: Sequence[ClaimRow], rows: Sequence[Row], heading: Heading) -> str:
+    """Return the claims in words as a table, everything that was published for another model in one line."""
+    whose = "published for another model" if not rows else rows[0].why
+    cells = [(c.claim, c.rule, c.value, _interval(c), c.verdict, c.why) for c in claims]
+    lines = [
+        f"# The publications' claims, asked of {heading.subject}",
+        "",
+        f"Subject: **{heading.subject}**, {heading.n_prompts} prompts x {heading.n_positions} positions.",
+        "",
+        f"{claims_line(claims).capitalize()}.",
+        "",
+        *_left_out(heading),
+        "What the two texts say in words about gelu-4l, tested on the roles that this subject has. The rule is ours. "
+        "`holds`: the whole 95 % interval over prompts (cluster bootstrap) meets the rule; `does not hold`: none of it "
+        "does; `undecided`: some.",
+        "",
+        *table(["claim", "rule", "value", "interval", "verdict", "where"], cells, right=("value",)),
+        "",
+        f"The {len(rows):,} published numbers and rules are not compared: {whose}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def markdown(rows: Sequence[Row], heading: Heading) -> str:
     """Return a table per figure; a large table of numbers has one line per node, its rows are all in check.json."""
     lines = ["# Published numbers and ours", "", *_preamble(rows, heading)]
@@ -66,11 +114,11 @@ def markdown(rows: Sequence[Row], heading: Heading) -> str:
         single = [row for row in shown if row.group is None]
         grouped = [row for row in shown if row.group is not None]
         if grouped:
-            lines += _grouped_table(grouped, heading)
+            lines += _grouped_table(grouped)
         if grouped and single:
             lines.append("")
         if single:
-            lines += _table(single, heading)
+            lines += _table(single)
     return "\n".join(lines) + "\n"
 
 
@@ -82,17 +130,10 @@ def _preamble(rows: Sequence[Row], heading: Heading) -> list[str]:
         summary_line(rows),
         "",
     ]
-    if heading.left_out:
-        lines += [f"**{partial(heading.left_out, heading.n_prompts)}**: {left_out_line(heading.left_out)}.", ""]
+    lines += _left_out(heading)
     for precision in dict.fromkeys(row.precision for row in rows if row.precision != FLOAT32):
         named = dict.fromkeys(row.experiment for row in rows if row.precision == precision)
         lines += [f"**Computed{in_precision(precision)}**: {', '.join(named)}.", ""]
-    if not heading.subject_is_papers:
-        lines += [
-            f"**{heading.subject} is not the model of the publications: no published number can be checked on it.** "
-            f"A column `value on {heading.subject}` stands beside the published one, not against it.",
-            "",
-        ]
     lines += [
         "LW: the LessWrong post; P: the paper; appendix: the authors' public appendix page. "
         "`match`: within the tolerance. `within interval`: the published value lies in the 95 % interval of ours over "
@@ -110,20 +151,24 @@ def _preamble(rows: Sequence[Row], heading: Heading) -> list[str]:
     return lines
 
 
-def _table(rows: Sequence[Row], heading: Heading) -> list[str]:
-    ours = "ours" if heading.subject_is_papers else f"value on {heading.subject}"
+def _left_out(heading: Heading) -> list[str]:
+    if not heading.left_out:
+        return []
+    return [f"**{partial(heading.left_out, heading.n_prompts)}**: {left_out_line(heading.left_out)}.", ""]
+
+
+def _table(rows: Sequence[Row]) -> list[str]:
     return table(
-        ["quantity", "variant", "published", ours, "interval", "tolerance", "verdict", "why"],
+        ["quantity", "variant", "published", "ours", "interval", "tolerance", "verdict", "why"],
         [
             (r.quantity, r.variant, r.published, r.ours, _interval(r), r.tolerance, r.verdict, r.why or "-")
             for r in rows
         ],
-        right=("published", ours),
+        right=("published", "ours"),
     )
 
 
-def _grouped_table(rows: Sequence[Row], heading: Heading) -> list[str]:
-    compared = "largest difference" if heading.subject_is_papers else f"({heading.subject}: not compared)"
+def _grouped_table(rows: Sequence[Row]) -> list[str]:
     lines = []
     # An id is group/node/site/quantile.
     for node in dict.fromkeys(row.id.split("/")[1] for row in rows):
@@ -131,9 +176,8 @@ def _grouped_table(rows: Sequence[Row], heading: Heading) -> list[str]:
         counts = Counter(row.verdict for row in own)
         reasons = Counter(row.why for row in own if row.verdict not in ("match", "within interval"))
         why = "; ".join(f"{reason} ({count})" for reason, count in sorted(reasons.items()))
-        largest = _largest(own) if heading.subject_is_papers else "-"
-        lines.append((node, len(own), *(counts[verdict] for verdict in VERDICTS), largest, why or "-"))
-    heads = [f"{rows[0].group}: node", "numbers", *VERDICTS, compared, "why"]
+        lines.append((node, len(own), *(counts[verdict] for verdict in VERDICTS), _largest(own), why or "-"))
+    heads = [f"{rows[0].group}: node", "numbers", *VERDICTS, "largest difference", "why"]
     return table(heads, lines, right=("numbers", *VERDICTS))
 
 
@@ -154,5 +198,5 @@ def _figure_order(figure: str) -> tuple[int, str]:
     return (_ORDER.index(post) if post in _ORDER else len(_ORDER), figure)
 
 
-def _interval(row: Row) -> str:
+def _interval(row: Row | ClaimRow) -> str:
     return "-" if row.interval is None else f"{row.interval[0]:.4g} … {row.interval[1]:.4g}"

@@ -1,4 +1,4 @@
-"""Draws figures from the store alone: no torch, no statistics. HTML, PNG and SVG for each."""
+"""Draws figures from the store alone: no torch, no statistics. PNG and SVG for each."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import paper_figures
-from paper_figures import page
 from repro.errors import Exit, ReproError
 from repro.labels import in_precision, layer_of
+from repro.progress import progress
 from repro.spec.types import Figure, Loaded
 from repro.store.excluded import NOTE, partial
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 STAMPS = "figures.json"
 PNG_SCALE = 2
@@ -49,38 +52,49 @@ def lack(experiment: str, state: str) -> str:
 
 
 def draw(
-    loaded: Loaded, names: Sequence[str], source: Callable[[str], Source | str], out: Path, fresh: bool = False
+    loaded: Loaded,
+    names: Sequence[str],
+    source: Callable[[str], Source | str],
+    out: Path,
+    fresh: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[Drawn]:
     """Draw the named figures into a directory; a figure whose data and code are unchanged is left alone.
 
-    source: experiment name -> where its result lies, or why there is none. out: the directory. Raises ReproError:
-    exit 2, once all others are drawn, for options that a chart does not have; exit 5 for a result that is not whole.
-    Agreement: tests/figures/test_figures.py.
+    source: experiment name -> where its result lies, or why there is none; out: the directory; say: told of progress
+    where there is no terminal. Raises ReproError: exit 2, once all others are drawn, for options that a chart does not
+    have; exit 5 for a result that is not whole. Agreement: tests/figures/test_figures.py.
     """
-    before = _read_stamps(out / STAMPS)
-    stamps, drawn, refused = dict(before), [], []
+    figures, papers = loaded.spec.figure, loaded.spec.run.paper_subject
+    stamps = _read_stamps(out / STAMPS)
+    drawn: dict[str, Drawn] = {}
+    todo: list[tuple[str, Source, str]] = []
     for name in names:
-        figure = loaded.spec.figure[name]
-        at = source(figure.experiment)
+        at = source(figures[name].experiment)
         if isinstance(at, str):
-            drawn.append(Drawn(name, skipped=at))
+            drawn[name] = Drawn(name, skipped=at)
             continue
-        digest = _digest(figure, at, loaded.spec.run.paper_subject)
-        files = tuple(out / file for file in before.get(name, {}).get("files", ()))
-        if not fresh and before.get(name, {}).get("digest") == digest and files and all(f.is_file() for f in files):
-            drawn.append(Drawn(name, files, "unchanged"))
-            continue
-        try:
-            files = _render(name, figure, at, out, loaded.spec.run.paper_subject)
-        except ValueError as error:
-            refused.append(f"[figure.{name}] options: {error}")
-            continue
-        stamps[name] = {"digest": digest, "files": [file.name for file in files]}
-        _write_stamps(out / STAMPS, stamps)
-        drawn.append(Drawn(name, files))
+        digest, before = _digest(figures[name], at, papers), stamps.get(name, {})
+        files = tuple(out / file for file in before.get("files", ()))
+        if not fresh and before.get("digest") == digest and files and all(file.is_file() for file in files):
+            drawn[name] = Drawn(name, files, "unchanged")
+        else:
+            todo.append((name, at, digest))
+    refused = []
+    with progress(len(todo), "figures", say) as advance:
+        for name, at, digest in todo:
+            try:
+                files = _render(name, figures[name], at, out, papers)
+            except ValueError as error:
+                refused.append(f"[figure.{name}] options: {error}")
+            else:
+                stamps[name] = {"digest": digest, "files": [file.name for file in files]}
+                _write_stamps(out / STAMPS, stamps)
+                drawn[name] = Drawn(name, files)
+            advance()
     if refused:
         raise ReproError("\n".join(refused))
-    return drawn
+    return [drawn[name] for name in names]
 
 
 def _read_stamps(path: Path) -> dict[str, Any]:
@@ -113,21 +127,32 @@ def _digest(figure: Figure, at: Source, papers: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
+def prepared(figure: Figure, dataset: xr.Dataset, at: Source, papers: str) -> xr.Dataset:
+    """Return a summary with what a chart of it reads beside the numbers: title, subtitle, options.
+
+    dataset: as stored; at: where it lies, and what a scan says of named roles; papers: the subject whose numbers are
+    the paper's.
+    """
+    attrs = {key: value for key, value in dataset.attrs.items() if key != "provenance"}
+    if str(at.roles.get("roles")).startswith("named") and "erasers" in attrs:
+        attrs.pop("found", None)
+        attrs.update({key: at.roles[key] for key in ("roles", "found") if key in at.roles})
+    attrs["own"] = attrs["subject"] == papers
+    attrs.update(
+        title=_filled(figure.title, attrs),
+        subtitle=subtitle(attrs, at.stamp, labels(figure)),
+        options=_options(figure, attrs),
+    )
+    dataset = dataset.copy(deep=False)
+    dataset.attrs = attrs
+    return dataset
+
+
 def _render(name: str, figure: Figure, at: Source, out: Path, papers: str) -> tuple[Path, ...]:
     """Draw a figure; papers: the subject whose numbers are the paper's."""
     from repro.store.result import read_summary
 
-    dataset = read_summary(at.path)
-    dataset.attrs.pop("provenance", None)
-    if str(at.roles.get("roles")).startswith("named") and "erasers" in dataset.attrs:
-        dataset.attrs.pop("found", None)
-        dataset.attrs.update({key: at.roles[key] for key in ("roles", "found") if key in at.roles})
-    dataset.attrs["own"] = dataset.attrs["subject"] == papers
-    dataset.attrs.update(
-        title=_filled(figure.title, dataset.attrs),
-        subtitle=subtitle(dataset.attrs, at.stamp, _labels(figure)),
-        options=_options(figure, dataset.attrs),
-    )
+    dataset = prepared(figure, read_summary(at.path), at, papers)
     out.mkdir(parents=True, exist_ok=True)
     module = paper_figures.load(figure.chart)
     files = list(_save(module.chart(dataset), out, name))
@@ -138,11 +163,14 @@ def _render(name: str, figure: Figure, at: Source, out: Path, papers: str) -> tu
 
 
 def _save(chart: Any, out: Path, name: str) -> tuple[Path, ...]:
-    html, png, svg = (out / f"{name}.{kind}" for kind in ("html", "png", "svg"))
-    html.write_text(page.html(chart), encoding="utf-8")
-    chart.save(png, scale_factor=PNG_SCALE)
-    chart.save(svg)
-    return html, png, svg
+    """Write a chart as PNG and SVG; the page of the subject holds it with all that can be pointed at."""
+    import vl_convert
+
+    png, svg = (out / f"{name}.{kind}" for kind in ("png", "svg"))
+    spec = chart.to_dict()
+    png.write_bytes(vl_convert.vegalite_to_png(spec, scale=PNG_SCALE))
+    svg.write_text(vl_convert.vegalite_to_svg(spec), encoding="utf-8")
+    return png, svg
 
 
 def _filled(text: str, attrs: Mapping[str, Any]) -> str:
@@ -155,7 +183,8 @@ def _filled(text: str, attrs: Mapping[str, Any]) -> str:
     return text
 
 
-def _labels(figure: Figure) -> str:
+def labels(figure: Figure) -> str:
+    """Return what the sources call a figure, in words; empty where neither has it."""
     named = (("post", figure.labels.post), ("paper", figure.labels.paper))
     return ", ".join(
         f"{label.capitalize() if label == 'appendix' else f'Figure {label}'} of the {where}"

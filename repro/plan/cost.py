@@ -10,9 +10,12 @@ from pathlib import Path
 
 from repro.model.folder import Shape
 from repro.plan.plan import RAW_BYTES, Item, Plan, Settings
+from repro.progress import duration
 from repro.subjects.resolve import ResolvedSubject
 
 RATES = "rates.json"
+_THOUSANDS = {"P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "": 1.0}
+_POWERS = {"Gi": 30, "Mi": 20, "Ki": 10, "": 0}
 
 
 @dataclass(frozen=True)
@@ -99,21 +102,29 @@ def cost_comparison(predicted: Cost, seconds: float, written: int) -> str:
     seconds: what its passes and reductions took; written: bytes that it added to the store, compressed.
     Agreement: tests/plan/test_costs.py.
     """
-    took = f"took {_seconds(seconds)}"
+    took = f"took {duration(seconds)}"
     if predicted.seconds is None:
         time = f"{took}, not predicted: this machine had not run such a model before"
     else:
         off = f" ({seconds / predicted.seconds - 1:+.0%})" if predicted.seconds >= 1 else ""
-        time = f"predicted {_seconds(predicted.seconds)}, {took}{off}"
-    rate = f" at {predicted.flop / seconds / 1e12:.2g} TFLOP/s" if seconds > 0 else ""
-    return (
-        f"{time}; {predicted.flop / 1e12:.3g} TFLOP{rate}; {predicted.size / 2**20:.0f} MiB predicted, "
-        f"{written / 2**20:.0f} MiB written"
-    )
+        time = f"predicted {duration(predicted.seconds)}, {took}{off}"
+    rate = f" at {in_flop(predicted.flop / seconds, 2)}/s" if seconds > 0 else ""
+    sizes = f"{in_bytes(predicted.size)} predicted, {in_bytes(written)} written"
+    return f"{time}; {in_flop(predicted.flop)}{rate}; {sizes}"
 
 
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+def in_flop(flop: float, digits: int = 3) -> str:
+    """Return a number of operations in the unit that suits it: `81 GFLOP`, `1.34 TFLOP`."""
+    unit = next((unit for unit in ("P", "T", "G", "M", "k") if flop >= _THOUSANDS[unit]), "")
+    rounded = float(f"{flop / _THOUSANDS[unit]:.{digits}g}")
+    return f"{rounded:g} {unit}FLOP"
+
+
+def in_bytes(size: float) -> str:
+    """Return a size in the unit that suits it: `4.2 MiB`, `12 KiB`."""
+    unit = next((unit for unit in ("Gi", "Mi", "Ki") if size >= 2 ** _POWERS[unit]), "")
+    scaled = size / 2 ** _POWERS[unit]
+    return f"{scaled:.1f} {unit}B" if unit and scaled < 10 else f"{scaled:.0f} {unit}B"
 
 
 def on_disk(items: Iterable[Item]) -> int:
@@ -127,11 +138,11 @@ def cost_line(item: Item) -> str:
     if item.fresh:
         return ""
     if item.waits:
-        return f"  [at most {item_flop(item) / 1e12:.3f} TFLOP]"
+        return f"  [at most {in_flop(item_flop(item))}]"
     share, size = lacking(item), item_bytes(item)
     # Of more prompts the raw values would take more than is allowed.
     cut = f" of the first {item.context.n_prompts} prompts" if _is_cut(item) else ""
-    return f"  [{item_flop(item) * share / 1e12:.3f} TFLOP, {size * share / 2**20:.0f} MiB{cut}]"
+    return f"  [{in_flop(item_flop(item) * share)}, {in_bytes(size * share)}{cut}]"
 
 
 def _is_cut(item: Item) -> bool:
@@ -150,14 +161,11 @@ def total_cost(plan: Plan, folder: Path) -> str:
     streams = list(map(str, plan.passes(todo)))
     seconds = "time unknown before a first run"
     if cost.seconds is not None:
-        seconds = f"about {cost.seconds:.0f} s at this machine's last rate"
+        seconds = f"about {duration(cost.seconds)} at this machine's last rate"
     later = sum(item.waits for item in plan.items)
     more = f"; {later} more once roles are known" if later else ""
     passes = f"{len(streams)} pass{'es' if len(streams) > 1 else ''} ({', '.join(streams)})"
-    return (
-        f"next: {len(todo)} experiments in {passes}, {cost.flop / 1e12:.2f} TFLOP, {cost.size / 2**20:.0f} MiB, "
-        f"{seconds}{more}"
-    )
+    return f"next: {len(todo)} experiments in {passes}, {in_flop(cost.flop)}, {in_bytes(cost.size)}, {seconds}{more}"
 
 
 def remember(

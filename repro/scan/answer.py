@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -42,6 +43,15 @@ def answered(
 
 def _rows(confirmed: Mapping[tuple[str, str], Confirmation]) -> list[dict[str, Any]]:
     return [{"writer": w, "component": c, **asdict(found)} for (w, c), found in confirmed.items()]
+
+
+def kept_answer(directory: Path, key: str) -> dict[str, Any] | None:
+    """Return what was kept of the answer from a result; None where it is of another one or cannot be read."""
+    try:
+        document: dict[str, Any] = json.loads((directory / FILE).read_text(encoding="utf-8"))
+        return document if document["key"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _data(found: Scan) -> dict[str, Any]:

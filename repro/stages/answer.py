@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from repro.figures import draw as drawing
@@ -35,6 +36,14 @@ def answer(paper: Paper) -> Paper:
         return load(paper.subject.folder, item.precision, paper.workspace.settings.device)
 
     paper.workspace.say("")
-    for line in answered(raw, item.path, paper.subject.name, tokens, model, out):
+    *lines, last = answered(raw, item.path, paper.subject.name, tokens, model, out)
+    for line in lines:
         paper.workspace.say(line)
+    return replace(paper, verdict=last)
+
+
+def conclude(paper: Paper) -> Paper:
+    """Say the answer, last of all."""
+    if paper.verdict:
+        paper.workspace.say(paper.verdict)
     return paper

@@ -24,7 +24,7 @@ def check(paper: Paper) -> Paper:
     from repro.check.compare import exit_code
     from repro.check.comparison import compare, write
 
-    comparison = compare(_collected(paper))
+    comparison = compare(collected(paper))
     out = paper.workspace.figures_folder(paper.subject.name)
     try:
         lines = write(comparison, out)
@@ -36,17 +36,18 @@ def check(paper: Paper) -> Paper:
         whose = paper.workspace.loaded.spec.run.paper_subject
         paper.workspace.say(f"  published numbers belong to {whose}; {paper.subject.name} is another model")
     code = exit_code(comparison.rows)
-    return paper if code == Exit.OK else replace(paper, codes=(*paper.codes, code))
+    codes = paper.codes if code == Exit.OK else (*paper.codes, code)
+    return replace(paper, codes=codes, compared=comparison)
 
 
-def _collected(paper: Paper) -> Collected:
+def collected(paper: Paper) -> Collected:
     """Return the committed results of every experiment of the spec, whether or not it was selected now."""
     from repro.check.comparison import Collected
     from repro.check.published import PAPER_PROMPTS
     from repro.check.report import Heading
     from repro.store.result import read_raw, read_summary
 
-    workspace, plan = paper.workspace, _widened(paper.workspace, paper.plan)
+    workspace, plan = paper.workspace, widened(paper.workspace, paper.plan)
     experiments = workspace.loaded.spec.experiment
     paths = {name: at for name in experiments if (at := _result(workspace, plan, name)) is not None}
     results = {name: read_summary(path) for name, path in paths.items()}
@@ -72,7 +73,7 @@ def _recipe(subject: ResolvedSubject) -> object:
     return prompts.model_dump(mode="json") if isinstance(prompts, HubPrompts) else None
 
 
-def _widened(workspace: Workspace, plan: Plan) -> Plan:
+def widened(workspace: Workspace, plan: Plan) -> Plan:
     """Return the plan with all experiments of the spec, if all fit the subject: planned together they are quicker."""
     try:
         return workspace.plan(plan.subject, [*(item.name for item in plan.items), *workspace.loaded.spec.experiment])

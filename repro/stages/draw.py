@@ -37,7 +37,7 @@ def draw(paper: Paper) -> Paper:
         return source_of(plan, experiment, workspace.committed)
 
     try:
-        drawn = drawing.draw(workspace.loaded, wanted, source, out, workspace.request.fresh)
+        drawn = drawing.draw(workspace.loaded, wanted, source, out, workspace.request.fresh, workspace.say)
     except OSError as error:
         raise ReproError(f"{out}: figures cannot be written ({error.strerror})") from None
     new = sum(not item.skipped for item in drawn)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from repro.computer import remove_result
-from repro.errors import Exit, ReproError
+from repro.errors import ReproError
 from repro.files import load
 from repro.plan.plan import Plan
 from repro.request import Workspace
 from repro.stages.paper import Paper, item_of
 from repro.store.records import PROVENANCE
+
+if TYPE_CHECKING:
+    from repro.store.verify import Finding
 
 
 def _is_own(plan: Plan, path: Path) -> bool:
@@ -51,8 +55,8 @@ def clean(paper: Paper, remove: bool) -> list[Path]:
     return found
 
 
-def verify(workspace: Workspace) -> list[Exit]:
-    """Look for damage in every result of the store."""
+def verify(workspace: Workspace) -> list[Finding]:
+    """Look for damage in every result of the store, and say what was found."""
     from repro.store.verify import verify as look
 
     findings = look(workspace.store) if workspace.store.is_dir() else []
@@ -60,4 +64,4 @@ def verify(workspace: Workspace) -> list[Exit]:
         workspace.say(str(finding))
     found = f"{len(findings)} finding{'s' if len(findings) > 1 else ''}" if findings else "nothing damaged"
     workspace.say(f"verify: {found} in {workspace.store}")
-    return [Exit.CORRUPT] if findings else []
+    return findings

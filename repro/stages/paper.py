@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from repro.computer import Computer
 from repro.errors import Exit, ReproError
@@ -10,6 +11,9 @@ from repro.figures.draw import Drawn
 from repro.plan.plan import Item, Plan
 from repro.request import Workspace
 from repro.subjects.resolve import ResolvedSubject
+
+if TYPE_CHECKING:
+    from repro.check.comparison import Comparison
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,9 @@ class Paper:
     drawn: tuple[Drawn, ...] = ()
     codes: tuple[Exit, ...] = ()
     """Exit codes of what went wrong."""
+    compared: Comparison | None = None
+    verdict: str = ""
+    """The answer in one sentence, which is said last."""
 
     @property
     def plan(self) -> Plan:

@@ -7,7 +7,7 @@ from typing import Any
 
 from repro.labels import in_precision
 from repro.plan.cost import cost_line, item_bytes, item_flop, total_cost
-from repro.plan.plan import Plan
+from repro.plan.plan import Item, Plan
 from repro.request import Workspace
 from repro.stages.paper import Paper
 from repro.subjects.access import cache_folder
@@ -21,13 +21,24 @@ def plan(paper: Paper, about: bool = False) -> Paper:
 
 
 def show_plan(workspace: Workspace, plan: Plan, about: bool = False) -> None:
-    """Say what is fresh, stale, partial or waiting, why, and what the rest will cost. about: what each one is, too."""
+    """Say what is fresh, stale, partial or waiting, why, and what the rest will cost; each state is said once.
+
+    about: what each experiment is, too.
+    """
     width = max((len(item.name) for item in plan.items), default=0)
+    states: dict[str, list[Item]] = {}
     for item in plan.items:
-        why = f"  ({item.state.why})" if item.state.why else ""
-        precision = in_precision(item.precision) and f",{in_precision(item.precision)}"
-        what = f"  {item.experiment.about}" if about and item.experiment.about else ""
-        workspace.say(f"  {item.name:<{width}}  {item.state}{precision}{why}{cost_line(item)}{what}")
+        why = f" ({item.state.why})" if item.state.why else ""
+        states.setdefault(f"{item.state}{why}", []).append(item)
+    for state, items in states.items():
+        if not about and all(item.fresh for item in items):
+            workspace.say(f"{state}: {', '.join(item.name + in_precision(item.precision) for item in items)}")
+            continue
+        workspace.say(f"{state}:")
+        for item in items:
+            what = f"  {item.experiment.about}" if about and item.experiment.about else ""
+            line = f"  {item.name:<{width}}{in_precision(item.precision)}{cost_line(item)}{what}"
+            workspace.say(line.rstrip())
     workspace.say(total_cost(plan, cache_folder()))
 
 

@@ -323,14 +323,6 @@ def test_the_table_is_grouped_by_figure_and_short() -> None:
     assert all(line.replace("\\|", "").count("|") in (9, 9) for line in rows)
 
 
-def test_the_table_of_another_subject_says_so() -> None:
-    heading = Heading("mini", subject_is_papers=False, n_prompts=300, n_positions=1024, same_prompts=False)
-    text = markdown(judged(with_attrs(subject="mini"), papers=False), heading)
-    assert "**mini is not the model of the publications" in text
-    assert "value on mini" in text
-    assert "| ours |" not in text
-
-
 def test_differences_are_shown_with_interval_and_a_word_on_chance(tmp_path: Path) -> None:
     results = copies()
     for name in ("erasers_onto_writer", "reference/MLP0/resid_mid1/median"):

@@ -98,7 +98,7 @@ def test_experiments_share_a_pass_where_they_read_the_same_and_the_runs_precisio
 def test_the_plan_says_what_is_in_another_precision(finished: Finished) -> None:
     run = finished("native")
     answer = run.cli("plan", "--only", "paper,precision")
-    assert re.search(r"^  v_patch_bf16 +absent, in bf16  \(never computed\)  \[", answer.out, re.MULTILINE)
+    assert re.search(r"^absent \(never computed\):(\n  .*)*\n  v_patch_bf16 +in bf16  \[", answer.out, re.MULTILINE)
     assert "next: 7 experiments in 1 pass (40 tokens in bf16), " in answer.out
     rows = json.loads(run.cli("plan", "--only", "paper,precision", "--json").out)["items"]
     assert {row["experiment"] for row in rows if row["precision"] == "bf16"} == set(PRECISION)

@@ -41,7 +41,7 @@ def rendered(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def save(chart: Any, out: Path, name: str) -> tuple[Path, ...]:
         chart.to_dict()
         names.append(name)
-        path = out / f"{name}.html"
+        path = out / f"{name}.svg"
         path.write_text(name)
         return (path,)
 
@@ -92,10 +92,10 @@ def test_mined_examples_are_told_only_where_examples_are_shown() -> None:
 
 def test_labels_of_both_sources_are_words() -> None:
     figures = read_spec(PAPER, MEASURES).spec.figure
-    assert under_test._labels(figures["post_1_top"]) == "Figure 1 (top) of the post"
-    assert under_test._labels(figures["paper_5"]) == "Figure 5 of the paper"
-    assert under_test._labels(figures["appendix"]) == "Appendix of the post"
-    assert under_test._labels(figures["by_position"]) == ""
+    assert under_test.labels(figures["post_1_top"]) == "Figure 1 (top) of the post"
+    assert under_test.labels(figures["paper_5"]) == "Figure 5 of the paper"
+    assert under_test.labels(figures["appendix"]) == "Appendix of the post"
+    assert under_test.labels(figures["by_position"]) == ""
 
 
 def test_the_title_names_writer_and_layer_and_options_the_layers_that_follow() -> None:
@@ -126,7 +126,7 @@ def test_a_figure_is_drawn_once_and_again_only_when_something_changed(
     assert again() == []
     assert tree(out) == before
     assert again(fresh=True) == names
-    (out / "post_3a.html").unlink()
+    (out / "post_3a.svg").unlink()
     assert again() == ["post_3a"]
     retitled = spec_with(tmp_path / "new", lambda text: text.replace("Residual stream onto $writer, V", "Stream, V"))
     assert again(retitled) == ["post_3a"]
@@ -180,8 +180,9 @@ def test_an_unfinished_result_is_refused_with_how_much_there_is(finished: Finish
     assert tree(tmp_path / "paper_figures") == before
     checked = run.cli("check")
     assert "  the result of v_patch is unfinished: partial 1/2 units; it is not compared\n" in checked.out
-    rows = json.loads((run.figures / "check.json").read_text())["rows"]
-    assert {row["ours"] for row in rows if row["experiment"] == "v_patch"} == {None}
+    claims = {claim["id"]: claim for claim in json.loads((run.figures / "check.json").read_text())["claims"]}
+    assert claims["falls_less_patched"]["value"] is None
+    assert "no result of 'v_patch'" in claims["falls_less_patched"]["why"]
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals
@@ -212,7 +213,7 @@ def test_a_flipped_bit_in_a_summary_is_refused_and_never_drawn(finished: Finishe
     content = bytearray(chunk.read_bytes())
     content[-1] ^= 1
     chunk.write_bytes(bytes(content))
-    (run.figures / "post_3a.html").unlink()
+    (run.figures / "post_3a.png").unlink()
     before = (run.figures / "post_3a.svg").read_bytes()
     answer = run.cli("figures", "--only", "post_3a")
     assert answer.code == Exit.CORRUPT

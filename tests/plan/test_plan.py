@@ -118,7 +118,8 @@ def test_what_is_there_is_fresh(finished: Finished) -> None:
 
 def test_what_an_experiment_is_stands_beside_it(finished: Finished) -> None:
     out = finished("native").cli("plan").out
-    assert "  v_patch            fresh  the writer taken out of what its erasers read" in out
+    assert out.count("fresh:") == 1, "a state is said once"
+    assert "  v_patch            the writer taken out of what its erasers read" in out
 
 
 def test_lost_units_make_a_result_partial_and_lost_bytes_make_it_corrupt(finished: Finished, tmp_path: Path) -> None:
