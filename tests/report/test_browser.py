@@ -26,8 +26,8 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDE: ViewportSize = {"width": 1360, "height": 900}
 PHONE: ViewportSize = {"width": 390, "height": 844}
 SLOWER = 10
-"""A page may take so many times as long to show its first words as a page that has nothing but a word. On a quiet machine
-it takes less than five times as long; a busy one is not to fail."""
+"""A page may take so many times as long to show its first words as a page that has nothing but a word.
+On a quiet machine it takes less than five times as long; a busy one is not to fail."""
 SHOTS = os.environ.get("REPRO_SCREENSHOTS")
 """Where pictures of the page are kept; nothing: with the test's other files."""
 
