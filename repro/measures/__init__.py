@@ -5,6 +5,7 @@
 from typing import get_args
 
 from repro.measures.base import Measure
+from repro.measures.dla_card import DLACard
 from repro.measures.dla_scatter import DLAScatter
 from repro.measures.find_erasers import FindErasers
 from repro.measures.find_writer import FindWriter

@@ -1,4 +1,4 @@
-"""Activations as slopes: the derivative where a small change is asked for, the secant from 0 where a sum must be whole."""
+"""Slopes of activations: the derivative for a small change, the secant from 0 where parts must add up."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DERIVATIVES: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": _silu,
     "swish": _silu,
 }
-"""act'(u) by the names of `repro.model.linear.ACTIVATIONS`. Agreement: tests/model/test_net_effect.py, with autograd."""
+"""act'(u), by the names in `repro.model.linear.ACTIVATIONS`. Agreement: tests/model/test_net_effect.py."""
 
 
 def secant(act: str, u: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ halves    a product of two things that both depend on the stream gives each of t
 gradient  the derivative of the real model (attribution patching): everything moves, norm scales too.
 
 Held and halves are affine in what is written to the stream, so they are complete: at every site sum_s <x[s], G[s]> plus
-what the biases after it add is the logit difference, and at the lowest one embed + pos_embed + rest is. `rest` holds all
-biases (b_O, b_in, b_gate, b_out, b_Q, b_K). The softmax is no product and no linear map: of the pattern's half its
+what the biases after it add is the logit difference, and at the lowest one embed + pos_embed + rest is. `rest` holds
+all biases (b_O, b_in, b_gate, b_out, b_Q, b_K). The softmax is no product and no linear map: of the pattern's half its
 derivative J explains J S only, and what is left, half of sum_i A_i v_i - sum_i A_i (S_i - sum_j A_j S_j) v_i, is a
 constant of the clean run and counted in `rest` as well. So halves are complete by their constant, not because the
 scores explain the pattern. The gradient is not complete: nothing is added for what it leaves.
