@@ -26,23 +26,25 @@ ATTRIBUTIONS = ("dla", "dla_star", *FORMS)
 ABLATIONS = ("zero", "mean", "resampled")
 KINDS = ("heads", "MLPs", "all")
 BOUNDS = ("lower", "estimate", "upper")
-VERDICTS = ("reliable", "partly taken back", "mostly taken back", "too small to say")
+VERDICTS = ("reliable", "mostly indirect", "partly taken back", "mostly taken back", "too small to say")
 DRAWS = 200
 D = 0.02
 """Least share that an eraser takes back."""
 FEW = 5
 """With fewer writers through a component there is no usual share to be held against."""
 MOSTLY, PARTLY, RELIABLE = 0.5, 0.1, 0.25
+PARTLY_AT = (0.25, 0.5)
+"""Shares from which a single number, without an interval, is partly and mostly taken back."""
 SMALL = 0.02
 """Mean |DLA| in logits below which nothing is said."""
 
 
-def verdict(taken: Sequence[float], credited: Sequence[float]) -> str:
+def verdict(taken: Sequence[float], credited: Sequence[float], indirect: float) -> str:
     """Return one of VERDICTS, from the intervals [lower, estimate, upper] of what is taken back and of mean |DLA|.
 
     too small to say: mean |DLA| may be below 0.02 logits, or the interval allows both the next and the last; mostly
-    taken back: at least 0.5 with all of the interval; partly: at least 0.1; reliable: at most 0.25. It speaks of
-    erasure alone: whether a writer also acts through others is another column.
+    taken back: at least 0.5 with all of the interval; partly: at least 0.1; else at most 0.25 is, and it is reliable,
+    or mostly indirect where net effect and DLA differ by more than DLA itself (indirect, a ratio of means, above 1).
     """
     low, high = taken[0], taken[2]
     if not credited[0] >= SMALL:
@@ -51,7 +53,9 @@ def verdict(taken: Sequence[float], credited: Sequence[float]) -> str:
         return "mostly taken back"
     if low >= PARTLY:
         return "partly taken back"
-    return "reliable" if high <= RELIABLE else "too small to say"
+    if not high <= RELIABLE:
+        return "too small to say"
+    return "mostly indirect" if indirect > 1 else "reliable"
 
 
 def likely_erasers(path: np.ndarray, clean: np.ndarray, d: float = D) -> np.ndarray:
@@ -105,8 +109,11 @@ def card(
     sizes = over_prompts(lambda prompts: np.abs(found[..., prompts]).mean((-2, -1)), n_prompts, draws)
     effects = over_prompts(lambda prompts: np.abs(total[..., prompts]).mean((-2, -1)), n_prompts, draws)
     by = ("attribution", "ablation", "writer")
+    indirect = np.abs(found[2] - found[0]).mean((-2, -1)) / np.abs(found[0]).mean((-2, -1))
+    said = [verdict(*one) for one in zip(taken_back[:, 0].T, sizes[:, 0].T, indirect, strict=True)]
     variables: dict[str, tuple[Any, Any]] = {
         "taken_back": (("bound", "writer"), taken_back[:, 0]),
+        "taken_abs": (("bound", "writer"), taken_back[:, 0] * sizes[1, 0]),
         "taken_back_r": (("bound", "writer"), taken_back[:, 1]),
         "mean_abs": (("bound", "attribution", "writer"), sizes),
         "total_abs": (("bound", "ablation", "writer"), effects),
@@ -114,11 +121,8 @@ def card(
         "erasers_from": ("writer", np.array(source, dtype=object)),
         "component_slope": (("writer", "component"), _slopes(found[0], raw["path_dla"])),
         "path_share": (("writer", "component"), _median(raw["path_share"])),
-        "verdict": (
-            "writer",
-            np.array([verdict(t, s) for t, s in zip(taken_back[:, 0].T, sizes[:, 0].T, strict=True)], dtype=object),
-        ),
-        "indirect": ("writer", np.abs(found[2] - found[0]).mean((-2, -1)) / np.abs(found[0]).mean((-2, -1))),
+        "verdict": ("writer", np.array(said, dtype=object)),
+        "indirect": ("writer", indirect),
         "values": (("attribution", "writer", "target", "prompt"), found),
         "total": (("ablation", "writer", "target", "prompt"), total),
         "incomplete": ("form", _incomplete(raw, nodes)),
