@@ -41,7 +41,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     """Draw for each writer mean |DLA| and the part that is taken back, with intervals, and the mean total effect.
 
     ds:  summary of `dla_card`: mean_abs, taken_abs, taken_back, total_abs by bound and writer, verdict, erases.
-    Tests: tests/figures/test_card_figures.py.
+    Tests: tests/figures/test_paper_figures.py.
     """
     ablation = str(options(ds, OPTIONS).get("ablation", "zero"))
     if ablation not in {str(a) for a in ds["ablation"].values}:

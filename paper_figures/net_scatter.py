@@ -27,7 +27,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     """Draw every (writer, target, prompt): DLA across, the net effect up, and the line where they are equal.
 
     ds:  summary of `dla_card`: values[attribution, writer, target, prompt], total[ablation, writer, target, prompt].
-    Tests: tests/figures/test_card_figures.py.
+    Tests: tests/figures/test_paper_figures.py.
     """
     against = choice(options(ds, OPTIONS), "against", tuple(AGAINST))
     dla = ds["values"].sel(attribution="dla").transpose("writer", ...).values.reshape(ds.sizes["writer"], -1)

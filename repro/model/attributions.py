@@ -79,11 +79,11 @@ def attributions(
     """Return what is attributed to the nodes of one prompt of a clean pass over tokens [B, P].
 
     writers: labels of those whose paths are followed and that are ablated; instead: by writer what it writes in each
-    ablation [P, D], None where there is nothing to write (NaN in the result); forms: of the net effect.
+    ablation [P, D], None where there is nothing to write (NaN in the result); forms: of the net effect, if any.
     Agreement: tests/measures/test_dla_card.py.
     """
     nodes = written(model, trace, tokens, row, at.positions)
-    effects = net_effects_of(model, trace, tokens, row, at.positions, at.direction, forms)
+    effects = net_effects_of(model, trace, tokens, row, at.positions, at.direction, forms) if forms else {}
     h = torch.stack([output_of(model, trace, tokens, row, label) for label in writers])
     steps = torch.tensor([step_of(label) for label in writers], device=h.device)
     own = h[:, at.positions]
@@ -95,8 +95,8 @@ def attributions(
     return Attributions(
         logit_diff=logit_differences(model, trace.final[row, at.positions], at.u, at.bias),
         dla=(nodes.at * at.direction).sum(-1),
-        net=torch.stack([effects[form].nodes for form in forms]),
-        rest=torch.stack([effects[form].rest for form in forms]) + at.bias,
+        net=torch.stack([nodes.at.new_empty(nodes.at.shape[:2]), *(effects[form].nodes for form in forms)])[1:],
+        rest=torch.stack([at.bias, *(effects[form].rest + at.bias for form in forms)])[1:],
         path_dla=onto_paths(model, trace, row, at.positions, h, steps, at.direction[None]),
         path_share=share,
         clean_share=torch.where(share.isnan(), torch.nan, clean),

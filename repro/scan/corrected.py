@@ -40,8 +40,9 @@ def corrected_dla(
 ) -> xr.Dataset:
     """Return how much DLA credits to every node for one answer over another, and what later components take back.
 
-        DLA(v) = <LN_f(v)[t], W_U[:, answer] - W_U[:, other]>        taken_back = -sum over erasers c of DLA(path_{w->c})
-        remainder = DLA - taken_back        net_effect, gradient: through all paths (repro/model/net_effect.py)
+        DLA(v) = <LN_f(v)[t], W_U[:, answer] - W_U[:, other]>
+        taken_back = -sum over erasers c of DLA(path_{w->c})        remainder = DLA - taken_back
+        net_effect, gradient: through all paths (repro/model/net_effect.py)
 
     model: a model directory, a Hugging Face causal language model, an unprocessed native TransformerLens bridge, or
     what `repro.load` returned. tokens: ids [position] or [prompt, position], BOS first. answer, other: token ids, one
@@ -50,9 +51,9 @@ def corrected_dla(
     effect of zero ablation is computed, too, a forward for every node.
 
     Returns by node [node] or [node, prompt], in logits: `dla`, `taken_back`, `remainder`, `net_effect`, `halves`,
-    `gradient`, and `total_effect` if asked for; `verdict` in words; `erases` [node, component]; `logit_diff`; and `rest`,
-    what biases add: embed + pos_embed + rest of `net_effect` is the logit difference. Raises ReproError: exit 2 for
-    tokens that do not fit, exit 4 for a model that cannot be had. Agreement: tests/scan/test_corrected.py.
+    `gradient`, and `total_effect` if asked for; `verdict` in words; `erases` [node, component]; `logit_diff`; and
+    `rest`, what biases add: embed + pos_embed + rest of `net_effect` is the logit difference. Raises ReproError: exit
+    2 for tokens that do not fit, exit 4 for a model that cannot be had. Agreement: tests/scan/test_corrected.py.
     """
     import torch
 
@@ -119,7 +120,7 @@ def _row(model: Model, ids: Tensor, position: int, pair: np.ndarray, ablate: boo
     at = targets(model, run, 0, torch.tensor([position]), torch.from_numpy(pair[None]))
     zero = [torch.zeros_like(run.final[0])] if ablate else []
     parts = [
-        attributions(model, run, ids, 0, at, some, dict.fromkeys(some, zero), FORMS if first == 0 else ("held",))
+        attributions(model, run, ids, 0, at, some, dict.fromkeys(some, zero), FORMS if first == 0 else ())
         for first, some in ((i, labels[i : i + TOGETHER]) for i in range(0, len(labels), TOGETHER))
     ]
     shares = _shares(model, run, ids, labels)

@@ -27,7 +27,10 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
     "sites_on_writer": SITES_ON_WRITER,
     "by_position": {**SITES_ON_WRITER, "summarise": "by_position"},
     "nodes_on_writer": {"measure": "projection", "of": "nodes", "onto": "$writer"},
-    **{name: {"measure": name} for name in ("v_patch", "resampled_dla", "dla_scatter", "find_writer", "mine_examples")},
+    **{
+        name: {"measure": name}
+        for name in ("v_patch", "resampled_dla", "dla_scatter", "dla_card", "find_writer", "mine_examples")
+    },
 }
 FITS = {
     "sites_on_nodes": {"site_heads", "site_writer", "resid_onto_nodes"},
@@ -37,6 +40,7 @@ FITS = {
     "v_patch": {"patched_sites", "patched_heads"},
     "resampled_dla": {"resampled_dla"},
     "dla_scatter": {"scatter"},
+    "dla_card": {"dla_card", "net_scatter"},
     "find_writer": set(),
     "mine_examples": set(),
 }

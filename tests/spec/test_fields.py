@@ -44,6 +44,8 @@ ERASERS: Entries = {"measure": "find_erasers"}
 EXAMPLES: Entries = {"measure": "mine_examples"}
 PATHS: Entries = {"measure": "path_shares", "stride": 5, "decoys": 8}
 
+CARD: Entries = {"measure": "dla_card", "targets": 4, "count": 3}
+
 COMMON: list[tuple[str, object]] = [("prompts", 5), ("precision", "bf16")]
 BANDED: list[tuple[str, object]] = [("quantiles", [0.1, 0.9])]
 WINDOWED: list[tuple[str, object]] = [("positions", [3, -2])]
@@ -72,6 +74,11 @@ FLIPS: list[tuple[str, Entries, str, object]] = [
     ("PathShares", PATHS, "stride", 3),
     ("PathShares", PATHS, "decoys", 9),
     ("PathShares", PATHS, "seed", 1),
+    *(("DLACard", CARD, *flip) for flip in COMMON),
+    ("DLACard", CARD, "writers", ["L0H1", "MLP1"]),
+    ("DLACard", CARD, "count", 2),
+    ("DLACard", CARD, "targets", 5),
+    ("DLACard", CARD, "tokens", 20),
 ]
 EXPERIMENT_TYPES = {flip[0] for flip in FLIPS}
 
