@@ -9,14 +9,14 @@ from scipy.stats import rankdata
 
 SIGNED = 0.1
 """Total effects smaller than this, in logits, have no sign that an attribution could miss."""
-STATISTICS = ("pearson", "spearman", "slope", "sign_right")
+STATISTICS = ("pearson", "spearman", "slope_of_total", "sign_right")
 
 
 def compare(found: np.ndarray, total: np.ndarray, bar: float = SIGNED) -> dict[str, np.ndarray]:
     """Return how well attributions agree with total effects, over n (node, prompt, target) triples.
 
-    pearson and spearman: r of values and of ranks; slope: of the total effect on the attribution by least squares, 1 if
-    it is the total effect; sign_right: share of triples with |total effect| > bar in which the sign is that of the
+    pearson and spearman: r of values and of ranks; slope_of_total: least-squares slope of the total effect on the
+    attribution, 1 if it is the total effect; sign_right: share of triples with |total effect| > bar in which the sign is that of the
     total effect; pairs and signed: how many entered the first three and the last.
     found: logits [E, n], NaN nowhere; total: logits [A, n], with NaN where it is not known. Returns [E, A] each, NaN
     where nothing varies or fewer than three triples are known. Agreement: tests/measures/test_agreement.py, with
@@ -35,7 +35,7 @@ def compare(found: np.ndarray, total: np.ndarray, bar: float = SIGNED) -> dict[s
             out["sign_right"][:, a] = (np.sign(x[:, large]) == np.sign(y[large])).mean(-1)
         if y.size < 3 or np.ptp(y) == 0:
             continue
-        out["pearson"][:, a], out["slope"][:, a] = _line(x, y)
+        out["pearson"][:, a], out["slope_of_total"][:, a] = _line(x, y)
         out["spearman"][:, a], _ = _line(rankdata(x, axis=-1), rankdata(y))
     return out
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from repro.measures.agreement import STATISTICS
 from repro.measures.card import DRAWS
 from repro.measures.card import card as judged
 from repro.scan.verdict import Scan
@@ -39,3 +41,47 @@ def card(raw: xr.Dataset, claims: Mapping[str, Iterable[str]], draws: int = DRAW
 def _last(variable: xr.DataArray) -> np.ndarray:
     """Return a raw variable with prompts last, as it is declared."""
     return np.asarray(variable.transpose(..., "prompt").values)
+
+
+def record(dataset: xr.Dataset) -> dict[str, Any]:
+    """Return what a card says as JSON values: how attributions agree with ablation, and one row for each writer.
+
+    Statistics are [lower, estimate, upper], 95 % over prompts, rounded to 4 digits; None where undefined.
+    """
+    agreement: dict[str, Any] = {}
+    for kind in map(str, dataset["kind"].values):
+        for ablation in map(str, dataset["ablation"].values):
+            here = dataset.sel(kind=kind, ablation=ablation)
+            rows = {
+                str(name): {s: _numbers(here[s].sel(attribution=name)) for s in STATISTICS}
+                for name in dataset["attribution"].values
+            }
+            counts = {name: int(here[name].sel(attribution="dla")) for name in ("pairs", "signed")}
+            agreement.setdefault(kind, {})[ablation] = {**counts, "attributions": rows}
+    writers = [
+        {
+            "writer": writer,
+            "verdict": str(row["verdict"].item()),
+            "credited": _numbers(row["mean_abs"].sel(attribution="dla")),
+            "taken_back": _numbers(row["taken_back"]),
+            "r": _numbers(row["taken_back_r"]),
+            "net_effect": _numbers(row["mean_abs"].sel(attribution="held")),
+            "total_effect": _numbers(row["total_abs"].sel(ablation="zero")),
+            "erasers": [str(c) for c in dataset["component"].values if int(row["erases"].sel(component=c))],
+            "erasers_from": str(row["erasers_from"].item()),
+        }
+        for writer in map(str, dataset["writer"].values)
+        for row in (dataset.sel(writer=writer),)
+    ]
+    incomplete = dict(zip(map(str, dataset["form"].values), map(float, dataset["incomplete"].values), strict=True))
+    return {
+        "prompts": dataset.sizes["prompt"],
+        "targets": dataset.sizes["target"],
+        "incomplete": incomplete,
+        "agreement": agreement,
+        "writers": writers,
+    }
+
+
+def _numbers(bounds: xr.DataArray) -> list[float | None]:
+    return [round(float(value), 4) if np.isfinite(value) else None for value in bounds.values]

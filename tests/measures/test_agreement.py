@@ -19,7 +19,7 @@ def test_statistics_are_those_of_scipy() -> None:
         for a in range(2):
             assert found["pearson"][e, a] == pytest.approx(pearsonr(X[e], TOTAL[a])[0])
             assert found["spearman"][e, a] == pytest.approx(spearmanr(X[e], TOTAL[a])[0])  # with ties in the second
-            assert found["slope"][e, a] == pytest.approx(linregress(X[e], TOTAL[a]).slope)
+            assert found["slope_of_total"][e, a] == pytest.approx(linregress(X[e], TOTAL[a]).slope)
             large = np.abs(TOTAL[a]) > 0.3
             assert found["sign_right"][e, a] == pytest.approx(np.mean(X[e][large] * TOTAL[a][large] > 0))
             assert found["signed"][e, a] == large.sum() < found["pairs"][e, a] == 57
@@ -29,7 +29,7 @@ def test_the_total_effect_agrees_with_itself_and_its_opposite_does_not() -> None
     found = compare(np.stack((TOTAL[0], -TOTAL[0])), TOTAL[:1])
     np.testing.assert_allclose(found["pearson"][:, 0], (1, -1))
     np.testing.assert_allclose(found["spearman"][:, 0], (1, -1))
-    np.testing.assert_allclose(found["slope"][:, 0], (1, -1))
+    np.testing.assert_allclose(found["slope_of_total"][:, 0], (1, -1))
     np.testing.assert_allclose(found["sign_right"][:, 0], (1, 0))
 
 
