@@ -26,7 +26,7 @@ _WHERE = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what a notebook calls when it is first asked for; `scan` is the package, which can be called."""
+    """Return what a notebook calls, imported when it is first asked for; `scan` is the package, which can be called."""
     if name == "scan":
         return import_module("repro.scan")
     if name in _WHERE:

@@ -16,8 +16,8 @@ def compare(found: np.ndarray, total: np.ndarray, bar: float = SIGNED) -> dict[s
     """Return how well attributions agree with total effects, over n (node, prompt, target) triples.
 
     pearson and spearman: r of values and of ranks; slope_of_total: least-squares slope of the total effect on the
-    attribution, 1 if it is the total effect; sign_right: share of triples with |total effect| > bar in which the sign is that of the
-    total effect; pairs and signed: how many entered the first three and the last.
+    attribution, 1 if it is the total effect; sign_right: share of triples with |total effect| > bar in which the
+    sign is that of the total effect; pairs and signed: how many entered the first three and the last.
     found: logits [E, n], NaN nowhere; total: logits [A, n], with NaN where it is not known. Returns [E, A] each, NaN
     where nothing varies or fewer than three triples are known. Agreement: tests/measures/test_agreement.py, with
     scipy.stats.
