@@ -39,7 +39,7 @@ def test_a_slice_of_the_card_of_mini_is_computed_again() -> None:
     for i, form in enumerate(("held", "halves", "gradient")):
         np.testing.assert_allclose(found.net[i, rows], kept[form], atol=2e-4, err_msg=form)
     np.testing.assert_allclose(found.total[0], kept["zero"], atol=2e-4)
-    # Negative control: another prompt has other numbers.
+    # Negative control: another target has other numbers.
     assert not np.allclose(found.dla[rows], np.roll(kept["dla"], 1, axis=1), atol=2e-4)
 
 
