@@ -18,6 +18,8 @@ _DRAWS: Mapping[str, Mapping[str, str]] = {
     "resampled_dla": {"measure": "resampled_dla"},
     "scatter": {"measure": "dla_scatter"},
     "resid_onto_nodes": _SITES_ON_NODES,
+    "dla_card": {"measure": "dla_card"},
+    "net_scatter": {"measure": "dla_card"},
     "by_position": {"measure": "projection", "summarise": "by_position"},
 }
 

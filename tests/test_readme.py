@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import xarray as xr
 
 from repro.measures import MEASURES
 from repro.spec.read import read_spec
@@ -51,6 +52,20 @@ def test_a_command_of_the_readme_runs(command: str, place: Path, monkeypatch: py
         words = [*words, "--help"]
     ran = cli(*words)
     assert ran.code == 0, ran.text
+
+
+def test_the_notebook_section_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    section = README[README.index("## In a notebook") : README.index("## What is measured")]
+    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    monkeypatch.chdir(ROOT)
+    made: dict[str, object] = {}
+    exec(code, made)
+    assert str(made["found"]).startswith("Model: 14 prompts x 64 tokens")
+    card = made["card"]
+    assert isinstance(card, xr.Dataset)
+    assert {"dla", "taken_back", "remainder", "net_effect", "gradient", "verdict"} <= set(card)
+    for word in set(card["verdict"].values):
+        assert word in section
 
 
 def test_the_worked_example_is_the_specs_own_entry() -> None:

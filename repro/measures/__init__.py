@@ -5,6 +5,7 @@
 from typing import get_args
 
 from repro.measures.base import Measure
+from repro.measures.dla_card import DLACard
 from repro.measures.dla_scatter import DLAScatter
 from repro.measures.mine_examples import MineExamples
 from repro.measures.path_shares import PathShares

@@ -146,6 +146,37 @@ class Subject:
             x_edges=ex.tolist(), y_edges=ey.tolist(), **attrs,
         )  # fmt: skip
 
+    def dla_card(self, prompts: int = 4, targets: int = 6, **attrs: Any) -> xr.Dataset:
+        writers = [*([self.writer] if self.writer in self.nodes else []), *self.nodes[::-1]][:20]
+        writers = list(dict.fromkeys(writers))
+        W, named = len(writers), ["dla", "dla_star", "held", "halves", "gradient"]
+        values = self.rng.normal(0, 0.6, (5, W, targets, prompts))
+        total = values[2] + self.rng.normal(0, 0.3, (3, W, targets, prompts))
+        share = np.where(np.arange(W) % 3 == 0, 0.55, 0.0)
+
+        def bounds(x: np.ndarray) -> np.ndarray:
+            return np.stack([0.8 * x, x, 1.2 * x])
+
+        size, effect = np.abs(values).mean((-2, -1)), np.abs(total).mean((-2, -1))
+        erases = np.zeros((W, len(self.nodes)), "int8")
+        erases[share > 0, -1] = 1
+        pearson = self.rng.uniform(0.3, 0.9, (3, 5, 3, 3))
+        return self.dataset(
+            {"mean_abs": (("bound", "attribution", "writer"), bounds(size)),
+             "total_abs": (("bound", "ablation", "writer"), bounds(effect)),
+             "taken_back": (("bound", "writer"), bounds(share)),
+             "taken_abs": (("bound", "writer"), bounds(share * size[0])),
+             "verdict": ("writer", np.where(share > 0, "partly taken back", "mostly indirect").astype(object)),
+             "erases": (("writer", "component"), erases),
+             "erasers_from": ("writer", np.array(["roles", *["shares"] * (W - 1)], dtype=object)),
+             "values": (("attribution", "writer", "target", "prompt"), values),
+             "total": (("ablation", "writer", "target", "prompt"), total),
+             "pearson": (("bound", "attribution", "ablation", "kind"), pearson)},
+            {"writer": writers, "component": self.nodes, "attribution": named,
+             "ablation": ["zero", "mean", "resampled"], "bound": ["lower", "estimate", "upper"],
+             "kind": ["heads", "MLPs", "all"]}, **attrs,
+        )  # fmt: skip
+
     def pr_by_position(self, **attrs: Any) -> xr.Dataset:
         p = np.arange(1024)
         median = np.stack(
@@ -197,6 +228,8 @@ VIEWS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "LW 5": ("scatter", "dla_scatter", {}),
     "appendix": ("resid_onto_nodes", "sites_onto_nodes", {}),
     "by position": ("by_position", "pr_by_position", {}),
+    "card": ("dla_card", "dla_card", {}),
+    "net effect": ("net_scatter", "dla_card", {}),
 }
 SUBJECTS = {
     "gelu-4l": Gelu4L(),
@@ -342,6 +375,8 @@ def test_a_node_that_is_projected_on_by_name_takes_the_writers_place() -> None:
         ("P 5", ["L3H1", "L2H1", "L3H5", "L2H2", "0.950", "0.975", "·Church / ·church"]),
         ("LW 5", ["perfect erasure", "points per bin"]),
         ("appendix", [*labels(4, 8)[0], *labels(4, 8)[1], "10.14", "\u22122.41"]),
+        ("card", ["taken back", "total effect, zero ablation", "L0H2", "MLP3", "mostly indirect"]),
+        ("net effect", ["heads", "MLPs", "equal", "DLA (logits)"]),
         ("by position", ["PR(resid_mid0, L0H2)", "PR(resid_post1, L0H2)", "PR(resid_mid2, L0H2)", "prompt", "1024"]),
     ],
 )
@@ -523,6 +558,8 @@ def test_a_model_of_thirty_layers_is_drawn_whole() -> None:
         ("LW 3b", {"heads": "some"}, "option 'heads' is 'some'; allowed: all, erasers"),
         ("LW 4a", {"shown": "writer"}, "unknown option 'shown'; this figure reads show"),
         ("by position", {"sites": ["resid_mid9"]}, "resid_mid9"),
+        ("card", {"ablation": "none"}, "option 'ablation' is 'none'; allowed: zero, mean, resampled"),
+        ("net effect", {"against": "truth"}, "allowed: held, halves, gradient, total"),
     ],
 )
 def test_a_wrong_option_is_named(view: str, options: dict[str, Any], wording: str) -> None:

@@ -31,7 +31,7 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
     "by_position_on_a_node": {**SITES_ON_WRITER, "onto": "MLP1", "summarise": "by_position"},
     "sites_on_a_node": {**SITES_ON_WRITER, "onto": "L0H1"},
     **{name: {"measure": name} for name in ("v_patch", "resampled_dla", "dla_scatter")},
-    **{name: {"measure": name} for name in ("path_shares", "role_shares", "mine_examples")},
+    **{name: {"measure": name} for name in ("path_shares", "role_shares", "dla_card", "mine_examples")},
 }
 FITS = {
     "sites_on_nodes": {"site_heads", "site_writer", "resid_onto_nodes"},
@@ -45,6 +45,7 @@ FITS = {
     "dla_scatter": {"scatter"},
     "path_shares": set(),
     "role_shares": set(),
+    "dla_card": {"dla_card", "net_scatter"},
     "mine_examples": set(),
 }
 

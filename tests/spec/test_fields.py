@@ -43,6 +43,8 @@ EXAMPLES: Entries = {"measure": "mine_examples"}
 PATHS: Entries = {"measure": "path_shares", "stride": 5, "decoys": 8}
 ROLES: Entries = {"measure": "role_shares", "stride": 5, "decoys": 8}
 
+CARD: Entries = {"measure": "dla_card", "targets": 4, "count": 3}
+
 COMMON: list[tuple[str, object]] = [("prompts", 5), ("precision", "bf16")]
 BANDED: list[tuple[str, object]] = [("quantiles", [0.1, 0.9])]
 WINDOWED: list[tuple[str, object]] = [("positions", [3, -2])]
@@ -73,6 +75,11 @@ FLIPS: list[tuple[str, Entries, str, object]] = [
     ("RoleShares", ROLES, "stride", 3),
     ("RoleShares", ROLES, "decoys", 9),
     ("RoleShares", ROLES, "seed", 1),
+    *(("DLACard", CARD, *flip) for flip in COMMON),
+    ("DLACard", CARD, "writers", ["L0H1", "MLP1"]),
+    ("DLACard", CARD, "count", 2),
+    ("DLACard", CARD, "targets", 5),
+    ("DLACard", CARD, "tokens", 20),
 ]
 EXPERIMENT_TYPES = {flip[0] for flip in FLIPS}
 

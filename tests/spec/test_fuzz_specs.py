@@ -187,8 +187,8 @@ def said_of(tmp_path: Path, old: str, new: str) -> list[str]:
         (
             '"projection"',
             "{}",
-            "13: [experiment.nodes] measure: given {}; allowed: dla_scatter, mine_examples, path_shares, projection, "
-            "resampled_dla, role_shares, v_patch",
+            "13: [experiment.nodes] measure: given {}; allowed: dla_card, dla_scatter, mine_examples, path_shares, "
+            "projection, resampled_dla, role_shares, v_patch",
         ),
         (
             '"Every node onto $writer"',

@@ -1,0 +1,66 @@
+"""A first look at the prompts of a card: how much DLA every node has, and what it writes on average."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from repro.labels import head_index, is_head, layer_of, writers
+from repro.model.attributions import targets
+from repro.model.forward import Model, logits, trace
+from repro.model.paths import centred, written
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the nodes do over all prompts whose activations are finite."""
+
+    of: list[int]
+    """Which prompts these are."""
+    size: dict[str, float]
+    """Mean |DLA| of every node at the targets, in logits."""
+    z: Tensor
+    """Mean z of every head at every position: [P, L H, K]."""
+    mlps: Tensor
+    """Mean output of every MLP: [L, P, D]."""
+    embed: Tensor
+    """Mean embedding: [P, D]."""
+
+    def mean_of(self, model: Model, label: str) -> Tensor:
+        """Return what a node writes on average over the prompts, at every position: [P, D]."""
+        if label == "embed":
+            return centred(model, self.embed)
+        if label == "pos_embed":
+            assert model.W_pos is not None, "a model with rotary positions has no such node"
+            return centred(model, model.W_pos[: len(self.embed)])
+        if is_head(label):
+            layer, head = head_index(label)
+            return self.z[:, layer * model.shape.n_heads + head] @ centred(model, model.blocks[layer].W_O[head])
+        return centred(model, self.mlps[layer_of(label)])
+
+
+def look(model: Model, tokens: Tensor, positions: Tensor) -> Look:
+    """Return what the nodes do over prompts [B, P], one after the other. positions: the targets [T]."""
+    shape, P = model.shape, tokens.shape[1]
+    labels = writers(shape.n_layers, shape.n_heads, model.W_pos is not None)
+    size = torch.zeros(len(labels), dtype=torch.float64)
+    z = model.W_E.new_zeros((P, shape.n_layers * shape.n_heads, shape.d_head))
+    mlps, embed = model.W_E.new_zeros((shape.n_layers, P, shape.d_model)), model.W_E.new_zeros((P, shape.d_model))
+    of = []
+    for prompt in range(len(tokens)):
+        ids = tokens[prompt : prompt + 1]
+        run = trace(model, ids)
+        if not torch.isfinite(run.final.sum()):
+            continue
+        of.append(prompt)
+        pairs = logits(model, run.final[0, positions]).topk(2).indices
+        direction = targets(model, run, 0, positions, pairs).direction
+        dla = (written(model, run, ids, 0, positions).at * direction).sum(-1)
+        size += dla.abs().mean(-1).double().cpu()
+        z += run.z[0]
+        mlps += torch.stack([out[0] for out in run.mlp_out])
+        embed += model.W_E[ids[0]]
+    n = max(len(of), 1)
+    return Look(of, dict(zip(labels, (size / n).tolist(), strict=True)), z / n, mlps / n, embed / n)

@@ -1,0 +1,136 @@
+"""A scan of a model in a notebook: text or tokens in, the answer out, nothing stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from repro.errors import ReproError
+from repro.measures.path_shares import PathShares
+from repro.model.folder import PROMPTS, read_folder, read_prompts, read_shape
+from repro.scan.confirmation import Confirmation
+from repro.scan.table import answer
+from repro.scan.verdict import DRAWS, Scan, to_confirm
+from repro.scan.verdict import scan as judge
+from repro.subjects.bos import first_token
+from repro.subjects.text import read_sample
+from repro.subjects.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from repro.model.forward import Model
+
+SAMPLE_ROWS = 30
+"""Documents of the bundled sample that a model without prompts is given."""
+
+
+@dataclass(frozen=True, repr=False)
+class ScanResult:
+    """What a scan found; printed, it is the table that `python -m repro scan` prints."""
+
+    rest: Scan
+    """All positions but the first: writers, their claimed erasers, and how sure it is."""
+    first: Scan
+    """Position 0, one observation where all prompts begin alike."""
+    raw: xr.Dataset
+    """Path shares, clean shares and presence of every pair, per prompt."""
+    name: str
+    n_positions: int
+
+    def __str__(self) -> str:
+        decoys = sum(str(label).startswith("decoy") for label in self.raw["writer"].values)
+        return "\n".join(answer(self.rest, self.first, self.name, self.n_positions, decoys))
+
+    __repr__ = __str__
+
+
+def scan(
+    model: Any,
+    text: str | Path | Sequence[str | Path] | None = None,
+    *,
+    tokens: Any = None,
+    tokenizer: Any = None,
+    length: int = 1024,
+    stride: int = 32,
+    decoys: int = 64,
+    confirm: bool = True,
+    draws: int = DRAWS,
+) -> ScanResult:
+    """Return which components of a model take back what others wrote, because it was written.
+
+    model: as for `repro.corrected_dla`. text: documents, as strings or as `pathlib.Path` of text files; each gives as
+    many prompts of `length` tokens as it holds in full, BOS first. tokens: prompts [prompt, position] in place of text.
+    Nothing: the model directory's own prompts, else the bundled sample. tokenizer: a tokenizer.json or a Hugging Face
+    tokenizer, for text given to a model in memory; a directory has its own. stride: destinations looked at, one in so
+    many; decoys: for each component; confirm: whether what is claimed is tried by real forwards; draws: of the
+    bootstrap. Returns a ScanResult; its `rest.writers` are the claims, and `repro.corrected_dla` takes it as `erasers`.
+    Raises ReproError: exit 2 for text or tokens that do not fit, exit 4 for a model that cannot be had.
+    Agreement: tests/scan/test_in_memory.py, with the stored scan.
+    """
+    from repro.model.given import as_tokens, loaded
+    from repro.scan.examine import measured
+
+    ids = as_tokens(tokens) if tokens is not None else _tokens(model, text, tokenizer, length)
+    made = loaded(model, ids)
+    raw = measured(made, ids, PathShares(measure="path_shares", stride=stride, decoys=decoys))
+    confirmed = _confirmed(made, ids, judge(raw, draws=0)) if confirm else {}
+    name = Path(model).name if isinstance(model, str | Path) else type(model).__name__
+    rest = judge(raw, confirmed=confirmed, draws=draws)
+    return ScanResult(rest, judge(raw, "first", draws=0), raw, name, ids.shape[1])
+
+
+def _confirmed(model: Model, ids: np.ndarray, found: Scan) -> dict[tuple[str, str], Confirmation]:
+    import torch
+
+    from repro.scan.confirm import PROMPTS as TRIED
+    from repro.scan.confirm import confirm
+
+    with torch.inference_mode():
+        return confirm(model, torch.from_numpy(ids[:TRIED]).to(model.W_E.device), to_confirm(found))
+
+
+def _tokens(model: Any, text: str | Path | Sequence[str | Path] | None, tokenizer: Any, length: int) -> np.ndarray:
+    """Return prompts [prompt, position] for a model: of text, its own, or of the bundled sample."""
+    directory = Path(model).expanduser() if isinstance(model, str | Path) else None
+    if text is None and directory is not None and (directory / PROMPTS).is_file():
+        return read_prompts(read_folder(directory)).astype(np.int64)
+    encode, bos, context = _encoder(model, directory, tokenizer)
+    if text is None:
+        texts = [document.text for document in read_sample()[:SAMPLE_ROWS]]
+    else:
+        given = [text] if isinstance(text, str | Path) else list(text)
+        texts = [part.read_text(encoding="utf-8") if isinstance(part, Path) else part for part in given]
+    encoded = [encode(part) for part in texts]
+    if not encoded or not all(encoded):
+        raise ReproError("text: at least one document, none of them empty")
+    size = min(length, context, 1 + min(map(len, encoded)))
+    step = size - 1
+    rows = [[bos, *part[at : at + step]] for part in encoded for at in range(0, len(part) - step + 1, step)]
+    # What the sample or a document says twice is one observation.
+    return np.array(list(dict.fromkeys(map(tuple, rows))), np.int64)
+
+
+def _encoder(model: Any, directory: Path | None, tokenizer: Any) -> tuple[Any, int, int]:
+    """Return text -> token ids, the BOS token and the context length."""
+    if directory is not None:
+        shape = read_shape(directory)
+        path = directory / "tokenizer.json" if tokenizer is None else Path(tokenizer)
+        return Tokenizer(path, shape.d_vocab).encode, first_token(directory, shape.d_vocab), shape.n_ctx
+    config = getattr(model, "config", None) or getattr(model, "cfg", None)
+    if tokenizer is None:
+        raise ReproError("text: a model in memory needs tokenizer=, a tokenizer.json or a Hugging Face tokenizer")
+    named = (getattr(tokenizer, "bos_token_id", None), getattr(config, "bos_token_id", None))
+    bos = next((token for token in (*named, getattr(config, "eos_token_id", None)) if isinstance(token, int)), None)
+    if bos is None:
+        raise ReproError("text: neither the tokenizer nor the model names a BOS token; give tokens= instead")
+    context = next(
+        (n for key in ("max_position_embeddings", "n_positions", "n_ctx") if (n := getattr(config, key, None))), 0
+    )
+    if isinstance(tokenizer, str | Path):
+        words = getattr(config, "vocab_size", None) or getattr(config, "d_vocab", 0)
+        return Tokenizer(Path(tokenizer), int(words)).encode, bos, context
+    return lambda part: tokenizer(part, add_special_tokens=False)["input_ids"], bos, context
