@@ -102,7 +102,10 @@ def test_the_title_names_writer_and_layer_and_options_the_layers_that_follow() -
     figures = read_spec(PAPER, MEASURES).spec.figure
     attrs = {"writer": "L0H2", "layer": 2, "n_layers": 4}
     filled = under_test._filled(figures["post_3a"].title, attrs)
-    assert filled == "Residual stream onto L0H2, V-composition of layer 2 patched"
+    assert filled == "Residual stream onto L0H2, clean and with layer 2 patched"
+    several = under_test._filled(figures["post_3a"].title, attrs | {"layer": "1, 2 and 3"})
+    assert several == "Residual stream onto L0H2, clean and with layers 1, 2 and 3 patched"
+    assert under_test._filled("$erasers in $layer", attrs | {"erasers": "L2H2, MLP3"}) == "L2H2, MLP3 in 2"
     assert under_test._options(figures["paper_2"], attrs) == {"layers": [1, 2, 3]}
     assert under_test._options(figures["post_4a"], attrs) == {"show": "writer"}
 
