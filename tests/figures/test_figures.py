@@ -71,6 +71,14 @@ def test_the_subtitle_always_names_subject_and_model() -> None:
     ("change", "stamp", "labels", "said"),
     [
         ({"found": False}, "", "", "no erasure found; strongest candidate shown"),
+        ({"roles": "named, claimed", "found": 1}, "", "", "roles named, claimed"),
+        (
+            {"roles": "named, not claimed by the scan", "found": 0},
+            "",
+            "",
+            "roles named, not claimed by the scan",
+        ),
+        ({"roles": "named, no scan yet", "own": False}, "", "", "roles named, no scan yet"),
         ({"own": False}, "", "", "NOT the paper's model"),
         ({"examples": "mined", "measure": "resampled_dla"}, "", "", "examples MINED from its prompts"),
         ({"quarantined": [3]}, "", "", "PARTIAL 7/8 prompts"),
@@ -84,6 +92,11 @@ def test_the_subtitle_says_what_the_numbers_are_worth(
 ) -> None:
     assert said not in subtitle(ATTRS, "")
     assert said in subtitle(ATTRS | change, stamp, labels).split(" · ")
+
+
+def test_the_papers_own_roles_need_no_scan_to_be_what_they_are() -> None:
+    assert "roles" not in subtitle(ATTRS | {"roles": "named, no scan yet"}, "")
+    assert "strongest candidate" not in subtitle(ATTRS | {"roles": "named, not claimed by the scan", "found": 0}, "")
 
 
 def test_mined_examples_are_told_only_where_examples_are_shown() -> None:
