@@ -71,6 +71,14 @@ def test_the_subtitle_always_names_subject_and_model() -> None:
     ("change", "stamp", "labels", "said"),
     [
         ({"found": False}, "", "", "no erasure found; strongest candidate shown"),
+        ({"roles": "named, claimed", "found": 1}, "", "", "roles named, claimed"),
+        (
+            {"roles": "named, not claimed by the scan", "found": 0},
+            "",
+            "",
+            "roles named, not claimed by the scan",
+        ),
+        ({"roles": "named, no scan yet", "own": False}, "", "", "roles named, no scan yet"),
         ({"own": False}, "", "", "NOT the paper's model"),
         ({"examples": "mined", "measure": "resampled_dla"}, "", "", "examples MINED from its prompts"),
         ({"quarantined": [3]}, "", "", "PARTIAL 7/8 prompts"),
@@ -84,6 +92,12 @@ def test_the_subtitle_says_what_the_numbers_are_worth(
 ) -> None:
     assert said not in subtitle(ATTRS, "")
     assert said in subtitle(ATTRS | change, stamp, labels).split(" · ")
+
+
+def test_the_papers_own_roles_need_no_scan_to_be_what_they_are() -> None:
+    untested = {key: value for key, value in ATTRS.items() if key != "found"}
+    assert "roles" not in subtitle(untested | {"roles": "named, no scan yet"}, "")
+    assert "strongest candidate" not in subtitle(ATTRS | {"roles": "named, not claimed by the scan", "found": 0}, "")
 
 
 def test_mined_examples_are_told_only_where_examples_are_shown() -> None:
@@ -102,7 +116,10 @@ def test_the_title_names_writer_and_layer_and_options_the_layers_that_follow() -
     figures = read_spec(PAPER, MEASURES).spec.figure
     attrs = {"writer": "L0H2", "layer": 2, "n_layers": 4}
     filled = under_test._filled(figures["post_3a"].title, attrs)
-    assert filled == "Residual stream onto L0H2, V-composition of layer 2 patched"
+    assert filled == "Residual stream onto L0H2, clean and with layer 2 patched"
+    several = under_test._filled(figures["post_3a"].title, attrs | {"layer": "1, 2 and 3"})
+    assert several == "Residual stream onto L0H2, clean and with layers 1, 2 and 3 patched"
+    assert under_test._filled("$erasers in $layer", attrs | {"erasers": "L2H2, MLP3"}) == "L2H2, MLP3 in 2"
     assert under_test._options(figures["paper_2"], attrs) == {"layers": [1, 2, 3]}
     assert under_test._options(figures["post_4a"], attrs) == {"show": "writer"}
 
