@@ -113,9 +113,10 @@ def _refuse_second(path: Path, own: list[str], names: Collection[str], pth: list
 def _rivals(file: Path) -> bool:
     """Return whether a file holds weights in another place: a copy for PyTorch is compared later.
 
-    Those of other libraries cannot be compared here, and may be of another model.
+    Exports for TensorFlow, Flax, Rust and ONNX lie beside the weights in many repositories, and transformers does not
+    read them where there are safetensors. A GGUF file is as often another model, or another quantisation.
     """
-    if file.suffix in _OTHERS or file.name in ("flax_model.msgpack", "rust_model.ot"):
+    if file.suffix in (".gguf", ".ggml"):
         return not is_pointer(file)
     if file.suffix == ".pth":
         return file.name.startswith("consolidated")

@@ -131,6 +131,6 @@ def _encoder(model: Any, directory: Path | None, tokenizer: Any) -> tuple[Any, i
         (n for key in ("max_position_embeddings", "n_positions", "n_ctx") if (n := getattr(config, key, None))), 0
     )
     if isinstance(tokenizer, str | Path):
-        words = getattr(config, "vocab_size", None) or getattr(config, "d_vocab", 0)
+        words: Any = getattr(config, "vocab_size", None) or getattr(config, "d_vocab", 0)
         return Tokenizer(Path(tokenizer), int(words)).encode, bos, context
     return lambda part: tokenizer(part, add_special_tokens=False)["input_ids"], bos, context

@@ -79,14 +79,6 @@ SENTENCES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: torch.save(TENSOR, f / "a_final.pth"),
         "weights in two places: model.safetensors, a_final.pth",
     ),
-    "for TensorFlow": (
-        lambda f: (f / "tf_model.h5").write_bytes(b"\x89HDF\r\n"),
-        "weights in two places: model.safetensors, tf_model.h5; keep those you mean and move the rest away",
-    ),
-    "for JAX": (
-        lambda f: (f / "flax_model.msgpack").write_bytes(b"\x81"),
-        "weights in two places: model.safetensors, flax_model.msgpack",
-    ),
     "quantised": (
         lambda f: (f / "model-Q4_K_M.gguf").write_bytes(b"GGUF"),
         "weights in two places: model.safetensors, model-Q4_K_M.gguf",
@@ -129,6 +121,15 @@ def test_what_lies_beside_a_training_run_is_no_second_model(folders: dict[str, P
         torch.save({}, model / name)
     (model / "trainer_state.json").write_text("{}")
     assert read_folder(model).weights == (model / "model.safetensors",)
+
+
+@pytest.mark.parametrize("name", ["tf_model.h5", "flax_model.msgpack", "rust_model.ot", "onnx/decoder_model.onnx"])
+def test_exports_for_other_libraries_may_lie_beside(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
+    """As in a clone of gpt2: transformers reads the safetensors, and so is this."""
+    folder = shutil.copytree(folders["gpt2"], tmp_path / "clone")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(b"another format")
+    assert weights_fingerprint(read_folder(folder)) == weights_fingerprint(read_folder(folders["gpt2"]))
 
 
 def test_a_copy_for_pytorch_may_lie_beside_if_it_is_the_same(folders: dict[str, Path], tmp_path: Path) -> None:
