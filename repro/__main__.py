@@ -87,7 +87,7 @@ def _shared(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Handle the options that belong to no command."""
+    """Read the options that belong to no command."""
 
 
 def command(*options: str, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
