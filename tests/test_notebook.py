@@ -29,7 +29,7 @@ def test_the_calls_are_there_by_name() -> None:
     assert callable(repro.scan)  # a package, and a function
     assert verdict.scan is not repro.scan
     with pytest.raises(AttributeError, match="no attribute 'corrected'"):
-        repro.corrected  # type: ignore[attr-defined] # noqa: B018
+        repro.corrected  # noqa: B018
 
 
 def test_a_stored_result_is_opened_by_its_figure_or_its_experiment() -> None:

@@ -131,5 +131,6 @@ def _encoder(model: Any, directory: Path | None, tokenizer: Any) -> tuple[Any, i
         (n for key in ("max_position_embeddings", "n_positions", "n_ctx") if (n := getattr(config, key, None))), 0
     )
     if isinstance(tokenizer, str | Path):
-        return Tokenizer(Path(tokenizer), int(getattr(config, "vocab_size", 0) or config.d_vocab)).encode, bos, context
+        d_vocab = next((n for key in ("vocab_size", "d_vocab") if (n := getattr(config, key, None))), 0)
+        return Tokenizer(Path(tokenizer), int(d_vocab)).encode, bos, context
     return lambda part: tokenizer(part, add_special_tokens=False)["input_ids"], bos, context

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -84,6 +86,11 @@ def test_one_layer_up_the_net_effect_is_dla_and_the_first_paths(seen: Seen) -> N
             assert torch.allclose(first, net, rtol=1e-9, atol=1e-9) is whole
 
 
+def gain(silent: str, label: str) -> torch.Tensor:
+    """0 for the node that is silent, 1 for the others."""
+    return torch.tensor(float(label != silent))
+
+
 def test_ablation_is_a_forward_in_which_the_node_is_silent(seen: Seen) -> None:
     given = seen.model
     for label in ("embed", "L0H1", "MLP0", "L1H0", seen.labels[-1]):
@@ -95,9 +102,7 @@ def test_ablation_is_a_forward_in_which_the_node_is_silent(seen: Seen) -> None:
                 label,
                 -torch.stack([output_of(given, seen.run, seen.tokens, row, label) for row in (0, 1)]),
             )[ROW]
-            by_hand = pass_with(
-                given, seen.tokens[ROW], "gradient", lambda other, label=label: torch.tensor(float(other != label))
-            )
+            by_hand = pass_with(given, seen.tokens[ROW], "gradient", partial(gain, label))
             torch.testing.assert_close(normed(given, final), by_hand, rtol=1e-9, atol=1e-9)
             u = given.W_U.T[seen.pair[0]] - given.W_U.T[seen.pair[1]]
             b = given.b_U[seen.pair[0]] - given.b_U[seen.pair[1]]
