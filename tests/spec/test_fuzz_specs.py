@@ -187,8 +187,8 @@ def said_of(tmp_path: Path, old: str, new: str) -> list[str]:
         (
             '"projection"',
             "{}",
-            "13: [experiment.nodes] measure: given {}; allowed: dla_card, dla_scatter, find_erasers, find_writer, mine_examples, "
-            "path_shares, projection, resampled_dla, v_patch",
+            "13: [experiment.nodes] measure: given {}; allowed: dla_card, dla_scatter, find_erasers, find_writer, "
+            "mine_examples, path_shares, projection, resampled_dla, v_patch",
         ),
         (
             '"Every node onto $writer"',
