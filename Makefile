@@ -1,11 +1,11 @@
-# make paper: set up and regenerate the paper. make test: set up and run every check.
+# make paper: set up and regenerate the paper. make test: set up and run every check. make docs: build the pages.
 PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 # A CPU wheel of torch for machines without a GPU: make TORCH_INDEX=<index of CPU wheels> paper
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: paper test lint unit clean
+.PHONY: paper test lint unit docs clean
 paper: $(VENV)/.ready
 	$(PY) -m repro all $(ARGS)
 
@@ -30,6 +30,11 @@ unit: $(VENV)/.ready
 	$(PY) -m coverage combine --quiet && $(PY) -m coverage report --skip-covered --fail-under=90; covered=$$?; \
 	test $$main = 0 && test $$code = 0 && test $$covered = 0
 
+# The pages under docs/ as a site, without a network: docs/_build/index.html.
+docs: $(VENV)/.ready
+	$(PIP) -c constraints.txt -e '.[docs]'
+	$(PY) -m sphinx -q -W --keep-going docs docs/_build
+
 # torch first, by its exact pin: a looser request would fetch several gigabytes of CUDA packages.
 $(VENV)/.ready: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -38,4 +43,4 @@ $(VENV)/.ready: constraints.txt pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.* .aside.log paper_figures/out
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.* .aside.log paper_figures/out docs/_build

@@ -14,6 +14,7 @@ html_title = "dla-erasure"
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build", "_ext"]
+suppress_warnings = ["docutils"]  # docstrings are plain text with formulas, not reStructuredText
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 nitpicky = False

@@ -1,4 +1,4 @@
-"""The README's commands run, and its tables are what the program has."""
+"""The commands of the README and of the docs run, and their tables are what the program has."""
 
 from __future__ import annotations
 
@@ -15,12 +15,19 @@ from repro.spec.read import read_spec
 from tests.runs import PAPER, ROOT, cli
 
 README = (ROOT / "README.md").read_text()
-COMMANDS = [
-    line.split("#")[0].strip()
-    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
-]
-OURS = [line for line in COMMANDS if line.startswith("python -m repro")]
+PAGES = {page.name: page.read_text() for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+
+
+def commands(text: str) -> list[str]:
+    """The lines of a page's shell blocks, without comments."""
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    return [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+
+
+COMMANDS = commands(README)
+OURS = list(
+    dict.fromkeys(line for text in PAGES.values() for line in commands(text) if line.startswith("python -m repro "))
+)
 
 
 def test_the_readme_has_its_commands() -> None:
@@ -55,7 +62,7 @@ def test_a_command_of_the_readme_runs(command: str, place: Path, monkeypatch: py
 
 
 def test_the_notebook_section_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    section = README[README.index("## In a notebook") : README.index("## What is measured")]
+    section = README[README.index("## In a notebook") : README.index("## The paper's figures")]
     (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     monkeypatch.chdir(ROOT)
     made: dict[str, object] = {}
@@ -86,5 +93,10 @@ def test_every_command_is_in_the_table() -> None:
     assert len(offered) >= 8
     for name in offered:
         assert f"| `python -m repro {name}" in README, name
-    for path in re.findall(r"\]\(([^)#]+)\)", README):
-        assert path.startswith("http") or (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_points_to_is_there(page: str) -> None:
+    folder = ROOT if page == "README.md" else ROOT / "docs"
+    for path in re.findall(r"\]\(([^)#\s]+)[^)]*\)", PAGES[page]):
+        assert path.startswith("http") or (folder / path).exists(), path
