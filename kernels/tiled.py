@@ -146,7 +146,7 @@ def top2_logits(
     logits[t] = resid[t] W_U + b_U;  ids[t, 0], ids[t, 1] = first and second prediction, of equal logits the lower id
 
     resid:  [row, d_model], the normed residual stream      W_U: [d_model, vocab]    b_U: [vocab] or None
-    chosen: [row, choice], int token ids, or None. Every row needs two logits above minus infinity, and none NaN.
+    chosen: [row, choice], int token ids, or None. Every row needs two logits above minus infinity; NaN is above all.
     Returns values [row, 2] in logits, ids [row, 2] int64, chosen_values [row, choice] (None without chosen), float32
     or wider. Memory beyond that: one tile of logits.
     Raises ShapeError naming both shapes if they do not fit. Agreement: tests/kernels/test_top2_logits.py.
@@ -160,7 +160,7 @@ def top2_logits(
     for t in tiles(T, 16 * TILE_POSITIONS):
         rows = resid[t].to(dtype)
         best = rows.new_full((rows.shape[0], 2), -math.inf)
-        best_ids = torch.full_like(best, V, dtype=torch.int64)
+        best_ids = torch.arange(2, device=resid.device).repeat(len(rows), 1)
         for v in tiles(V, fit(rows.shape[0], dtype)):
             weight = W_U[:, v].to(dtype)
             logits = rows @ weight if b_U is None else torch.addmm(b_U[v].to(dtype), rows, weight)
@@ -232,8 +232,9 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, future: Tensor, alpha: floa
 
 def _merge_top2(best: Tensor, best_ids: Tensor, logits: Tensor, start: int) -> None:
     """Update the running two best of every row by a tile of logits whose first token is `start`."""
-    # One pass finds the rows with news, few after the first tiles; of equal logits the earlier, lower id stays.
-    (rows,) = (logits.amax(1) > best[:, 1]).nonzero(as_tuple=True)
+    # One pass finds the rows with news, few after the first tiles; of equal logits the earlier, lower id stays. Asked
+    # the other way round, so that NaN, which is larger than every number, is news.
+    (rows,) = (~(logits.amax(1) <= best[:, 1])).nonzero(as_tuple=True)
     if not len(rows):
         return
     tile = logits[rows]
