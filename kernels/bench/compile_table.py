@@ -31,8 +31,9 @@ PREDICTED = (
     "matrix units and instruction issue take at least), no kernel can be faster and none was measured"
 )
 # Waits for all warps of a block in one pass of an inner loop: two for what is loaded ahead, and two where a tile is
-# laid out anew. In the attention the largest score of a query and their sum may cross warps, too.
-MOST_BARRIERS = {"attend_kernel": 10}
+# laid out anew. In the attention the largest score of a query and their sum may cross warps, too; Hopper's products of
+# three TF32 parts lay out each part of a block of nodes.
+MOST_BARRIERS = {"attend_kernel": 10, "sums_kernel": 10}
 FEW_BARRIERS = 4
 # Times that components may be read, against once.
 MOST_READS = 1.3

@@ -48,6 +48,11 @@ def check(call: str, device: torch.device, precision: str, **tensors: Tensor | N
     return "cuda" if torch.cuda.get_device_capability(device) >= (9, 0) else "cuda80"
 
 
+def lacking(device: torch.device, precision: str) -> str:
+    """Return why a device has no such precision of float32 products, or nothing if it has it."""
+    return ABSENT.get((backend_of(device), precision), "")
+
+
 def preferred(device: str) -> str:
     """Return how float32 is multiplied unless declared otherwise: "tf32x3" where the GPU has it, else "ieee"."""
     kind = torch.device(device)
