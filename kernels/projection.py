@@ -193,7 +193,7 @@ def onto_vectors(v: Tensor, of: Tensor, num: Tensor, norm2: Tensor | None, preci
         numbers = named_strides("v", v, "m b p") | named_strides("of", of, "s b p") | named_strides("num", num, "s m b")
         numbers |= named_strides("norm2", num[0] if norm2 is None else norm2, "m b")
         numbers |= {"P": P, "S": S, "D": D, "M": M}
-        blocks = {**blocks, "BS": evenly(S, blocks["BS"]), "BM": evenly(M, blocks["BM"])}
+        blocks = {**blocks, "BS": evenly(S, blocks["BS"]), "BM": evenly(M, blocks["BM"], 16 if vendor == "hip" else 8)}
         n_t, n_m, n_s = (triton.cdiv(n, blocks[name]) for n, name in ((P, "BT"), (M, "BM"), (S, "BS")))
         wide = n_t * blocks["BT"] * triton.cdiv(D, blocks["BD"]) * blocks["BD"] * B
         tiling = Tiling(
@@ -213,10 +213,13 @@ def holding(table: tuple[tuning.Blocks, ...], S: int, M: int, name: str) -> tupl
     return tuple(sorted(table, key=lambda blocks: (triton.cdiv(M, blocks[name]), triton.cdiv(S, blocks["BS"]))))
 
 
-def evenly(size: int, most: int) -> int:
-    """Return the block that covers `size` in as few parts as blocks of `most` do: no 61 in blocks for 64, 1 in 16."""
+def evenly(size: int, most: int, least: int = 8) -> int:
+    """Return the block that covers `size` in as few parts as blocks of `most` do, and no larger than that takes.
+
+    least: NVIDIA's matrix units take 8 rows or columns, AMD's 16.
+    """
     parts = triton.cdiv(size, most)
-    return min(most, max(8, triton.next_power_of_2(triton.cdiv(size, parts))))
+    return min(most, max(least, triton.next_power_of_2(triton.cdiv(size, parts))))
 
 
 def launches(

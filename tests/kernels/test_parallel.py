@@ -1,4 +1,4 @@
-"""Tiles side by side: every tile once, the same bits for any number of threads, errors and settings where they belong."""
+"""Tiles side by side: every tile once, the same bits for any number of threads, errors where they belong."""
 
 from __future__ import annotations
 
