@@ -205,7 +205,8 @@ def test_a_key_holds_what_can_change_a_number_and_nothing_else(tmp_path: Path) -
         replace(SETTINGS, kernels="triton"),
         replace(SETTINGS, kernels="triton", products="tf32x3"),
     ]
-    assert planned(here, settings=replace(SETTINGS, products="tf32x3")).item("nodes").path == item.path, "Triton's alone"
+    elsewhere = replace(SETTINGS, products="tf32x3")
+    assert planned(here, settings=elsewhere).item("nodes").path == item.path, "Triton's alone"
     paths = {planned(here, settings=settings).item("nodes").path for settings in others}
     assert len(paths | {item.path}) == 8
 
