@@ -32,6 +32,8 @@ LAST_SHARE = 0.1
 SHARES, LONGEST = 3.0, 60.0
 # A case gets at least this long: the first call of a kernel compiles it.
 SHORTEST = 10.0
+# The longest that a process may take to import torch.
+START = 60.0
 
 
 class WorkerLostError(Exception):
@@ -63,6 +65,7 @@ class Child:
             stdout=subprocess.PIPE,
             text=True,
         )
+        self.ready = False
         self.lines: queue.Queue[str | None] = queue.Queue()
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
@@ -75,7 +78,12 @@ class Child:
         self.lines.put(None)
 
     def ask(self, job: Job, grace: float = 5.0) -> Iterator[Record]:
-        """Yield the records of a job; one that takes `grace` seconds longer than it may is not waited for."""
+        """Yield the records of a job; one that takes `grace` seconds longer than it may is not waited for.
+
+        The time that a process needs to start is not the job's.
+        """
+        if not self.ready:
+            self.ready = self._next(START, "did not start")["record"] == "ready"
         deadline = Budget(job.seconds + grace)
         try:
             assert self.process.stdin is not None
@@ -84,18 +92,23 @@ class Child:
         except OSError:
             raise WorkerLostError(self._ended()) from None
         while True:
-            try:
-                line = self.lines.get(timeout=max(deadline.left, 0.01))
-            except queue.Empty:
-                raise WorkerLostError(f"no answer within {job.seconds:.0f} s") from None
-            if line is None:
-                raise WorkerLostError(self._ended())
-            record = json.loads(line)
+            record = self._next(max(deadline.left, 0.01), f"no answer within {job.seconds:.0f} s")
             if record["record"] == "done":
                 return
             if record["record"] == "lost":
                 raise WorkerLostError(record["reason"])
             yield record
+
+    def _next(self, seconds: float, otherwise: str) -> Record:
+        """Return the next record, if one comes in time."""
+        try:
+            line = self.lines.get(timeout=seconds)
+        except queue.Empty:
+            raise WorkerLostError(otherwise) from None
+        if line is None:
+            raise WorkerLostError(self._ended())
+        record: Record = json.loads(line)
+        return record
 
     def _ended(self) -> str:
         return f"the process that measured it ended with {self.process.wait()}"

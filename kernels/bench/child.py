@@ -131,6 +131,8 @@ def main() -> int:
     """Serve jobs from standard input; whatever a compiler prints goes to standard error."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    out.write(json.dumps({"record": "ready"}) + "\n")
+    out.flush()
     return work(sys.stdin, out)
 
 
