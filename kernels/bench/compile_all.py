@@ -16,7 +16,7 @@ from typing import Any
 from repro.kernels.bench.timing import Budget
 
 Record = dict[str, Any]
-_WIDTHS = (24, 6, 7, 16, 38, 6, 7, 15, 7, 5, 10, 9, 22)
+_WIDTHS = (24, 8, 6, 5, 9, 46, 5, 6, 15, 5, 4, 6, 5, 5, 16, 16, 9, 24)
 
 
 def in_children(everything: bool, budget: Budget, processes: int | None = None) -> Iterator[Record]:
@@ -77,9 +77,9 @@ def _read(child: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
 
 
 def heading() -> str:
-    """Return the head of the table."""
-    names = ("launch", "card", "dtype", "precision", "configuration", "regs", "spills", "shared (limit)", "matrix",
-             "wide", "MFLOP", "MB", "predicted")  # fmt: skip
+    """Return the head of the table; loop: instructions of the longest inner one, reads: times, of components."""
+    names = ("launch", "shape", "card", "dtype", "precision", "configuration", "regs", "spills", "shared (limit)",
+             "loop", "bar", "matrix", "reads", "forms", "MFLOP (least)", "MB (least)", "calls", "bound")  # fmt: skip
     return _joined(names)
 
 
@@ -88,12 +88,12 @@ def line_of(record: Record) -> str:
     if "status" in record:
         return f"compile table {record['status']}"
     if "error" in record:
-        return (
-            _joined((record["launch"], record["card"], record["dtype"], record["precision"])) + "  " + record["error"]
-        )
+        names = ("launch", "card", "dtype", "precision")
+        return "  ".join(str(record[name]) for name in names) + "  " + record["error"]
     predicted = f"{record['predicted_us']:.1f} us ({record['bound']})" if record["predicted_us"] is not None else ""
     cells = (
         record["launch"],
+        record["shape"],
         record["card"],
         record["dtype"],
         record["precision"],
@@ -101,13 +101,26 @@ def line_of(record: Record) -> str:
         str(record["registers"]),
         str(record["spills"]),
         f"{record['shared'] / 1024:.1f} ({record['shared_limit'] // 1024}) KiB",
+        str(record["loop"]),
+        str(record["barriers"]),
         str(record["matrix"]),
-        str(record["wide"]),
-        f"{(record['flop'] or 0) / 1e6:.0f}",
-        f"{(record['bytes'] or 0) / 1e6:.1f}",
+        _times(record["component_reads"]),
+        _times(record["formed"]),
+        _of(record["tile_flop"], record["flop"]),
+        _of(record["loaded"], record["bytes"]),
+        str(record["calls"]),
         predicted,
     )
     return _joined(cells) + ("  !! " + ", ".join(record["problems"]) if record["problems"] else "")
+
+
+def _times(times: float | None) -> str:
+    return "" if times is None else f"{times:.1f}"
+
+
+def _of(done: float | None, least: float | None) -> str:
+    """Return millions done and, in brackets, the least."""
+    return "" if least is None else f"{(done or least) / 1e6:.0f} ({least / 1e6:.0f})"
 
 
 def _joined(cells: tuple[str, ...]) -> str:
