@@ -277,10 +277,11 @@ def _predict(row: Compiled, card: roofline.Card, launch: Launch, work: Work, cod
 
 
 def main(arguments: list[str]) -> int:
-    """Compile every n-th entry from the i-th on, given `i/n [--all]`; print one JSON object a line."""
+    """Compile every n-th entry from the i-th on, given `i/n [--all] [CARD/PRECISION…]`; print a JSON object a line."""
     first, step = map(int, arguments[0].split("/"))
-    everything = "--all" in arguments[1:]
-    for entry in entries()[first::step]:
+    everything, only = "--all" in arguments[1:], [word for word in arguments[1:] if word != "--all"]
+    chosen = [entry for entry in entries() if not only or f"{entry.card}/{entry.precision}" in only]
+    for entry in chosen[first::step]:
         try:
             for row in compile_entry(entry, everything):
                 _say({**asdict(row), "problems": row.problems()})
