@@ -9,7 +9,7 @@ import triton.language as tl
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "P"])
 def values_kernel(
     writer_ptr,  # [W, B, P, D] f32, f16 or bf16; rows of D contiguous
     scale_ptr,  # [B, P] f32, f16 or bf16
@@ -33,6 +33,8 @@ def values_kernel(
     CENTER: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    # One program forms the values of BT positions for one group of heads: the writer's rows are read twice, for their
+    # mean and for the product, the second time from cache; W_V is read once for each BT positions, from L2.
     i_t, i_wb, i_g = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     i_w, i_b = i_wb // B, i_wb % B
     o_t = i_t * BT + tl.arange(0, BT)
@@ -54,17 +56,17 @@ def values_kernel(
     for i_d in range(0, D, BD):
         o_d = i_d + tl.arange(0, BD)
         m_td = m_t[:, None] & (o_d < D)[None, :]
-        b_x = tl.load(p_x + o_d[None, :], mask=m_td, other=0.0).to(tl.float32)
+        b_x = tl.load(p_x + o_d[None, :], mask=m_td, other=0.0).to(tl.float32)  # [BT, BD]
         b_x = tl.where(m_td, b_x - b_mean[:, None], 0.0)
-        b_wv = tl.load(p_wv + o_d[:, None] * wv_d, mask=(o_d < D)[:, None] & m_k[None, :], other=0.0)
-        b_v = tl.dot(b_x.to(b_wv.dtype), b_wv, b_v, input_precision=PRECISION)
+        b_wv = tl.load(p_wv + o_d[:, None] * wv_d, mask=(o_d < D)[:, None] & m_k[None, :], other=0.0)  # [BD, BK]
+        b_v = tl.dot(b_x.to(b_wv.dtype), b_wv, b_v, input_precision=PRECISION)  # [BT, BK]
     b_scale = tl.load(scale_ptr + i_b * scale_b + o_row * scale_p, mask=m_t, other=1.0).to(tl.float32)
     b_v = b_v / b_scale[:, None]
     p_v = v_ptr + (((i_wb * P + o_row[:, None]) * G + i_g) * K + o_k[None, :])
     tl.store(p_v, b_v.to(v_ptr.dtype.element_ty), mask=m_t[:, None] & m_k[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["W", "B", "P"])
 def attend_kernel(
     q_ptr,  # [B, P, H, K] f32, f16 or bf16; rows of K contiguous
     k_ptr,  # [B, P, G, K] as q; rows of K contiguous
@@ -89,7 +91,12 @@ def attend_kernel(
     BW: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    i_t, i_bh, i_w0 = tl.program_id(0), tl.program_id(1), tl.program_id(2) * BW
+    # One program mixes the values of BW writers for BT queries of a head: keys and values pass by in blocks of BI, once
+    # for each block of queries, with a running maximum and sum, so that no pattern is ever stored; writers share the
+    # pattern, which is the dearer half. The last queries attend to most and come first, for all heads together, so that
+    # what is left at the end are the short ones.
+    i_bh, i_w0 = tl.program_id(0), tl.program_id(1) * BW
+    i_t = tl.num_programs(2) - 1 - tl.program_id(2)
     i_b, i_h = (i_bh // H).to(tl.int64), i_bh % H
     i_g = i_h // (H // G)
     o_t = i_t * BT + tl.arange(0, BT)
@@ -98,7 +105,7 @@ def attend_kernel(
     o_row = o_t.to(tl.int64)
 
     p_q = q_ptr + i_b * q_b + o_row[:, None] * q_p + i_h * q_h + o_k[None, :]
-    b_q = tl.load(p_q, mask=m_t[:, None] & m_k[None, :], other=0.0)
+    b_q = tl.load(p_q, mask=m_t[:, None] & m_k[None, :], other=0.0)  # [BT, BK]
     p_k = k_ptr + i_b * k_b + i_g * k_g
     p_v = v_ptr + (i_b * P * G + i_g) * K
     b_max = tl.full([BT], float("-inf"), tl.float32)
@@ -116,20 +123,21 @@ def attend_kernel(
             o_i = i_i + tl.arange(0, BI)
             m_i = o_i < P
             o_key = o_i.to(tl.int64)
-            b_k = tl.load(p_k + o_key[None, :] * k_p + o_k[:, None], mask=m_i[None, :] & m_k[:, None], other=0.0)
-            b_s = tl.dot(b_q, b_k, input_precision=PRECISION) * (softmax_scale * LOG2_E)
+            p_ki = p_k + o_key[None, :] * k_p + o_k[:, None]
+            b_k = tl.load(p_ki, mask=m_i[None, :] & m_k[:, None], other=0.0)  # [BK, BI]
+            b_s = tl.dot(b_q, b_k, input_precision=PRECISION) * (softmax_scale * LOG2_E)  # [BT, BI]
             if m_stage == 1:
                 b_s = tl.where(m_i[None, :] & (o_i[None, :] <= o_t[:, None]), b_s, float("-inf"))
             b_new = tl.maximum(b_max, tl.max(b_s, 1))
             b_shrink = tl.exp2(b_max - b_new)
-            b_p = tl.exp2(b_s - b_new[:, None])
+            b_p = tl.exp2(b_s - b_new[:, None])  # [BT, BI]
             b_sum = b_sum * b_shrink + tl.sum(b_p, 1)
             b_max = b_new
             b_sums = ()
             for w in tl.static_range(BW):
                 p_vw = p_v + (i_w0 + w).to(tl.int64) * B * P * G * K + o_key[:, None] * G * K + o_k[None, :]
                 m_iw = o_i < tl.where(i_w0 + w < W, P, 0)
-                b_v = tl.load(p_vw, mask=m_iw[:, None] & m_k[None, :], other=0.0)
+                b_v = tl.load(p_vw, mask=m_iw[:, None] & m_k[None, :], other=0.0)  # [BI, BK]
                 b_z = tl.dot(b_p.to(b_v.dtype), b_v, b_zs[w] * b_shrink[:, None], input_precision=PRECISION)
                 b_sums = b_sums + (b_z,)  # noqa: RUF005
             b_zs = b_sums
@@ -141,7 +149,7 @@ def attend_kernel(
         tl.store(p_z, b_z.to(z_ptr.dtype.element_ty), mask=m_tw[:, None] & m_k[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R"])
 def sum_heads_kernel(
     z_ptr,  # [R, H, K] f32, f16 or bf16, contiguous
     w_ptr,  # [H, K, D] as z; rows of D contiguous
@@ -157,6 +165,7 @@ def sum_heads_kernel(
     BK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    # A plain matrix product [R, H K] x [H K, D] in which a head's dimensions are padded to blocks of BK.
     o_d = tl.program_id(0) * BD + tl.arange(0, BD)
     o_r = (tl.program_id(1) * BT + tl.arange(0, BT)).to(tl.int64)
     m_r, m_d = o_r < R, o_d < D
@@ -169,8 +178,8 @@ def sum_heads_kernel(
         i_h, i_k = i_hk // n_k, i_hk % n_k * BK
         o_k = i_k + tl.arange(0, BK)
         m_k = o_k < K
-        b_z = tl.load(p_z + i_h * K + o_k[None, :], mask=m_r[:, None] & m_k[None, :], other=0.0)
+        b_z = tl.load(p_z + i_h * K + o_k[None, :], mask=m_r[:, None] & m_k[None, :], other=0.0)  # [BT, BK]
         p_hw = p_w + (tl.zeros([BK, 1], tl.int64) + i_h) * w_h + o_k[:, None] * w_k
-        b_w = tl.load(p_hw, mask=m_k[:, None] & m_d[None, :], other=0.0)
-        b_total = tl.dot(b_z, b_w, b_total, input_precision=PRECISION)
+        b_w = tl.load(p_hw, mask=m_k[:, None] & m_d[None, :], other=0.0)  # [BK, BD]
+        b_total = tl.dot(b_z, b_w, b_total, input_precision=PRECISION)  # [BT, BD]
     tl.store(total_ptr + o_r[:, None] * D + o_d[None, :], b_total, mask=m_r[:, None] & m_d[None, :])

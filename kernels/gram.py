@@ -9,6 +9,7 @@ positions there are. Both kernels compute the blocks on and above the diagonal a
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 import triton
@@ -18,7 +19,7 @@ from torch import Tensor
 from repro.kernels import outputs, shapes
 from repro.kernels.launch import precision as precisions
 from repro.kernels.launch import tuning
-from repro.kernels.launch.launch import Argument, CompileSpec, Launch, kind, rows
+from repro.kernels.launch.launch import Argument, Launch, Tiling, row_of, rows
 from repro.kernels.nodes import form
 
 # The most that the nodes of one chunk of positions take, where one position does not take more.
@@ -206,9 +207,13 @@ def _scratch(z: Tensor, vectors: Tensor) -> tuple[Tensor, int]:
     """Return room for the nodes of one chunk of positions, and how many positions that is."""
     (_, P, H, _), (M, _, _, D) = z.shape, vectors.shape
     N = H + M
-    # A multiple of 16, so that chunks of G begin where whole vectors can be stored.
-    step = min(max(SCRATCH_BYTES // (N * D * z.element_size()) // 16 * 16, 16), P)
+    step = chunk(N, D, P, z.element_size())
     return z.new_empty(N * step * D), step
+
+
+def chunk(N: int, D: int, P: int, size: int) -> int:
+    """Return how many of P positions fit the scratch: a multiple of 16, so that whole vectors of G can be stored."""
+    return min(max(SCRATCH_BYTES // (N * D * size) // 16 * 16, 16), P)
 
 
 def multiply(nodes: Tensor, G: Tensor, precision: str, vendor: str) -> Launch:
@@ -218,12 +223,18 @@ def multiply(nodes: Tensor, G: Tensor, precision: str, vendor: str) -> Launch:
     numbers = {"gram_i": G.stride(0), "gram_j": G.stride(1), "N": N, "T": T, "D": D}
 
     def build(blocks: tuning.Blocks) -> Launch:
-        n_n = triton.cdiv(N, blocks["BN"])
-        grid = (triton.cdiv(T, blocks["BT"]), n_n, n_n)
-        return Launch(gram_kernel, arguments | numbers, {**blocks, "PRECISION": precision}, grid)
+        n_n, n_t, steps = triton.cdiv(N, blocks["BN"]), triton.cdiv(T, blocks["BT"]), triton.cdiv(D, blocks["BD"])
+        pairs = n_n * (n_n + 1) / 2
+        tiling = Tiling(
+            flop=2.0 * pairs * n_t * blocks["BT"] * blocks["BN"] ** 2 * steps * blocks["BD"],
+            reads={"nodes_ptr": 2 * pairs / n_n},
+            steps=steps,
+        )
+        constants = {**blocks, "PRECISION": precision}
+        return Launch(gram_kernel, arguments | numbers, constants, (n_t, n_n, n_n), tiling)
 
-    key = ("gram", nodes.shape, nodes.dtype, precision, str(nodes.device))
-    return tuning.choose(key, GRAM_BLOCKS[vendor, kind(nodes.dtype, precision)], build)
+    candidates = row_of(GRAM_BLOCKS, vendor, nodes.dtype, precision)
+    return tuning.choose("gram", arguments, (precision, vendor), candidates, build)
 
 
 def multiply_and_sum(nodes: Tensor, strata: Tensor, partial: Tensor, precision: str, vendor: str) -> Launch:
@@ -234,30 +245,43 @@ def multiply_and_sum(nodes: Tensor, strata: Tensor, partial: Tensor, precision: 
     numbers = {"strata_s": strata.stride(0), "N": N, "T": T, "D": D, "S": S}
 
     def build(blocks: tuning.Blocks) -> Launch:
-        grid = (triton.cdiv(N, blocks["BN"]) ** 2, triton.cdiv(T, SHARE), S)
+        n_n, n_c, steps = triton.cdiv(N, blocks["BN"]), triton.cdiv(T, SHARE), triton.cdiv(D, blocks["BD"])
+        pairs = n_n * (n_n + 1) / 2
+        # As if every position were in one stratum.
+        tiling = Tiling(
+            flop=2.0 * pairs * T * blocks["BN"] ** 2 * steps * blocks["BD"],
+            reads={"nodes_ptr": 2 * pairs / n_n},
+            steps=SHARE * steps / S,
+        )
         constants = {**blocks, "SHARE": SHARE, "PRECISION": precision}
-        return Launch(sums_kernel, arguments | numbers, constants, grid)
+        return Launch(sums_kernel, arguments | numbers, constants, (n_n**2, n_c, S), tiling)
 
-    key = ("gram_sums", nodes.shape, S, nodes.dtype, precision, str(nodes.device))
-    return tuning.choose(key, SUMS_BLOCKS[vendor, kind(nodes.dtype, precision)], build)
+    candidates = row_of(SUMS_BLOCKS, vendor, nodes.dtype, precision)
+    return tuning.choose("gram_sums", arguments, (precision, vendor), candidates, build)
 
 
-def compile_specs(
+def launches(
     dtype: torch.dtype, shape: Mapping[str, int], vendor: str = "cuda", precision: str = "ieee"
-) -> dict[str, CompileSpec]:
-    """Return kernel name -> what the compiler needs for the launches of this module at a shape {P, H, D, S}.
+) -> dict[str, Launch]:
+    """Return kernel name -> this module's launches at a shape {P, H, D, S}, of tensors without numbers.
 
-    Two strata of one prompt; nodes are the heads and MLPs of the layers between S sites, an embedding and a bias.
+    Two strata of one prompt; nodes are the heads and MLPs of the layers between S sites, an embedding and a bias. As
+    many positions as one chunk holds.
     """
     P, H, D, S = (shape[name] for name in "PHDS")
     N = (S - 1) // 2 * (H + 1) + 2
-    nodes = torch.empty((N, P, D), dtype=dtype, device="meta")
+    T = chunk(N, D, P, dtype.itemsize)
+    nodes = torch.empty((N, T, D), dtype=dtype, device="meta")
     G, strata, partial = (
         torch.empty(size, dtype=torch.float32, device="meta")
-        for size in ((N, N, P), (2, P), (triton.cdiv(P, SHARE), 2, N, N))
+        for size in ((N, N, T), (2, T), (triton.cdiv(T, SHARE), 2, N, N))
     )
-    launches = {
+    found = {
         "gram": multiply(nodes, G, precision, vendor),
         "gram_sums": multiply_and_sum(nodes, strata, partial, precision, vendor),
     }
-    return {name: launch.compile_spec() for name, launch in launches.items()}
+    return {
+        name: replace(launch, tiling=replace(launch.tiling, calls=triton.cdiv(P, T) * shape["B"]))
+        for name, launch in found.items()
+        if launch.tiling is not None
+    }

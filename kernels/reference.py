@@ -136,7 +136,8 @@ def top2_logits(
     logits[t] = resid[t] W_U + b_U;  ids[t, 0], ids[t, 1] = first and second prediction, of equal logits the lower id
 
     resid:  [row, d_model], the normed residual stream      W_U: [d_model, vocab]    b_U: [vocab] or None
-    chosen: [row, choice], int token ids, or None. Every row needs two logits above minus infinity, and none NaN.
+    chosen: [row, choice], int token ids, or None. Every row needs two logits above minus infinity. NaN is larger than
+    every number: a row that holds one has NaN as its first value, and the lowest token that is NaN as its first id.
     Returns values [row, 2] in logits, ids [row, 2] int64, chosen_values [row, choice] (None without chosen), float32
     or wider. Raises ShapeError naming both shapes if they do not fit. Agreement: tests/kernels/test_top2_logits.py.
     """

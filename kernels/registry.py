@@ -14,6 +14,7 @@ from repro.kernels import work
 from repro.kernels.work import Draw, Shape, Work
 
 ONE_WRITER = ("paper", "paper4", "smollm2", "gpt2xl", "pythia")
+PROJECTED = ("paper", "paper4", "runner", "smollm2", "gpt2xl", "pythia")
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Kernel:
     results: tuple[str, ...]
     """Names of what it returns, in order."""
     triton: str
-    """Module of the Triton kernel, which also has `compile_specs` for its launches."""
+    """Module of the Triton kernel, which also has `launches`: its launches at a shape, to be compiled."""
     inputs: Callable[[Shape, Draw], dict[str, Any]]
     """The arguments with which it is measured."""
     flop: Callable[[Shape], float]
@@ -60,6 +61,7 @@ _ENTRIES = (
         triton="projection",
         inputs=work.projection,
         flop=work.projection_flop,
+        shapes=PROJECTED,
         paper_calls=4,
     ),
     Kernel(
@@ -68,6 +70,7 @@ _ENTRIES = (
         triton="projection",
         inputs=work.projection_onto_vectors,
         flop=work.projection_onto_vectors_flop,
+        shapes=PROJECTED,
     ),
     Kernel(
         "gram",

@@ -29,7 +29,7 @@ class Kernels:
 def provider(name: str, device: str, precision: str = "ieee") -> Kernels:
     """Return the functions of the provider `name` on `device` ("cpu", "cuda", "cuda:0", ...).
 
-    precision: how float32 is multiplied: "ieee", or with Triton on an NVIDIA GPU "tf32x3".
+    precision: how float32 is multiplied: "ieee", or with Triton on an NVIDIA GPU "tf32x3" or "tf32".
     Raises UnsupportedError by name: an unknown provider, Triton where it is not installed, any provider on mps, a
     precision that the provider does not have. Agreement: tests/kernels/test_projection.py.
     """

@@ -1,18 +1,19 @@
 """The kernels for CPUs: plain torch over tiles that stay in cache, with memory bounded by TILE_BYTES."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from repro.kernels import outputs, shapes
+from repro.kernels.parallel import each
 
 # The size of the largest temporary: one tile of head outputs, of scores or of logits. Beyond the second-level cache of
 # two cores of today, and not by much: smaller tiles spend more in starting products than they save in memory.
 TILE_BYTES = 4 << 20
 # Positions whose head outputs are formed together, few enough that one tile holds all heads of a small model.
-TILE_POSITIONS = 64
+TILE_POSITIONS = 128
 # Queries that attend together: more, because their scores are a wider tile and their keys are read again for each.
 TILE_QUERIES = 128
 
@@ -27,7 +28,7 @@ def projection(z: Tensor, W_O: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
     z:   [prompt, pos, head, d_head]        W_O: [head, d_head, d_model]
     of:  [component, prompt, pos, d_model], in activation units
     Returns num [component, head, prompt, pos] and norm2 [head, prompt, pos], squared activation units, float32 or
-    wider. Memory beyond that: one tile of head outputs.
+    wider. Memory beyond that: one tile of head outputs for each thread. The same bits for any number of threads.
     Raises ShapeError naming both shapes if they do not fit. Agreement: tests/kernels/test_projection.py.
     """
     dims = shapes.projection(z, W_O, of)
@@ -35,14 +36,23 @@ def projection(z: Tensor, W_O: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
     dtype = shapes.at_least_fp32(z, W_O, of)
     num = outputs.empty((S, H, B, P), dtype, z.device)
     norm2 = outputs.empty((H, B, P), dtype, z.device)
-    for h in tiles(H, fit(TILE_POSITIONS * D, dtype)):
-        weight = W_O[h].to(dtype)
-        tile = weight.new_empty(len(weight) * TILE_POSITIONS * D)
-        for b in range(B):
-            for t in tiles(P, TILE_POSITIONS):
-                heads = _product(z[b, t, h].transpose(0, 1).to(dtype), weight, tile)
-                num[:, h, b, t] = _dots(heads, of[:, b, t].to(dtype)).transpose(0, 1)
+    weights = W_O.to(dtype)
+    together = evenly(H, fit(TILE_POSITIONS * D, dtype))
+
+    def start() -> Callable[[tuple[int, slice]], None]:
+        tile = weights.new_empty(together * TILE_POSITIONS * D)
+
+        def project(at: tuple[int, slice]) -> None:
+            b, t = at
+            directions = of[:, b, t].to(dtype)
+            for h in tiles(H, together):
+                heads = _product(z[b, t, h].transpose(0, 1).to(dtype), weights[h], tile)
+                num[:, h, b, t] = _dots(heads, directions).transpose(0, 1)
                 norm2[h, b, t] = torch.linalg.vector_norm(heads.view(-1, D), dim=-1).view(heads.shape[:2])
+
+        return project
+
+    each([(b, t) for b in range(B) for t in tiles(P, TILE_POSITIONS)], start)
     return num, norm2.square_()
 
 
@@ -55,7 +65,7 @@ def projection_onto_vectors(v: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
 
     v:   [vector, prompt, pos, d_model]     of: [component, prompt, pos, d_model], in activation units
     Returns num [component, vector, prompt, pos] and norm2 [vector, prompt, pos], squared activation units, float32 or
-    wider.
+    wider. The same bits for any number of threads.
     Raises ShapeError naming both shapes if they do not fit. Agreement: tests/kernels/test_projection.py.
     """
     dims = shapes.projection_onto_vectors(v, of)
@@ -63,11 +73,14 @@ def projection_onto_vectors(v: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
     dtype = shapes.at_least_fp32(v, of)
     num = outputs.empty((S, M, B, P), dtype, v.device)
     norm2 = outputs.empty((M, B, P), dtype, v.device)
-    for b in range(B):
-        for t in tiles(P, fit((S + M) * D, dtype)):
-            onto = v[:, b, t].to(dtype)
-            num[:, :, b, t] = _dots(onto, of[:, b, t].to(dtype)).transpose(0, 1)
-            norm2[:, b, t] = torch.linalg.vecdot(onto, onto)
+
+    def project(at: tuple[int, slice]) -> None:
+        b, t = at
+        onto = v[:, b, t].to(dtype)
+        num[:, :, b, t] = _dots(onto, of[:, b, t].to(dtype)).transpose(0, 1)
+        norm2[:, b, t] = torch.linalg.vecdot(onto, onto)
+
+    each([(b, t) for b in range(B) for t in tiles(P, fit((S + M) * D, dtype))], lambda: project)
     return num, norm2
 
 
@@ -146,7 +159,7 @@ def top2_logits(
     logits[t] = resid[t] W_U + b_U;  ids[t, 0], ids[t, 1] = first and second prediction, of equal logits the lower id
 
     resid:  [row, d_model], the normed residual stream      W_U: [d_model, vocab]    b_U: [vocab] or None
-    chosen: [row, choice], int token ids, or None. Every row needs two logits above minus infinity, and none NaN.
+    chosen: [row, choice], int token ids, or None. Every row needs two logits above minus infinity; NaN is above all.
     Returns values [row, 2] in logits, ids [row, 2] int64, chosen_values [row, choice] (None without chosen), float32
     or wider. Memory beyond that: one tile of logits.
     Raises ShapeError naming both shapes if they do not fit. Agreement: tests/kernels/test_top2_logits.py.
@@ -157,10 +170,10 @@ def top2_logits(
     values = outputs.empty((T, 2), dtype, resid.device)
     ids = torch.empty((T, 2), dtype=torch.int64, device=resid.device)
     picked = None if chosen is None else outputs.empty((T, dims["C"]), dtype, resid.device)
-    for t in tiles(T, 16 * TILE_POSITIONS):
+    for t in tiles(T, 8 * TILE_POSITIONS):
         rows = resid[t].to(dtype)
         best = rows.new_full((rows.shape[0], 2), -math.inf)
-        best_ids = torch.full_like(best, V, dtype=torch.int64)
+        best_ids = torch.arange(2, device=resid.device).repeat(len(rows), 1)
         for v in tiles(V, fit(rows.shape[0], dtype)):
             weight = W_U[:, v].to(dtype)
             logits = rows @ weight if b_U is None else torch.addmm(b_U[v].to(dtype), rows, weight)
@@ -177,6 +190,11 @@ def top2_logits(
 def tiles(size: int, step: int) -> Iterator[slice]:
     """Return slices of at most `step` that cover `size`."""
     return (slice(start, min(start + step, size)) for start in range(0, size, step))
+
+
+def evenly(size: int, step: int) -> int:
+    """Return the step that covers `size` in as few parts, all of about one size: nine in eights are five and four."""
+    return -(-size // -(-size // step))
 
 
 def fit(elements: int, dtype: torch.dtype) -> int:
@@ -232,8 +250,9 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, future: Tensor, alpha: floa
 
 def _merge_top2(best: Tensor, best_ids: Tensor, logits: Tensor, start: int) -> None:
     """Update the running two best of every row by a tile of logits whose first token is `start`."""
-    # One pass finds the rows with news, few after the first tiles; of equal logits the earlier, lower id stays.
-    (rows,) = (logits.amax(1) > best[:, 1]).nonzero(as_tuple=True)
+    # One pass finds the rows with news, few after the first tiles; of equal logits the earlier, lower id stays. Asked
+    # the other way round, so that NaN, which is larger than every number, is news.
+    (rows,) = (~(logits.amax(1) <= best[:, 1])).nonzero(as_tuple=True)
     if not len(rows):
         return
     tile = logits[rows]

@@ -15,7 +15,7 @@ from repro.kernels import outputs, shapes
 from repro.kernels.attention import attend_kernel, sum_heads_kernel, values_kernel
 from repro.kernels.launch import precision as precisions
 from repro.kernels.launch import tuning
-from repro.kernels.launch.launch import Argument, CompileSpec, Launch, kind, named_strides, pow2, rows
+from repro.kernels.launch.launch import Argument, Launch, Tiling, named_strides, pow2, row_of, rows
 from repro.kernels.projection import project
 
 # (vendor, kind of input) -> block sizes, the default first, the rest tried within `tuning()`: BT positions, BD of D.
@@ -26,24 +26,42 @@ VALUES_BLOCKS: Mapping[tuple[str, str], tuple[tuning.Blocks, ...]] = {
     ("hip", "ieee"): ({"BT": 32, "BD": 32, "num_warps": 4, "num_stages": 2},),
     ("hip", "half"): ({"BT": 64, "BD": 64, "num_warps": 4, "num_stages": 2},),
 }
-# BT queries, BI keys, at most BW writers that share the pattern of a program.
+# BT queries, BI keys, BW writers that share the pattern of a program; for one writer and heads of at most 64.
 ATTEND_BLOCKS: Mapping[tuple[str, str], tuple[tuning.Blocks, ...]] = {
-    ("cuda", "ieee"): ({"BT": 32, "BI": 32, "BW": 2, "num_warps": 4, "num_stages": 2},),
+    ("cuda", "ieee"): ({"BT": 32, "BI": 32, "BW": 1, "num_warps": 4, "num_stages": 2},),
     ("cuda", "tf32x3"): (
         {"BT": 64, "BI": 16, "BW": 1, "num_warps": 4, "num_stages": 2},
         {"BT": 128, "BI": 16, "BW": 1, "num_warps": 8, "num_stages": 2},
     ),
     ("cuda", "half"): (
         {"BT": 128, "BI": 64, "BW": 1, "num_warps": 8, "num_stages": 2},
-        {"BT": 64, "BI": 64, "BW": 2, "num_warps": 4, "num_stages": 2},
+        {"BT": 64, "BI": 64, "BW": 1, "num_warps": 4, "num_stages": 2},
     ),
     ("hip", "ieee"): ({"BT": 64, "BI": 32, "BW": 1, "num_warps": 4, "num_stages": 1},),
+    ("hip", "half"): ({"BT": 64, "BI": 32, "BW": 1, "num_warps": 4, "num_stages": 2},),
+}
+# The same for several writers: each has sums of its own, so that blocks of queries or keys are smaller.
+SHARED_BLOCKS: Mapping[tuple[str, str], tuple[tuning.Blocks, ...]] = {
+    ("cuda", "ieee"): ({"BT": 32, "BI": 32, "BW": 2, "num_warps": 4, "num_stages": 2},),
+    ("cuda", "tf32x3"): ({"BT": 32, "BI": 32, "BW": 4, "num_warps": 8, "num_stages": 2},),
+    ("cuda", "half"): ({"BT": 128, "BI": 32, "BW": 4, "num_warps": 8, "num_stages": 2},),
+    ("cuda80", "half"): ({"BT": 64, "BI": 32, "BW": 2, "num_warps": 8, "num_stages": 2},),
+    ("hip", "ieee"): ({"BT": 64, "BI": 32, "BW": 2, "num_warps": 4, "num_stages": 1},),
+    ("hip", "half"): ({"BT": 64, "BI": 32, "BW": 4, "num_warps": 4, "num_stages": 2},),
+}
+# The same for heads of 128 dimensions; wider ones take smaller blocks again.
+WIDE_BLOCKS: Mapping[tuple[str, str], tuple[tuning.Blocks, ...]] = {
+    ("cuda", "ieee"): ({"BT": 32, "BI": 16, "BW": 1, "num_warps": 4, "num_stages": 2},),
+    ("cuda", "tf32x3"): ({"BT": 32, "BI": 32, "BW": 1, "num_warps": 8, "num_stages": 2},),
+    ("cuda", "half"): ({"BT": 128, "BI": 32, "BW": 1, "num_warps": 8, "num_stages": 2},),
+    ("hip", "ieee"): ({"BT": 32, "BI": 32, "BW": 1, "num_warps": 4, "num_stages": 1},),
     ("hip", "half"): ({"BT": 64, "BI": 32, "BW": 1, "num_warps": 4, "num_stages": 2},),
 }
 # BT rows, BD of D, BK of K.
 SUM_BLOCKS: Mapping[tuple[str, str], tuple[tuning.Blocks, ...]] = {
     ("cuda", "ieee"): ({"BT": 64, "BD": 64, "BK": 32, "num_warps": 8, "num_stages": 2},),
-    ("cuda", "tf32x3"): ({"BT": 64, "BD": 64, "BK": 32, "num_warps": 8, "num_stages": 2},),
+    ("cuda", "tf32x3"): ({"BT": 128, "BD": 64, "BK": 32, "num_warps": 8, "num_stages": 2},),
+    ("cuda80", "tf32x3"): ({"BT": 64, "BD": 64, "BK": 32, "num_warps": 8, "num_stages": 2},),
     ("cuda", "half"): ({"BT": 64, "BD": 128, "BK": 64, "num_warps": 4, "num_stages": 3},),
     ("hip", "ieee"): ({"BT": 64, "BD": 64, "BK": 32, "num_warps": 4, "num_stages": 2},),
     ("hip", "half"): ({"BT": 64, "BD": 64, "BK": 64, "num_warps": 4, "num_stages": 2},),
@@ -90,84 +108,130 @@ def v_composition(
     values = outputs.empty((W, B, P, G, K), q.dtype, q.device)
     z = outputs.empty((W, B, P, H, K), q.dtype, q.device)
     alpha = K**-0.5 if softmax_scale is None else softmax_scale
-    form_values(writer, scale, W_V, values, center, precision, vendor).run()
+    if by_library(q.dtype, precision):
+        normed_values(writer, scale, W_V, values, center)
+    else:
+        form_values(writer, scale, W_V, values, center, precision, vendor).run()
     attend(q, k, values, z, alpha, precision, vendor).run()
     dots, summed = None, None
     if onto is not None:
         dots = outputs.empty((W, H, len(onto), B, P), torch.float32, q.device)
-        project(z.flatten(0, 1), W_O, onto, dots, None, precision, vendor).run()
+        project(z.flatten(0, 1), W_O, onto, dots, None, precision, vendor)
     if total:
         summed = outputs.empty((W, B, P, D), torch.float32, q.device)
-        sum_heads(z.view(W * B * P, H, K), W_O, summed, precision, vendor).run()
+        if by_library(q.dtype, precision):
+            torch.mm(z.view(-1, H * K), W_O.reshape(H * K, D), out=summed.view(-1, D))
+        else:
+            sum_heads(z.view(W * B * P, H, K), W_O, summed, precision, vendor).run()
     return dots, summed
+
+
+def by_library(dtype: torch.dtype, precision: str) -> bool:
+    """Return whether plain products are the vendor's: whole float32, which no tile of ours multiplies as fast."""
+    return dtype == torch.float32 and precision == "ieee"
+
+
+def normed_values(writer: Tensor, scale: Tensor, W_V: Tensor, values: Tensor, center: bool) -> None:
+    """Write values [writer, prompt, pos, group, d_head] of the normed writers, by the vendor's matrix product."""
+    (W, B, P, D), (G, _, K) = writer.shape, W_V.shape
+    normed = writer.float() - writer.float().mean(-1, keepdim=True) if center else writer.float()
+    normed = (normed / scale.float()[..., None]).reshape(1, W * B * P, D)
+    torch.bmm(normed.expand(G, -1, -1), W_V, out=values.view(-1, G, K).transpose(0, 1))
 
 
 def form_values(
     writer: Tensor, scale: Tensor, W_V: Tensor, values: Tensor, center: bool, precision: str, vendor: str
 ) -> Launch:
-    """Launch what writes values [writer, prompt, pos, group, d_head] of the normed writers, in their dtype."""
+    """Return the launch that writes values [writer, prompt, pos, group, d_head] of the normed writers."""
     writer, W_V = rows(writer), rows(W_V)
     (W, B, P, D), (G, _, K) = writer.shape, W_V.shape
-    arguments: dict[str, Argument] = {"writer_ptr": writer, "scale_ptr": scale, "wv_ptr": W_V, "v_ptr": values}
-    numbers = named_strides("writer", writer, "w b p") | named_strides("scale", scale, "b p")
-    numbers |= named_strides("wv", W_V, "g d") | {"B": B, "P": P, "G": G, "D": D}
+    tensors: dict[str, Argument] = {"writer_ptr": writer, "scale_ptr": scale, "wv_ptr": W_V, "v_ptr": values}
 
     def build(blocks: tuning.Blocks) -> Launch:
-        constants = {**_narrower(blocks, pow2(K)), "K": K, "BK": pow2(K), "CENTER": center, "PRECISION": precision}
-        return Launch(values_kernel, arguments | numbers, constants, (triton.cdiv(P, constants["BT"]), W * B, G))
+        numbers = named_strides("writer", writer, "w b p") | named_strides("scale", scale, "b p")
+        numbers |= named_strides("wv", W_V, "g d") | {"B": B, "P": P, "G": G, "D": D}
+        blocks = narrower(blocks, 64, pow2(K))
+        n_t, steps = triton.cdiv(P, blocks["BT"]), triton.cdiv(D, blocks["BD"])
+        tiling = Tiling(
+            flop=2.0 * n_t * W * B * G * blocks["BT"] * pow2(K) * steps * blocks["BD"],
+            reads={"writer_ptr": G * (1 + center), "wv_ptr": n_t * W * B},
+            steps=steps * (1 + center / 2),
+        )
+        constants = {**blocks, "K": K, "BK": pow2(K), "CENTER": center, "PRECISION": precision}
+        return Launch(values_kernel, tensors | numbers, constants, (n_t, W * B, G), tiling)
 
-    key = ("values", writer.shape, W_V.shape, W_V.dtype, precision, str(W_V.device))
-    return tuning.choose(key, VALUES_BLOCKS[vendor, kind(W_V.dtype, precision)], build)
+    candidates = row_of(VALUES_BLOCKS, vendor, W_V.dtype, precision)
+    return tuning.choose("values", tensors, (center, precision, vendor), candidates, build)
 
 
 def attend(q: Tensor, k: Tensor, values: Tensor, z: Tensor, alpha: float, precision: str, vendor: str) -> Launch:
-    """Launch what writes z [writer, prompt, pos, head, d_head], causal attention on every writer's values."""
+    """Return the launch that writes z [writer, prompt, pos, head, d_head], causal attention on the writers' values."""
     q, k = rows(q), rows(k)
     (B, P, H, K), (W, _, _, G, _) = q.shape, values.shape
-    arguments: dict[str, Argument] = {"q_ptr": q, "k_ptr": k, "v_ptr": values, "z_ptr": z}
-    numbers = named_strides("q", q, "b p h") | named_strides("k", k, "b p g")
-    numbers |= {"W": W, "B": B, "P": P, "H": H, "G": G}
+    tensors: dict[str, Argument] = {"q_ptr": q, "k_ptr": k, "v_ptr": values, "z_ptr": z}
 
     def build(blocks: tuning.Blocks) -> Launch:
-        blocks = _narrower(blocks, pow2(K))
-        BW = min(blocks["BW"], W)
-        constants = {**blocks, "K": K, "BK": pow2(K), "BW": BW, "PRECISION": precision}
-        grid = (triton.cdiv(P, blocks["BT"]), B * H, triton.cdiv(W, BW))
-        return Launch(attend_kernel, arguments | numbers | {"softmax_scale": float(alpha)}, constants, grid)
+        numbers = named_strides("q", q, "b p h") | named_strides("k", k, "b p g")
+        numbers |= {"W": W, "B": B, "P": P, "H": H, "G": G}
+        blocks = narrower(blocks, 128, pow2(K))
+        n_t, n_w = triton.cdiv(P, blocks["BT"]), triton.cdiv(W, blocks["BW"])
+        # Blocks of keys that a block of queries sees, summed over blocks of queries.
+        seen = sum(triton.cdiv(min((t + 1) * blocks["BT"], P), blocks["BI"]) for t in range(n_t))
+        tiling = Tiling(
+            flop=2.0 * B * H * n_w * seen * blocks["BT"] * blocks["BI"] * pow2(K) * (1 + blocks["BW"]),
+            reads={
+                "q_ptr": n_w,
+                "k_ptr": H // G * n_w * seen * blocks["BI"] / P,
+                "v_ptr": H // G * seen * blocks["BI"] / P,
+            },
+            steps=seen / n_t,
+        )
+        constants = {**blocks, "K": K, "BK": pow2(K), "PRECISION": precision}
+        scale = {"softmax_scale": float(alpha)}
+        return Launch(attend_kernel, tensors | numbers | scale, constants, (B * H, n_w, n_t), tiling)
 
-    key = ("attend", q.shape, values.shape, q.dtype, precision, str(q.device))
-    return tuning.choose(key, ATTEND_BLOCKS[vendor, kind(q.dtype, precision)], build)
+    table = WIDE_BLOCKS if pow2(K) > 64 else SHARED_BLOCKS if W > 1 else ATTEND_BLOCKS
+    return tuning.choose(
+        "attend", tensors, (alpha, precision, vendor), row_of(table, vendor, q.dtype, precision), build
+    )
 
 
 def sum_heads(z: Tensor, W_O: Tensor, total: Tensor, precision: str, vendor: str) -> Launch:
     """Return the launch that writes total [row, d_model], the sum of the head outputs of z [row, head, d_head]."""
     W_O = rows(W_O)
     (R, H, K), D = z.shape, W_O.shape[2]
-    arguments: dict[str, Argument] = {"z_ptr": z, "w_ptr": W_O, "total_ptr": total}
-    numbers = named_strides("w", W_O, "h k") | {"R": R, "H": H, "D": D}
+    tensors: dict[str, Argument] = {"z_ptr": z, "w_ptr": W_O, "total_ptr": total}
 
     def build(blocks: tuning.Blocks) -> Launch:
-        constants = {**blocks, "K": K, "BK": min(blocks["BK"], pow2(K)), "PRECISION": precision}
-        grid = (triton.cdiv(D, blocks["BD"]), triton.cdiv(R, blocks["BT"]))
-        return Launch(sum_heads_kernel, arguments | numbers, constants, grid)
+        numbers = named_strides("w", W_O, "h k") | {"R": R, "H": H, "D": D}
+        blocks = {**blocks, "BK": min(blocks["BK"], pow2(K))}
+        n_d, n_r = triton.cdiv(D, blocks["BD"]), triton.cdiv(R, blocks["BT"])
+        steps = H * triton.cdiv(K, blocks["BK"])
+        tiling = Tiling(
+            flop=2.0 * n_d * n_r * blocks["BT"] * blocks["BD"] * steps * blocks["BK"],
+            reads={"z_ptr": n_d, "w_ptr": n_r},
+            steps=steps,
+        )
+        constants = {**blocks, "K": K, "PRECISION": precision}
+        return Launch(sum_heads_kernel, tensors | numbers, constants, (n_d, n_r), tiling)
 
-    key = ("sum_heads", z.shape, D, z.dtype, precision, str(z.device))
-    return tuning.choose(key, SUM_BLOCKS[vendor, kind(z.dtype, precision)], build)
+    candidates = row_of(SUM_BLOCKS, vendor, z.dtype, precision)
+    return tuning.choose("sum_heads", tensors, (precision, vendor), candidates, build)
 
 
-def _narrower(blocks: tuning.Blocks, BK: int) -> dict[str, int]:
-    """Return blocks for heads of BK dimensions: tables suit 64, and what a wider head adds is taken from the rest."""
-    times = max(BK // 64, 1)
-    shrunk = {name: max(16, size // times) if name in ("BT", "BI") else size for name, size in blocks.items()}
-    return shrunk | ({"BW": 1} if "BW" in blocks and times > 1 else {})
+def narrower(blocks: tuning.Blocks, most: int, BK: int) -> dict[str, int]:
+    """Return blocks for heads of BK dimensions: a table suits `most`, and what a wider head adds is taken from them."""
+    times = max(BK // most, 1)
+    return {name: max(16, size // times) if name in ("BT", "BI") else size for name, size in blocks.items()}
 
 
-def compile_specs(
+def launches(
     dtype: torch.dtype, shape: Mapping[str, int], vendor: str = "cuda", precision: str = "ieee"
-) -> dict[str, CompileSpec]:
-    """Return kernel name -> what the compiler needs for this module's launches at {B, P, H, G, K, D, W}.
+) -> dict[str, Launch]:
+    """Return kernel name -> this module's launches at {B, P, H, G, K, D, W}, of tensors without numbers.
 
-    The projection onto directions is the projection kernel, without norms; see its module for it.
+    The projection onto directions is the projection kernel, without norms; see its module for it. Products by the
+    vendor's library are no launches of ours.
     """
     B, P, H, G, K, D, W = (shape[name] for name in "BPHGKDW")
 
@@ -176,9 +240,11 @@ def compile_specs(
 
     W_V, W_O, values, z = tensor(G, D, K), tensor(H, K, D), tensor(W, B, P, G, K), tensor(W, B, P, H, K)
     scale, total = tensor(B, P, of=torch.float32), tensor(W * B * P, D, of=torch.float32)
-    launches = {
+    mixed = attend(z[0], tensor(B, P, G, K), values, z, K**-0.5, precision, vendor)
+    if by_library(dtype, precision):
+        return {"v_composition.attend": mixed}
+    return {
         "v_composition.values": form_values(tensor(W, B, P, D), scale, W_V, values, True, precision, vendor),
-        "v_composition.attend": attend(z[0], tensor(B, P, G, K), values, z, K**-0.5, precision, vendor),
+        "v_composition.attend": mixed,
         "v_composition.sum_heads": sum_heads(z.view(W * B * P, H, K), W_O, total, precision, vendor),
     }
-    return {name: launch.compile_spec() for name, launch in launches.items()}

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from repro.kernels.layout import aligned
+
 Draw = Callable[..., Tensor]
 
 
@@ -35,6 +37,8 @@ class Shape:
     writers: int = 1
     directions: int = 2
     """Directions per position that V-composition is projected onto: the writer's output and one logit difference."""
+    beside: int = 0
+    """Directions that are projected beside the sites in the same call."""
 
     @property
     def rows(self) -> int:
@@ -47,6 +51,11 @@ class Shape:
         return (self.sites - 1) // 2
 
     @property
+    def components(self) -> int:
+        """What is projected on heads and vectors: sites, and directions beside them."""
+        return self.sites + self.beside
+
+    @property
     def nodes(self) -> int:
         """Heads and MLPs of all layers, the embedding and one sum of biases."""
         return self.layers * (self.heads + 1) + 2
@@ -55,15 +64,15 @@ class Shape:
         """Return the dimensions on one line."""
         return (
             f"B {self.prompts} P {self.positions} H {self.heads}/{self.groups} K {self.d_head} D {self.d_model} "
-            f"S {self.sites} W {self.writers} N {self.directions} V {self.vocab}"
+            f"S {self.components} W {self.writers} N {self.directions} V {self.vocab}"
         )
 
     def sizes(self) -> dict[str, int]:
         """Return the dimensions by the letters that kernels use."""
         return {
             "B": self.prompts, "P": self.positions, "H": self.heads, "G": self.groups, "K": self.d_head,
-            "D": self.d_model, "S": self.sites, "W": self.writers, "N": self.directions, "V": self.vocab,
-            "T": self.rows, "C": 1,
+            "D": self.d_model, "S": self.components, "M": self.layers, "L": self.layers, "W": self.writers,
+            "N": self.directions, "V": self.vocab, "T": self.rows, "C": 1,
         }  # fmt: skip
 
 
@@ -85,26 +94,26 @@ def projection(s: Shape, draw: Draw) -> dict[str, Any]:
     return {
         "z": draw(s.prompts, s.positions, s.heads, s.d_head),
         "W_O": draw(s.heads, s.d_head, s.d_model, scale=s.d_head**-0.5),
-        "of": draw(s.sites, s.prompts, s.positions, s.d_model),
+        "of": draw(s.components, s.prompts, s.positions, s.d_model),
     }
 
 
 def projection_flop(s: Shape) -> float:
-    """Count the heads formed, then one product per site and one for the norm."""
-    return 2.0 * s.rows * s.heads * s.d_model * (s.d_head + s.sites + 1)
+    """Count the heads formed, then one product per component and one for the norm."""
+    return 2.0 * s.rows * s.heads * s.d_model * (s.d_head + s.components + 1)
 
 
 def projection_onto_vectors(s: Shape, draw: Draw) -> dict[str, Any]:
-    """Return arguments of `projection_onto_vectors`: every site on one vector a position."""
+    """Return arguments of `projection_onto_vectors`: every site on what the MLPs of all layers wrote."""
     return {
-        "v": draw(1, s.prompts, s.positions, s.d_model),
-        "of": draw(s.sites, s.prompts, s.positions, s.d_model),
+        "v": draw(s.layers, s.prompts, s.positions, s.d_model),
+        "of": draw(s.components, s.prompts, s.positions, s.d_model),
     }
 
 
 def projection_onto_vectors_flop(s: Shape) -> float:
-    """Count one product per site and one for the norm."""
-    return 2.0 * s.rows * s.d_model * (s.sites + 1)
+    """Count one product per site and one for the norm, of every vector."""
+    return 2.0 * s.rows * s.layers * s.d_model * (s.components + 1)
 
 
 def gram(s: Shape, draw: Draw) -> dict[str, Any]:
@@ -186,11 +195,11 @@ def v_composition_launches(s: Shape, size: int) -> dict[str, Work]:
 
 
 def top2_logits(s: Shape, draw: Draw) -> dict[str, Any]:
-    """Return arguments of `top2_logits`, one chosen token a row."""
+    """Return arguments of `top2_logits`, one chosen token a row; W_U as a run lays it out."""
     resid = draw(s.rows, s.d_model)
     return {
         "resid": resid,
-        "W_U": draw(s.d_model, s.vocab, scale=s.d_model**-0.5),
+        "W_U": aligned(draw(s.d_model, s.vocab, scale=s.d_model**-0.5)),
         "b_U": draw(s.vocab) if s.bias else None,
         "chosen": torch.arange(s.rows, device=resid.device)[:, None] * 7919 % s.vocab,
     }

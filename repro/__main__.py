@@ -52,6 +52,10 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
     ),
     "device": (Annotated[str, typer.Option(help="auto, cpu or cuda.")], "auto"),
     "kernels": (Annotated[str, typer.Option(help="auto, triton, torch or reference.")], "auto"),
+    "products": (
+        Annotated[str, typer.Option(help="How Triton multiplies float32: auto, ieee, tf32x3 or tf32.")],
+        "auto",
+    ),
     "memory": (Annotated[str, typer.Option(help="How much memory a pass may take, such as 2GiB.")], "2GiB"),
     "offline": (
         Annotated[bool, typer.Option("--offline", help="Ask neither the hub nor the package index.")],
@@ -66,7 +70,7 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
     "scheduler": (Annotated[str | None, typer.Option(help="Compute on an existing dask cluster, tcp://…")], None),
 }
 PLACE = ("spec", "out")
-PLANNING = (*PLACE, "subject", "prompts", "text", "device", "kernels")
+PLANNING = (*PLACE, "subject", "prompts", "text", "device", "kernels", "products")
 RUNNING = (*PLANNING, "memory", "offline", "fresh", "watchdog", "workers", "scheduler")
 ANSWER = "scan"
 """The group of experiments that `scan` runs."""

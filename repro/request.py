@@ -33,6 +33,7 @@ class Request:
     """Files of plain text in place of the subject's prompts."""
     device: str = "auto"
     kernels: str = "auto"
+    products: str = "auto"
     memory: str = "2GiB"
     out: Path | None = None
     offline: bool = False
@@ -89,9 +90,11 @@ class Workspace:
         """Return how to compute, every `auto` decided."""
         run = self.loaded.spec.run
         device = self._device()
+        kernels = self._kernels(device)
         return Settings(
             precision=run.precision,
-            kernels=self._kernels(device),
+            kernels=kernels,
+            products=self._products(kernels, device),
             device=device,
             unit=run.prompts_per_unit,
             prompts=self.request.prompts,
@@ -126,6 +129,28 @@ class Workspace:
 
             if find_spec("triton") is None:
                 raise ReproError("--kernels triton: the package triton is not installed; install it or use torch")
+        return asked
+
+    def _products(self, kernels: str, device: str) -> str:
+        """Return how float32 is multiplied: by Triton on a GPU that has it in three TF32 parts, else as it is."""
+        asked = self.request.products
+        if asked not in ("auto", "ieee", "tf32x3", "tf32"):
+            raise ReproError(f"--products {asked}: allowed are auto, ieee, tf32x3 and tf32")
+        if kernels != "triton":
+            if asked in ("auto", "ieee"):
+                return "ieee"
+            raise ReproError(f"--products {asked}: only --kernels triton has it, on an NVIDIA GPU; use ieee")
+        if asked == "auto" and device == "cpu":
+            return "ieee"
+        import torch
+
+        from repro.kernels.launch.precision import lacking, preferred
+
+        if asked == "auto":
+            return preferred(device)
+        why = lacking(torch.device(device), asked)
+        if why:
+            raise ReproError(f"--products {asked}: {why}")
         return asked
 
     def plan(self, subject: ResolvedSubject, names: Sequence[str] | None = None) -> Plan:

@@ -63,7 +63,8 @@ def activation(name: str, x: Array) -> Array:
         return x * (1 + erf(x / np.sqrt(2))) / 2
     if name in ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"):
         return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-    made = {"relu": np.maximum(x, 0), "relu2": np.maximum(x, 0) ** 2, "silu": x / (1 + np.exp(-x))}
+    silu = x / (1 + np.exp(-x))
+    made = {"relu": np.maximum(x, 0), "relu2": np.maximum(x, 0) ** 2, "silu": silu, "swish": silu}
     return (made | {"quick_gelu": x / (1 + np.exp(-1.702 * x))})[name]
 
 

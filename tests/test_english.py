@@ -11,11 +11,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # Imperatives that open a docstring now. A new verb is added here; a noun is not.
 LISTED = """
-Add Attend Bind Centre Check Choose Claim Close Commit Compare Compile Compute Connect Copy Count Create Cut Declare
-Delete Digest Do Download Draw End Fill Fit Flush Fold Forget Form Frame Give Halve Have Hold Join Judge Keep Label
-Launch Layer Learn List Load Look Make Measure Multiply Name Open Pin Plan Print Project Provide Put Raise Read Record
-Reduce Refuse Register Release Remove Repeat Replace Report Reset Resolve Restore Return Run Say See Set Show Start
-Submit Subtract Swallow Take Tell Time Turn Update Verify Wait Wrap Write Yield
+Accept Add Attend Bind Centre Check Choose Claim Close Commit Compare Compile Compute Connect Copy Count Create Cut
+Declare Delete Digest Do Download Draw End Fill Fit Flush Fold Forget Form Frame Give Halve Have Hold Join Judge Keep
+Label Launch Lay Layer Learn List Load Look Make Measure Multiply Name Open Pin Plan Print Project Provide Put Raise
+Read Record Reduce Refuse Register Release Remove Repeat Replace Report Reset Resolve Restore Return Run Say See Serve
+Set Show Start Submit Subtract Swallow Take Tell Time Turn Update Verify Wait Wrap Write Yield
 """
 VERBS = frozenset(LISTED.split())
 

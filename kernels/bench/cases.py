@@ -18,12 +18,15 @@ SEED = 2310
 
 _PAPER = Shape("paper", "gelu-4l", 512, 8, 8, 64, sites=9, vocab=48262, center=True, bias=True)
 
-# Sites are 2 L + 1. Vocabularies are those of the weights, padding included.
+# In the order in which a borrowed GPU measures them. Sites are 2 L + 1. Vocabularies are those of the weights, padding
+# included.
 SHAPES = (
     _PAPER,
     replace(_PAPER, name="paper4", prompts=4),
-    replace(_PAPER, name="writers", writers=8),
+    # What a run hands over at once: the heads of all layers, and the directions in their slots behind the sites.
+    replace(_PAPER, name="runner", prompts=4, heads=32, groups=32, beside=3),
     Shape("smollm2", "SmolLM2-135M", 576, 9, 3, 64, sites=61, vocab=49152, center=False, bias=False),
+    replace(_PAPER, name="writers", writers=8),
     Shape("gpt2xl", "GPT-2 XL", 1600, 25, 25, 64, sites=97, vocab=50257, center=True, bias=False),
     Shape("pythia", "Pythia-6.9B", 4096, 32, 32, 128, sites=65, vocab=50432, center=True, bias=False),
 )

@@ -4,8 +4,9 @@ Needs torch, numpy and, for GPUs, triton; from the root of a checkout:
 
     python -m repro.kernels.bench --device cuda --budget 8m --out results.jsonl
 
-Every provider is first compared with float64, then timed in turns with the others; a kernel of which one check fails
-gets no speed at all, and the command ends in 1. Steps that no longer fit the budget are left out and named.
+Every provider is first compared with float64, then timed in turns with the others; a kernel, shape and dtype of which a
+check of ours fails gets no speed, and the command ends in 1. What no longer fits the budget is left out and named. On a
+GPU everything runs in a process of its own, which is replaced when a kernel takes it down.
 """
 
 from __future__ import annotations
@@ -20,18 +21,17 @@ from pathlib import Path
 import torch
 
 from repro.kernels.bench import compile_all as bench_compile
-from repro.kernels.bench import timing
-from repro.kernels.bench.cases import select
+from repro.kernels.bench.borrowed import Borrowed, Child, Worker
+from repro.kernels.bench.cases import Case, select
 from repro.kernels.bench.compile_table import PREDICTED
-from repro.kernels.bench.providers import DTYPES
+from repro.kernels.bench.rates import measure_rates
 from repro.kernels.bench.report import Report, describe, environment
 from repro.kernels.bench.run import Bench, check_all, groups, time_all
 from repro.kernels.bench.timing import Budget, Clock, parse_budget
-from repro.kernels.bench.whole import end_to_end, profile_slowest
+from repro.kernels.bench.whole import end_to_end
 from repro.kernels.errors import KernelError, UnsupportedError
 
 DEFAULT_BUDGET = "5m"
-OURS = ("triton", "triton tf32x3")
 WHOLE_SHAPE = {"cpu": "paper", "cuda": "paper4"}
 
 
@@ -52,8 +52,15 @@ class Options:
     """The results file, one JSON object a line."""
 
 
-def run(options: Options, say: Callable[[str], None] = print, clock: Clock = time.monotonic) -> Report:
-    """Measure what the options ask for; `failed` of the report names kernels whose check failed, `broken` steps.
+def run(
+    options: Options,
+    say: Callable[[str], None] = print,
+    clock: Clock = time.monotonic,
+    start: Callable[[], Worker] = Child,
+) -> Report:
+    """Measure what the options ask for; `failed` of the report names what failed its check, `broken` steps and cases.
+
+    start: begins a process that measures on a GPU, and one more for each that is lost.
 
     Raises UnsupportedError for a device that is not there, a case that does not exist or a budget that is no time.
     Agreement: tests/kernels/test_bench.py.
@@ -65,25 +72,28 @@ def run(options: Options, say: Callable[[str], None] = print, clock: Clock = tim
         raise UnsupportedError(f"bench: --budget {error}") from None
     cases = select(options.only, device)
     report = Report(options.out, options.as_json, say)
-    bench = Bench(device, budget, report)
     seen = environment(device, budget.seconds)
     report.add(seen, describe(seen))
-    _measure_rates(bench)
+    if device == "cuda":
+        Borrowed(budget, report, device, start).run(cases, WHOLE_SHAPE[device], options.only is None)
+    else:
+        _on_cpu(Bench(device, budget, report), cases, options.only is None)
+    if (device == "cpu" and options.only is None) or options.compile_all:
+        _step(report, "compile", lambda: _compile_table(report, budget, options.compile_all))
+    for name in report.failed:
+        report.add({"record": "failed", "group": name}, f"{name}: a check failed, so none of its speeds is printed")
+    return report
+
+
+def _on_cpu(bench: Bench, cases: list[Case], everything: bool) -> None:
+    """Check every case, then time what passed, then the kernels' part of the paper, all in this process."""
+    measure_rates(bench)
     todo = groups(bench, cases)
     check_all(bench, todo)
     time_all(bench, todo)
-    if device == "cuda":
-        _step(report, "profile", lambda: profile_slowest(bench, todo, OURS))
-    if options.only is None:
-        _step(report, "end_to_end", lambda: end_to_end(bench, todo, WHOLE_SHAPE[device]))
-    if (device == "cpu" and options.only is None) or options.compile_all:
-        _step(report, "compile", lambda: _compile_table(bench, options.compile_all))
-    report.failed = sorted(bench.failed)
-    for kernel in report.failed:
-        report.add(
-            {"record": "failed", "kernel": kernel}, f"{kernel}: a check failed, so none of its speeds is printed"
-        )
-    return report
+    if everything:
+        _step(bench.report, "end_to_end", lambda: end_to_end(bench, todo, WHOLE_SHAPE[bench.device]))
+    bench.report.failed = sorted(bench.failed)
 
 
 def resolve(device: str) -> str:
@@ -93,23 +103,6 @@ def resolve(device: str) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise UnsupportedError("bench: --device cuda, but torch sees no GPU here")
     return "cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device
-
-
-def _measure_rates(bench: Bench) -> None:
-    """Measure copy and matrix-product rates that bound every kernel; on a CPU again beside each case."""
-    dtypes = ("fp32",) if bench.device == "cpu" else tuple(DTYPES)
-    meters = {name: meter for dtype in dtypes for name, meter in bench.meters(dtype).items()}
-    calls = {name: meter.run for name, meter in meters.items()}
-    for call in calls.values():
-        call()
-    if bench.device == "cuda":
-        bench.rates.update(timing.on_device(calls, timing.DO_BENCH))
-    else:
-        bench.rates.update(timing.interleaved(calls, 0.0, bench.sync))
-    for name, samples in bench.rates.items():
-        rate, unit = meters[name].amount / samples.median, "B" if name == "copy" else "FLOP"
-        record = {"record": "rate", "meter": name, "per_second": rate, "unit": unit, "samples": len(samples.seconds)}
-        bench.report.add(record, f"measured here: {name} {rate / 1e9:.1f} G{unit}/s")
 
 
 def _step(report: Report, name: str, run: Callable[[], None]) -> None:
@@ -122,11 +115,11 @@ def _step(report: Report, name: str, run: Callable[[], None]) -> None:
         report.add({"record": name, "status": f"failed: {reason}"}, f"{name}: failed: {reason}")
 
 
-def _compile_table(bench: Bench, everything: bool) -> None:
+def _compile_table(report: Report, budget: Budget, everything: bool) -> None:
     """Compile ahead of time in processes of its own, where no kernel is interpreted."""
-    bench.report.add({"record": "note", "text": PREDICTED}, "", PREDICTED, bench_compile.heading())
-    for record in bench_compile.in_children(everything, bench.budget):
-        bench.report.add(record, bench_compile.line_of(record))
+    report.add({"record": "note", "text": PREDICTED}, "", PREDICTED, bench_compile.heading())
+    for record in bench_compile.in_children(everything, budget):
+        report.add(record, bench_compile.line_of(record))
 
 
 def main(arguments: list[str] | None = None) -> int:

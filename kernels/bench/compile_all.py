@@ -8,7 +8,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,23 @@ from typing import Any
 from repro.kernels.bench.timing import Budget
 
 Record = dict[str, Any]
-_WIDTHS = (24, 6, 7, 16, 38, 6, 7, 15, 7, 5, 10, 9, 22)
+_WIDTHS = (24, 8, 6, 5, 9, 46, 5, 6, 15, 5, 4, 6, 5, 5, 16, 16, 9, 24)
 
 
-def in_children(everything: bool, budget: Budget, processes: int | None = None) -> Iterator[Record]:
+def in_children(
+    everything: bool, budget: Budget, processes: int | None = None, only: Sequence[str] = ()
+) -> Iterator[Record]:
     """Yield the records of all entries, compiled in processes without Triton's interpreter, until the budget ends.
 
-    everything: every configuration instead of the default ones. Yields one record per launch and configuration, then,
+    everything: every configuration instead of the default ones; only: of a few pairs of card and precision, such as
+    `H100/bf16`. Yields one record per launch and configuration, then,
     if something is missing, one with `status` and the reason. Agreement: tests/kernels/test_compile_table.py.
     """
     if find_spec("triton") is None:
         yield {"record": "compile", "status": "unavailable: the package triton is not installed"}
         return
     count = processes or min(os.cpu_count() or 1, 8)
-    children = [_start(f"{i}/{count}", everything) for i in range(count)]
+    children = [_start(f"{i}/{count}", everything, only) for i in range(count)]
     lines: queue.Queue[str | None] = queue.Queue()
     readers = [threading.Thread(target=_read, args=(child, lines), daemon=True) for child in children]
     for reader in readers:
@@ -55,14 +58,21 @@ def in_children(everything: bool, budget: Budget, processes: int | None = None) 
             yield {"record": "compile", "status": f"failed: a compiling process ended in {child.returncode}"}
 
 
-def _start(part: str, everything: bool) -> subprocess.Popen[str]:
+def _start(part: str, everything: bool, only: Sequence[str]) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     # Not resolved: in a checkout repro/kernels is a link, and the folder above repro/ is what makes repro importable.
     root = str(Path(__file__).absolute().parents[3])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
     # One thread each: the compilers use no more, and the processes share the machine.
     environment["OMP_NUM_THREADS"] = "1"
-    command = [sys.executable, "-m", "repro.kernels.bench.compile_table", part, *(["--all"] if everything else [])]
+    command = [
+        sys.executable,
+        "-m",
+        "repro.kernels.bench.compile_table",
+        part,
+        *(["--all"] if everything else []),
+        *only,
+    ]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)  # noqa: S603 - this module
 
 
@@ -77,9 +87,9 @@ def _read(child: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
 
 
 def heading() -> str:
-    """Return the head of the table."""
-    names = ("launch", "card", "dtype", "precision", "configuration", "regs", "spills", "shared (limit)", "matrix",
-             "wide", "MFLOP", "MB", "predicted")  # fmt: skip
+    """Return the head of the table; loop: instructions of the longest inner one, reads: times, of components."""
+    names = ("launch", "shape", "card", "dtype", "precision", "configuration", "regs", "spills", "shared (limit)",
+             "loop", "bar", "matrix", "reads", "forms", "MFLOP (least)", "MB (least)", "calls", "bound")  # fmt: skip
     return _joined(names)
 
 
@@ -88,12 +98,12 @@ def line_of(record: Record) -> str:
     if "status" in record:
         return f"compile table {record['status']}"
     if "error" in record:
-        return (
-            _joined((record["launch"], record["card"], record["dtype"], record["precision"])) + "  " + record["error"]
-        )
+        names = ("launch", "card", "dtype", "precision")
+        return "  ".join(str(record[name]) for name in names) + "  " + record["error"]
     predicted = f"{record['predicted_us']:.1f} us ({record['bound']})" if record["predicted_us"] is not None else ""
     cells = (
         record["launch"],
+        record["shape"],
         record["card"],
         record["dtype"],
         record["precision"],
@@ -101,13 +111,26 @@ def line_of(record: Record) -> str:
         str(record["registers"]),
         str(record["spills"]),
         f"{record['shared'] / 1024:.1f} ({record['shared_limit'] // 1024}) KiB",
+        str(record["loop"]),
+        str(record["barriers"]),
         str(record["matrix"]),
-        str(record["wide"]),
-        f"{(record['flop'] or 0) / 1e6:.0f}",
-        f"{(record['bytes'] or 0) / 1e6:.1f}",
+        _times(record["component_reads"]),
+        _times(record["formed"]),
+        _of(record["tile_flop"], record["flop"]),
+        _of(record["loaded"], record["bytes"]),
+        str(record["calls"]),
         predicted,
     )
     return _joined(cells) + ("  !! " + ", ".join(record["problems"]) if record["problems"] else "")
+
+
+def _times(times: float | None) -> str:
+    return "" if times is None else f"{times:.1f}"
+
+
+def _of(done: float | None, least: float | None) -> str:
+    """Return millions done and, in brackets, the least."""
+    return "" if least is None else f"{(done or least) / 1e6:.0f} ({least / 1e6:.0f})"
 
 
 def _joined(cells: tuple[str, ...]) -> str:

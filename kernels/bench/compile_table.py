@@ -1,41 +1,51 @@
-"""What the compilers make of every kernel, found without a GPU: registers, spills, shared memory, instructions.
+"""What the compilers make of every kernel, found without a GPU: registers, spills, barriers, instructions, loads.
 
-Predicted times are rooflines of declared rates, not measurements. Compilation runs in processes of its own, because in
-one that interprets Triton (TRITON_INTERPRET) nothing can be compiled.
+Every launch is compiled as it is made at every declared shape, and gated. Predicted times are bounds, not measurements.
+Compilation runs in processes of its own, because in one that interprets Triton (TRITON_INTERPRET) nothing compiles.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import math
 import re
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from repro.kernels.bench import cases, roofline
+from torch import Tensor
+
+from repro.kernels.bench import assembly, cases, roofline
+from repro.kernels.bench.assembly import Code
 from repro.kernels.bench.providers import DTYPES
+from repro.kernels.launch import tuning
+from repro.kernels.launch.launch import ENABLE_FP_FUSION, Launch
 from repro.kernels.registry import KERNELS, triton_modules
 from repro.kernels.work import Shape, Work
 
 PREDICTED = (
-    "compiled ahead of time, not run: the times are PREDICTED from declared rates (the longer of FLOP / matrix-product "
-    "rate and bytes / memory rate), no kernel can be faster and none was measured"
+    "compiled ahead of time, not run: the times are PREDICTED from declared rates (the longest of what memory, cache, "
+    "matrix units and instruction issue take at least), no kernel can be faster and none was measured"
 )
-SHAPE = "paper"
-
-_WIDE = re.compile(r"\b(?:LDG\S*\.128|LDGSTS\S*\.128|UTMALDG\S*|(?:buffer|global)_load_dwordx4)\b")
-_MATRIX = re.compile(r"\b(?:HGMMA|HMMA|v_mfma)\w*")
+# Waits for all warps of a block in one pass of an inner loop: two for what is loaded ahead, and two where a tile is
+# laid out anew. In the attention the largest score of a query and their sum may cross warps, too; Hopper's products of
+# three TF32 parts lay out each part of a block of nodes.
+MOST_BARRIERS = {"attend_kernel": 10, "sums_kernel": 10}
+FEW_BARRIERS = 4
+# Times that components may be read, against once.
+MOST_READS = 1.3
+# Components up to which each head is formed once.
+FORMED_ONCE = 64
+# fp16 takes the tiles of bf16 and differs in the instruction alone: one shape shows that it compiles.
+ONE_SHAPE = {"fp16": "paper"}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One module in one precision for one card; its specs are compiled together."""
+    """One module in one precision for one card; its launches are compiled together."""
 
     card: str
     dtype: str
@@ -56,9 +66,11 @@ def entries() -> list[Entry]:
 
 @dataclass
 class Compiled:
-    """One launch in one configuration, as compiled for one card."""
+    """One launch in one configuration at one shape, as compiled for one card."""
 
     launch: str
+    kernel: str
+    shape: str
     module: str
     dtype: str
     precision: str
@@ -66,6 +78,7 @@ class Compiled:
     arch: str
     configuration: str
     default: bool
+    components: int
     registers: int
     """Per thread, accumulation registers included."""
     spills: int
@@ -73,16 +86,36 @@ class Compiled:
     shared: int
     """Bytes per block."""
     shared_limit: int
+    instructions: int
+    """In the whole code."""
+    loop: int
+    """In its longest inner loop."""
+    barriers: int
+    """In that loop."""
     matrix: int
     """Matrix instructions in the code (HMMA, HGMMA, MFMA)."""
     wide: int
     """Loads of 128 bits from global memory in the code (LDG.128, LDGSTS.128, TMA, load_dwordx4)."""
+    narrow: int
+    """Loads of at most 32 bits from global memory in that loop."""
     multiplies: bool
     """Whether it holds a matrix product at all."""
+    programs: int
+    calls: int
+    """Launches in one call of the function."""
     seconds: float
+    component_reads: float | None = None
+    """Times that each component is loaded."""
+    formed: float | None = None
+    """Times that each head's output is formed."""
+    tile_flop: float | None = None
+    """Products of whole tiles, of all launches."""
+    loaded: float | None = None
+    """Bytes that all launches load, whatever cache has them."""
     flop: float | None = None
     bytes: float | None = None
     predicted_us: float | None = None
+    """The longest of the bounds, times the launches, and what the vendor's library does beside them."""
     bound: str | None = None
 
     def problems(self) -> list[str]:
@@ -95,144 +128,160 @@ class Compiled:
         # NVIDIA's matrix units do not multiply whole float32; AMD's do.
         if self.multiplies and not self.matrix and (self.precision != "ieee" or self.arch.startswith("gfx")):
             found.append("no matrix instructions")
-        if not self.wide:
+        if self.multiplies and not self.wide:
             found.append("no 128-bit loads")
+        if self.multiplies and self.narrow:
+            found.append(f"{self.narrow} narrow loads in the inner loop")
+        if self.multiplies and self.barriers > MOST_BARRIERS.get(self.kernel, FEW_BARRIERS):
+            found.append(f"{self.barriers} barriers in the inner loop")
+        if (self.component_reads or 0) > MOST_READS:
+            found.append(f"components read {self.component_reads:.1f} times")
+        if self.components <= FORMED_ONCE and (self.formed or 0) > 1:
+            found.append(f"heads formed {self.formed:.1f} times")
         return found
 
 
-def _work(launch: str, dtype: str) -> Work | None:
-    """Return the least FLOP and bytes of a launch at the measured shape; None for a launch that is not declared."""
-    kernel, shape = KERNELS[launch.split(".")[0]], _shape()
+def shapes_of(entry: Entry) -> list[Shape]:
+    """Return the declared shapes at which an entry's launches are compiled."""
+    only = ONE_SHAPE.get(entry.dtype)
+    return [shape for shape in cases.SHAPES if only in (None, shape.name)]
+
+
+def launches_of(entry: Entry, shape: Shape) -> dict[str, Launch]:
+    """Return launch -> the launch that an entry's module makes at a shape, of the kernels that declare that shape."""
+    module, card = importlib.import_module(f"repro.kernels.{entry.module}"), roofline.card(entry.card)
+    precision = entry.precision if entry.dtype == "fp32" else "ieee"
+    made: dict[str, Launch] = module.launches(DTYPES[entry.dtype], shape.sizes(), roofline.vendor(card), precision)
+    return {name: launch for name, launch in made.items() if shape.name in KERNELS[name.split(".")[0]].shapes}
+
+
+def compile_entry(entry: Entry, everything: bool = False) -> Iterator[Compiled]:
+    """Compile the launches of an entry in their default configuration, or in every one that tuning may choose."""
+    card = roofline.card(entry.card)
+    known: dict[str, tuple[Code, int]] = {}
+    for shape in shapes_of(entry):
+        seen: set[str] = set()
+        for index in range(100 if everything else 1):
+            with tuning.candidate(index):
+                made = launches_of(entry, shape)
+            new = {name: launch for name, launch in made.items() if f"{name} {_configuration(launch)}" not in seen}
+            if not new:
+                break
+            for name, launch in new.items():
+                seen.add(f"{name} {_configuration(launch)}")
+                # Without a matrix product one precision of float32 is like another.
+                if "PRECISION" in launch.constexprs or entry.precision != "tf32x3":
+                    before = time.monotonic()
+                    code, shared = compiled(launch, card, known)
+                    row = _row(entry, card, shape, name, launch, code, shared)
+                    row.seconds, row.default = time.monotonic() - before, index == 0
+                    yield row
+
+
+def _configuration(launch: Launch) -> str:
+    blocks = {key: value for key, value in launch.constexprs.items() if re.fullmatch("B[A-Z]", key)}
+    sizes = " ".join(f"{key}={value}" for key, value in blocks.items())
+    return f"{sizes} warps={launch.constexprs['num_warps']} stages={launch.constexprs['num_stages']}"
+
+
+def compiled(launch: Launch, card: roofline.Card, known: dict[str, tuple[Code, int]]) -> tuple[Code, int]:
+    """Return code and bytes of shared memory; shapes that differ in numbers alone share one compilation."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    spec = launch.compile_spec()
+    key = repr((spec.fn.__name__, *spec[1:]))
+    if key not in known:
+        kernel = triton.compile(
+            ASTSource(spec.fn, spec.signature, spec.constexprs, spec.attrs),
+            target=GPUTarget(card.backend, card.arch, card.warp),
+            options={"num_warps": spec.num_warps, "num_stages": spec.num_stages, "enable_fp_fusion": ENABLE_FP_FUSION},
+        )
+        cuda = card.backend == "cuda"
+        code = assembly.nvidia(kernel.asm["cubin"]) if cuda else assembly.amd(kernel.asm["amdgcn"])
+        known[key] = code, kernel.metadata.shared
+    return known[key]
+
+
+def _row(
+    entry: Entry, card: roofline.Card, shape: Shape, name: str, launch: Launch, code: Code, shared: int
+) -> Compiled:
+    loop = code.inner_loop
+    row = Compiled(
+        launch=name,
+        kernel=launch.fn.__name__,
+        shape=shape.name,
+        module=entry.module,
+        dtype=entry.dtype,
+        precision=entry.precision,
+        card=card.name,
+        arch=f"sm_{card.arch}" if card.backend == "cuda" else str(card.arch),
+        configuration=_configuration(launch),
+        default=True,
+        components=shape.components,
+        registers=code.registers,
+        spills=code.spills,
+        shared=shared,
+        shared_limit=card.shared,
+        instructions=code.instructions,
+        loop=assembly.count(loop),
+        barriers=assembly.barriers(loop),
+        matrix=assembly.matrix_instructions(code.text),
+        wide=assembly.wide_loads(code.text),
+        narrow=assembly.narrow_loads(loop),
+        multiplies="PRECISION" in launch.constexprs,
+        programs=math.prod(launch.grid),
+        calls=launch.tiling.calls if launch.tiling else 1,
+        seconds=0.0,
+    )
+    work = work_of(name, shape, entry.dtype)
+    if work is not None:
+        row.flop, row.bytes = work.flop, work.bytes
+        _predict(row, card, launch, work, code)
+    return row
+
+
+def work_of(launch: str, shape: Shape, dtype: str) -> Work | None:
+    """Return the least FLOP and bytes of all launches of one name; None for one that is not declared."""
+    kernel = KERNELS[launch.split(".")[0]]
     declared = kernel.launches(shape, DTYPES[dtype].itemsize)
     if launch == kernel.name and launch not in declared:
         return cases.Case(kernel, shape).least(DTYPES[dtype])
     return declared.get(launch)
 
 
-def _shape() -> Shape:
-    return next(shape for shape in cases.SHAPES if shape.name == SHAPE)
-
-
-def compile_entry(entry: Entry, everything: bool = False) -> Iterator[Compiled]:
-    """Compile the launches of an entry in their default configuration, or in every one that tuning may choose."""
-    from repro.kernels.launch import tuning
-
-    module = importlib.import_module(f"repro.kernels.{entry.module}")
-    card = roofline.card(entry.card)
-    precision = entry.precision if entry.dtype == "fp32" else "ieee"
-    seen: set[str] = set()
-    chosen = tuning.choose
-    for index in range(100 if everything else 1):
-
-        def choose(key: Any, candidates: Any, build: Callable[[Any], Any], time: Any = None, at: int = index) -> Any:
-            return build(candidates[min(at, len(candidates) - 1)])
-
-        tuning.choose = choose
-        try:
-            specs = module.compile_specs(DTYPES[entry.dtype], _shape().sizes(), card.backend, precision)
-        finally:
-            tuning.choose = chosen
-        new = {name: spec for name, spec in specs.items() if f"{name} {_configuration(spec)}" not in seen}
-        if not new:
-            return
-        for name, spec in new.items():
-            seen.add(f"{name} {_configuration(spec)}")
-            # Without a matrix product one precision of float32 is like another.
-            if "PRECISION" in spec.constexprs or entry.precision != "tf32x3":
-                yield _compiled(entry, card, name, spec, default=index == 0)
-
-
-def _configuration(spec: Any) -> str:
-    blocks = {key: value for key, value in spec.constexprs.items() if re.fullmatch("B[A-Z]", key)}
-    return " ".join(f"{k}={v}" for k, v in blocks.items()) + f" warps={spec.num_warps} stages={spec.num_stages}"
-
-
-def _compiled(entry: Entry, card: roofline.Card, name: str, spec: Any, default: bool) -> Compiled:
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from repro.kernels.launch.launch import ENABLE_FP_FUSION
-
-    before = time.monotonic()
-    kernel = triton.compile(
-        ASTSource(spec.fn, spec.signature, spec.constexprs, spec.attrs),
-        target=GPUTarget(card.backend, card.arch, card.warp),
-        options={"num_warps": spec.num_warps, "num_stages": spec.num_stages, "enable_fp_fusion": ENABLE_FP_FUSION},
-    )
-    seconds = time.monotonic() - before
-    code, registers, spills = _nvidia(kernel.asm["cubin"]) if card.backend == "cuda" else _amd(kernel.asm["amdgcn"])
-    row = Compiled(
-        launch=name,
-        module=entry.module,
-        dtype=entry.dtype,
-        precision=entry.precision,
-        card=card.name,
-        arch=f"sm_{card.arch}" if card.backend == "cuda" else str(card.arch),
-        configuration=_configuration(spec),
-        default=default,
-        registers=registers,
-        spills=spills,
-        shared=kernel.metadata.shared,
-        shared_limit=card.shared,
-        matrix=matrix_instructions(code),
-        wide=wide_loads(code),
-        multiplies="PRECISION" in spec.constexprs,
-        seconds=seconds,
-    )
-    work = _work(name, entry.dtype)
-    if work is not None:
-        rate = card.rates[entry.precision] if row.multiplies else card.rates["ieee"]
-        row.flop, row.bytes = work.flop, work.bytes
+def _predict(row: Compiled, card: roofline.Card, launch: Launch, work: Work, code: Code) -> None:
+    """Add what the tiles make of the least work, and the time that they take at least."""
+    rate = card.rates[row.precision if row.multiplies else "ieee"]
+    tiling = launch.tiling
+    if tiling is None:
         row.predicted_us = 1e6 * roofline.floor_seconds(work, rate, card.memory)
         row.bound = roofline.bound(work, rate, card.memory)
-    return row
-
-
-def wide_loads(code: str) -> int:
-    """Return how many loads of 128 bits from global memory a program holds."""
-    return len(_WIDE.findall(code))
-
-
-def matrix_instructions(code: str) -> int:
-    """Return how many instructions of a program are matrix products."""
-    return len(_MATRIX.findall(code))
-
-
-def _nvidia(cubin: bytes) -> tuple[str, int, int]:
-    """Return SASS, registers and bytes of local memory per thread, by the tools that come with Triton."""
-    from triton import knobs
-
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "kernel.cubin"
-        file.write_bytes(cubin)
-        usage = _output(knobs.nvidia.cuobjdump.path, "-res-usage", str(file))
-        code = _output(knobs.nvidia.nvdisasm.path, "-c", str(file))
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
-    if found is None:
-        raise RuntimeError(f"cuobjdump -res-usage said nothing of registers: {usage[:200]!r}")
-    registers, stack, local = map(int, found.groups())
-    return code, registers, stack + local
-
-
-def _output(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603 - Triton's own tools
-
-
-def _amd(assembly: str) -> tuple[str, int, int]:
-    """Return assembly, vector registers per lane (with accumulation registers) and vector registers spilled.
-
-    Scalar registers are spilled into lanes of vector registers, not into memory, and are not counted.
-    """
-    counts = {name: int(n) for name, n in re.findall(r"\.(vgpr_count|vgpr_spill_count):\s+(\d+)", assembly)}
-    return assembly, counts["vgpr_count"], counts["vgpr_spill_count"]
+        return
+    tensors = {name: value for name, value in launch.arguments.items() if isinstance(value, Tensor)}
+    loaded = sum(tiling.reads.get(name, 1) * value.numel() * value.element_size() for name, value in tensors.items())
+    issue = roofline.Issue(
+        row.programs, int(launch.constexprs["num_warps"]), code.instructions + tiling.steps * row.loop
+    )
+    # Heads formed beforehand stay in cache: of the launch's own bytes the call's least is what memory moves.
+    least = Work(work.flop / tiling.calls, work.bytes / tiling.calls)
+    bounds = roofline.predicted_seconds(card, least, loaded, tiling.flop, rate, issue)
+    row.bound = max(bounds, key=lambda name: bounds[name])
+    flop, moved = tiling.library
+    # The library has no TF32x3: whole float32 is multiplied as it is.
+    library = max(flop / card.rates["ieee" if row.dtype == "fp32" else row.precision], moved / card.cache)
+    row.predicted_us = 1e6 * (tiling.calls * bounds[row.bound] + library)
+    row.loaded, row.tile_flop = tiling.calls * loaded, tiling.calls * tiling.flop + flop
+    row.component_reads, row.formed = tiling.reads.get("of_ptr"), tiling.formed or None
 
 
 def main(arguments: list[str]) -> int:
-    """Compile every n-th entry from the i-th on, given `i/n [--all]`; print one JSON object a line."""
+    """Compile every n-th entry from the i-th on, given `i/n [--all] [CARD/PRECISION…]`; print a JSON object a line."""
     first, step = map(int, arguments[0].split("/"))
-    everything = "--all" in arguments[1:]
-    for entry in entries()[first::step]:
+    everything, only = "--all" in arguments[1:], [word for word in arguments[1:] if word != "--all"]
+    chosen = [entry for entry in entries() if not only or f"{entry.card}/{entry.precision}" in only]
+    for entry in chosen[first::step]:
         try:
             for row in compile_entry(entry, everything):
                 _say({**asdict(row), "problems": row.problems()})

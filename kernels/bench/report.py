@@ -129,7 +129,7 @@ class Report:
     say: Callable[[str], None] = print
     records: list[dict[str, Any]] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
-    """Kernels of which a check failed."""
+    """`kernel/shape dtype` of which a check failed."""
     broken: list[str] = field(default_factory=list)
     """Steps and cases that ended in an error of their own."""
 
@@ -149,6 +149,10 @@ class Report:
         for row in rows:
             first = not any(known["record"] == "speed" for known in self.records)
             self.add(row.record(), *([heading()] if first else []), line_of(row))
+
+    def row(self, record: dict[str, Any]) -> None:
+        """Add a row that another process has measured."""
+        self.rows([Row(**{key: value for key, value in record.items() if key != "record"})])
 
 
 def heading() -> str:

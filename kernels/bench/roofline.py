@@ -36,19 +36,58 @@ class Card:
     shared: int
     """Shared memory that one block may use."""
     memory: float
+    processors: int
+    """Streaming multiprocessors, or compute units: each starts one instruction of each of four schedulers a clock."""
+    clock: float
+    """Clocks per second, boosted."""
+    cache: float
+    """Bytes/s out of the last cache that all processors share."""
     rates: dict[str, float] = field(default_factory=dict)
     """Precision -> FLOP/s; a precision that is absent does not exist there."""
 
 
-# Data sheets: A100 80GB SXM, H100 SXM, MI300X; dense rates, without sparsity. TF32x3 is three TF32 products.
+# Data sheets: A100 80GB SXM, H100 SXM, MI300X; dense rates, without sparsity. TF32x3 is three TF32 products. Caches:
+# 5,120 bytes a clock (A100's white paper, taken for H100 too), and MI300X's Infinity Cache.
 CARDS = (
-    Card("A100", "cuda", 80, 32, 163 << 10, 2.039e12,
+    Card("A100", "cuda", 80, 32, 163 << 10, 2.039e12, 108, 1.41e9, 7.2e12,
          {"ieee": 19.5e12, "tf32": 156e12, "tf32x3": 52e12, "bf16": 312e12, "fp16": 312e12}),
-    Card("H100", "cuda", 90, 32, 227 << 10, 3.35e12,
+    Card("H100", "cuda", 90, 32, 227 << 10, 3.35e12, 132, 1.755e9, 9.0e12,
          {"ieee": 66.9e12, "tf32": 494.7e12, "tf32x3": 164.9e12, "bf16": 989.4e12, "fp16": 989.4e12}),
-    Card("MI300X", "hip", "gfx942", 64, 64 << 10, 5.3e12,
+    Card("MI300X", "hip", "gfx942", 64, 64 << 10, 5.3e12, 304, 2.1e9, 17.2e12,
          {"ieee": 163.4e12, "bf16": 1307.4e12, "fp16": 1307.4e12}),
 )  # fmt: skip
+
+
+def vendor(target: Card) -> str:
+    """Return the kind of device whose tiles a card takes, as `launch.precision.check` names it."""
+    return "cuda80" if target.backend == "cuda" and int(target.arch) < 90 else target.backend
+
+
+def predicted_seconds(
+    target: Card, work: Work, loaded: float, flop: float, rate: float, issue: Issue
+) -> dict[str, float]:
+    """Return bound -> the least seconds of one launch by it; the longest is what to expect at best.
+
+    work: bytes moved by memory, each once; loaded: bytes that programs load, whatever cache has them; flop: of whole
+    tiles; rate: FLOP/s; issue: what the programs start. Programs that fill the processors unevenly leave some idle.
+    """
+    waves = -(-issue.programs // target.processors)
+    busy = issue.programs / (waves * target.processors)
+    return {
+        "memory": work.bytes / target.memory,
+        "cache": loaded / (target.cache * min(1.0, issue.programs / target.processors)),
+        "matrix": flop / (rate * busy),
+        "issue": waves * issue.instructions * issue.warps / 4 / target.clock,
+    }
+
+
+@dataclass(frozen=True)
+class Issue:
+    """What a launch starts: programs of so many warps, each of so many instructions."""
+
+    programs: int
+    warps: int
+    instructions: float
 
 
 def card(name: str) -> Card:

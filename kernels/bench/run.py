@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,11 +24,11 @@ from repro.kernels.bench.providers import (
     dtypes,
     of_kernel,
 )
-from repro.kernels.bench.report import FAILED, SKIPPED, UNAVAILABLE, Report, Row, device_name
-from repro.kernels.bench.timing import Budget, Samples
+from repro.kernels.bench.report import FAILED, SKIPPED, UNAVAILABLE, Report, Row
+from repro.kernels.bench.rows import row_of, with_floor, with_speed
+from repro.kernels.bench.timing import Budget, Samples, lost
 from repro.kernels.errors import KernelError
 from repro.kernels.registry import KERNELS
-from repro.kernels.work import Work
 
 # Shares of the budget: until when checks may start, and until when timing may.
 CHECK_SHARE, TIME_SHARE = 0.45, 0.8
@@ -53,11 +53,25 @@ class Group:
     """Provider -> (status, reason) of those that will not be timed."""
     note: str = ""
     """What a reader must know of every row: positions left out."""
+    only: tuple[str, ...] = ()
+    """The providers that are measured; empty: all."""
 
     @property
     def providers(self) -> list[Provider]:
         """Return every provider that has this kernel in this dtype."""
-        return of_kernel(self.case.kernel.name, self.dtype, self.device)
+        found = of_kernel(self.case.kernel.name, self.dtype, self.device)
+        return [entry for entry in found if not self.only or entry.name in self.only]
+
+    @property
+    def name(self) -> str:
+        """Return `kernel/shape dtype`: what a failure silences, and nothing beside it."""
+        return f"{self.case.name} {self.dtype}"
+
+    @property
+    def failed(self) -> str:
+        """Return the providers of ours whose check failed; a failing baseline is its own affair."""
+        ours = (entry.name for entry in self.providers if entry.ours)
+        return ", ".join(name for name in ours if self.notes.get(name, ("", ""))[0] == FAILED)
 
 
 @dataclass
@@ -70,7 +84,7 @@ class Bench:
     rates: dict[str, Samples] = field(default_factory=dict)
     """Meter -> seconds a call, measured in this run."""
     failed: set[str] = field(default_factory=set)
-    """Kernels of which a check failed: no speed of theirs is printed."""
+    """`kernel/shape dtype` of which a check failed: no speed of theirs is printed."""
     compile_seconds: float = COMPILE_SECONDS
 
     def sync(self) -> None:
@@ -121,33 +135,40 @@ def check_all(bench: Bench, todo: list[Group]) -> None:
     for compiles in (False, True):
         for group in todo:
             entries = [entry for entry in group.providers if entry.compiles == compiles]
-            reason = _check_group(bench, group, entries) if entries else ""
-            if reason:
-                group.notes.update({entry.name: (SKIPPED, reason) for entry in entries})
+            if bench.budget.spent > CHECK_SHARE * bench.budget.seconds:
+                group.notes |= {entry.name: (SKIPPED, "the budget ended before it was checked") for entry in entries}
+            elif entries:
+                check(bench, group, entries)
 
 
-def _check_group(bench: Bench, group: Group, entries: list[Provider]) -> str:
-    """Check some providers of a group; return why none could be checked, or nothing."""
-    if bench.budget.spent > CHECK_SHARE * bench.budget.seconds:
-        return "the budget ended before it was checked"
+def check(bench: Bench, group: Group, entries: list[Provider]) -> None:
+    """Compare some providers of a group with float64; every verdict is reported as soon as it is known."""
     try:
         inputs = group.case.inputs(DTYPES[group.dtype], bench.device)
         truth = Truth(group.case.kernel.name, inputs)
     except torch.OutOfMemoryError:
-        return "the float64 reference does not fit this device's memory"
-    for entry in entries:
-        _check(bench, group, entry, inputs, truth)
-    return ""
-
-
-def _check(bench: Bench, group: Group, entry: Provider, inputs: dict[str, Any], truth: Truth) -> None:
-    """Check one provider against float64: leave its function in the group if it passed, else a note."""
-    kernel, before = group.case.kernel.name, bench.budget.spent
-    if entry.compiles and before + bench.compile_seconds > CHECK_SHARE * bench.budget.seconds:
-        group.notes[entry.name] = (SKIPPED, "compiling it does not fit the budget")
+        reason = (SKIPPED, "the float64 reference does not fit this device's memory")
+        group.notes |= {entry.name: reason for entry in entries}
         return
+    for entry in entries:
+        before = bench.budget.spent
+        if entry.compiles and before + bench.compile_seconds > CHECK_SHARE * bench.budget.seconds:
+            group.notes[entry.name] = (SKIPPED, "compiling it does not fit the budget")
+            continue
+        _check_one(bench, group, entry, inputs, truth)
+        if entry.compiles and entry.name in group.checks:
+            bench.compile_seconds = bench.budget.spent - before
+        _say_verdict(bench, group, entry)
+        if lost(RuntimeError(group.notes.get(entry.name, ("", ""))[1])):
+            after = [other.name for other in entries if other.name not in {*group.notes, *group.checks}]
+            group.notes |= dict.fromkeys(after, (SKIPPED, f"{entry.name} took the device down"))
+            return
+
+
+def _check_one(bench: Bench, group: Group, entry: Provider, inputs: dict[str, Any], truth: Truth) -> None:
+    """Check one provider against float64: leave its function in the group if it passed, else a note."""
     try:
-        function = entry.function(kernel, bench.device)
+        function = entry.function(group.case.kernel.name, bench.device)
         verdict = truth.check(bind(function, inputs)(), entry.precision(group.dtype))
     except torch.OutOfMemoryError:
         group.notes[entry.name] = (SKIPPED, "out of memory")
@@ -157,69 +178,66 @@ def _check(bench: Bench, group: Group, entry: Provider, inputs: dict[str, Any], 
         return
     except Exception as error:  # whatever a kernel dies of, the others are still measured
         group.notes[entry.name] = (FAILED, f"{type(error).__name__}: {error}".splitlines()[0][:200])
-        bench.failed.add(kernel)
         return
-    if entry.compiles:
-        bench.compile_seconds = bench.budget.spent - before
     group.checks[entry.name] = verdict
     if verdict.passed:
         group.functions[entry.name] = function
         return
     said = f"{verdict.result} is off by {verdict.error:.1e}, allowed {verdict.allowed:.0e}"
     group.notes[entry.name] = (FAILED, said)
-    bench.failed.add(kernel)
+
+
+def _say_verdict(bench: Bench, group: Group, entry: Provider) -> None:
+    """Report what became of one provider's check."""
+    status, note = group.notes.get(entry.name, ("ok", ""))
+    verdict = group.checks.get(entry.name)
+    error = verdict.error if verdict is not None and math.isfinite(verdict.error) else None
+    record = {"record": "check", "case": group.case.name, "dtype": group.dtype, "provider": entry.name,
+              "precision": entry.precision(group.dtype), "status": status, "note": note, "error": error,
+              "allowed": verdict.allowed if verdict else None}  # fmt: skip
+    said = f"error {error:.1e}" if error is not None else ""
+    bench.report.add(record, f"{group.case.name} {group.dtype} {entry.name}: {status} {note or said}".rstrip())
 
 
 def time_all(bench: Bench, todo: list[Group]) -> None:
-    """Time what passed, group by group, and reports it; what no longer fits is reported as skipped."""
+    """Time what passed, group by group, and report it; what no longer fits is reported as skipped."""
     allowance = max(bench.budget.seconds * TIME_SHARE - bench.budget.spent, 0.0) / max(len(todo), 1)
     for group in todo:
-        kernel = group.case.kernel.name
-        if not group.functions and kernel not in bench.failed:
-            bench.report.rows(_withheld(bench, group, SKIPPED, "no provider can be timed"))
-        elif kernel in bench.failed:
-            bench.report.rows(_withheld(bench, group, FAILED, f"no speed is printed: a check of {kernel} failed"))
-        elif bench.budget.spent > TIME_SHARE * bench.budget.seconds:
-            bench.report.rows(_withheld(bench, group, SKIPPED, "the budget ended before it was timed"))
-        else:
-            try:
-                bench.report.rows(list(_timed(bench, group, allowance)))
-            except torch.OutOfMemoryError:
-                bench.report.rows(_withheld(bench, group, SKIPPED, "out of memory"))
-            except RuntimeError as error:  # a device that fails in one case may still serve the next
-                bench.report.broken.append(group.case.name)
-                bench.report.rows(_withheld(bench, group, FAILED, f"while it was timed: {error}".splitlines()[0][:200]))
+        late = bench.budget.spent > TIME_SHARE * bench.budget.seconds
+        time_group(bench, group, allowance, "the budget ended before it was timed" if late else "")
+
+
+def time_group(bench: Bench, group: Group, allowance: float, skipped: str = "") -> None:
+    """Time a group's providers within an allowance of seconds, unless it failed or is skipped; report their rows."""
+    if group.failed:
+        reason = f"no speed is printed: a check of {group.failed} failed"
+        bench.failed.add(group.name)
+        bench.report.rows(_withheld(bench, group, FAILED, reason))
+    elif not group.functions or skipped:
+        bench.report.rows(_withheld(bench, group, SKIPPED, skipped or "no provider can be timed"))
+    else:
+        try:
+            _timed(bench, group, allowance)
+        except torch.OutOfMemoryError:
+            bench.report.rows(_withheld(bench, group, SKIPPED, "out of memory"))
+        except RuntimeError as error:  # a device that fails in one case may still serve the next
+            bench.report.broken.append(group.name)
+            bench.report.rows(_withheld(bench, group, FAILED, f"while it was timed: {error}".splitlines()[0][:200]))
 
 
 def _withheld(bench: Bench, group: Group, status: str, reason: str) -> Iterator[Row]:
     """Return rows without speeds: each provider's own reason if it has one."""
     for entry in group.providers:
-        own, why = group.notes.get(entry.name, (status, reason))
-        yield _row(bench, group, entry, own, why)
+        yield _row(bench, group, entry, *group.notes.get(entry.name, (status, reason)))
 
 
 def _row(bench: Bench, group: Group, entry: Provider, status: str = "ok", note: str = "") -> Row:
-    shape, verdict = group.case.shape, group.checks.get(entry.name)
-    row = Row(
-        case=group.case.name,
-        kernel=group.case.kernel.name,
-        shape=shape.name,
-        model=shape.model,
-        dims=shape.label(),
-        provider=entry.name,
-        dtype=group.dtype,
-        precision=entry.precision(group.dtype),
-        device=device_name(bench.device),
-        status=status,
-        note="; ".join(filter(None, (note, group.note))),
-    )
-    if verdict is None:
-        return row
-    error = verdict.error if math.isfinite(verdict.error) else None
-    return replace(row, check_result=verdict.result, check_error=error, check_allowed=verdict.allowed)
+    note = "; ".join(filter(None, (note, group.note)))
+    return row_of(group.case, group.dtype, entry, bench.device, group.checks.get(entry.name), status, note)
 
 
-def _timed(bench: Bench, group: Group, allowance: float) -> Iterator[Row]:
+def _timed(bench: Bench, group: Group, allowance: float) -> None:
+    """Report the speeds of a group, timer by timer as they are known, then those without one."""
     inputs = group.case.inputs(DTYPES[group.dtype], bench.device)
     calls = {name: bind(function, inputs) for name, function in group.functions.items()}
     some = next(iter(calls.values()), tuple)()
@@ -227,54 +245,34 @@ def _timed(bench: Bench, group: Group, allowance: float) -> Iterator[Row]:
     kept = sum(x.numel() * x.element_size() for x in some if isinstance(x, Tensor))
     del some
     peaks = {name: peak_memory(call, bench.device) for name, call in calls.items()}
+    timed: set[str] = set()
     for timer, samples in _samples(bench, group, calls, allowance):
         for entry in group.providers:
-            if entry.name not in samples:
+            if entry.name not in samples or entry.name not in calls:
                 continue
-            row = _with_speed(_row(bench, group, entry), samples[entry.name], samples.get(BASELINE), timer)
+            timed.add(entry.name)
+            row = with_speed(_row(bench, group, entry), samples[entry.name], samples.get(BASELINE), timer)
             row.peak_bytes, row.meter = peaks[entry.name]
             row.result_bytes = kept
             row.less_memory = peaks[BASELINE].bytes / max(row.peak_bytes, 1) if BASELINE in peaks else None
-            yield _with_floor(bench, row, work)
+            bench.report.rows([with_floor(row, work, bench.device, bench.rates)])
+    late = (SKIPPED, "the budget ended before it was timed")
     for entry in group.providers:
-        if entry.name in group.notes:
-            yield _row(bench, group, entry, *group.notes[entry.name])
+        if entry.name not in timed:
+            bench.report.rows([_row(bench, group, entry, *group.notes.get(entry.name, late))])
 
 
 def _samples(
     bench: Bench, group: Group, calls: dict[str, Call], allowance: float
 ) -> Iterator[tuple[str, dict[str, Samples]]]:
     if bench.device == "cuda":
-        for timer in (timing.DO_BENCH, timing.CUDA_GRAPH):
-            yield timer, timing.on_device(calls, timer)
+        start = bench.budget.spent
+        for share, timer in ((0.5, timing.DO_BENCH), (1.0, timing.CUDA_GRAPH)):
+            left = min(share * allowance - (bench.budget.spent - start), bench.budget.left)
+            yield timer, timing.on_device(calls, timer, left, bench.budget.clock)
         return
     # On a CPU that others use too the rates are measured in the same rounds: they meet the same noise.
     meters = {name: meter.run for name, meter in bench.meters(group.dtype).items()}
     taken = timing.interleaved({**calls, **meters}, allowance, bench.sync)
     bench.rates.update({name: taken[name] for name in meters})
     yield timing.WALL_CLOCK, taken
-
-
-def _with_speed(row: Row, samples: Samples, baseline: Samples | None, timer: str) -> Row:
-    row.timer, row.samples = timer, len(samples.seconds)
-    row.median_ms, row.p20_ms, row.p80_ms = (1e3 * x for x in (samples.median, samples.p20, samples.p80))
-    if baseline is not None:
-        ratio = samples.against(baseline)
-        row.faster, row.faster_p20, row.faster_p80 = ratio.median, ratio.p20, ratio.p80
-    return row
-
-
-def _with_floor(bench: Bench, row: Row, work: Work) -> Row:
-    meters = {"copy": 2.0 * roofline.COPY_BYTES[bench.device]}
-    size, name = roofline.MATMUL_SIZE[bench.device], f"matmul {row.precision}"
-    meters[name] = 2.0 * size**3 / roofline.PRECISIONS[row.precision][2]
-    row.flop, row.bytes = work.flop, work.bytes
-    if name not in bench.rates or "copy" not in bench.rates:
-        return row
-    rate, bandwidth = (meters[meter] / bench.rates[meter].median for meter in (name, "copy"))
-    row.matmul_flop_per_s, row.copy_bytes_per_s = rate, bandwidth
-    seconds = roofline.floor_seconds(work, rate, bandwidth)
-    row.floor_ms, row.bound = 1e3 * seconds, roofline.bound(work, rate, bandwidth)
-    assert row.median_ms is not None
-    row.roofline_percent = 100 * row.floor_ms / row.median_ms
-    return row

@@ -118,24 +118,44 @@ def interleaved(
     return {name: Samples(seconds, seconds) for name, seconds in taken.items()}
 
 
-def on_device(calls: Mapping[str, Call], timer: str, rounds: int = 3) -> dict[str, Samples]:
+def on_device(
+    calls: Mapping[str, Call], timer: str, allowance: float, clock: Clock = time.monotonic, rounds: int = 3
+) -> dict[str, Samples]:
     """Time every call by one of Triton's timers, in turns: `do_bench` flushes the cache and includes launches.
 
-    `do_bench_cudagraph` replays a recorded graph: no launches, no flushes. A call that cannot be recorded is absent.
+    `do_bench_cudagraph` replays a recorded graph: no launches, no flushes. A call that cannot be recorded is absent,
+    and so is one whose turn would not end within the allowance; a round that was not finished does not count.
     """
+    start, slowest = clock(), 0.0
     taken: dict[str, list[list[float]]] = {name: [] for name in calls}
-    for _ in range(rounds):
+    for turn in range(rounds):
         for name in list(taken):
+            before = clock()
+            if before - start + slowest > allowance:
+                return _sampled({known: found[: max(turn, 1)] for known, found in taken.items()})
             try:
                 taken[name].append([ms / 1e3 for ms in _triton_timer(calls[name], timer)])
-            except RuntimeError:
-                if timer != CUDA_GRAPH:
+            except RuntimeError as error:
+                if timer != CUDA_GRAPH or lost(error):
                     raise
                 del taken[name]
+            slowest = max(slowest, clock() - before)
+    return _sampled(taken)
+
+
+def _sampled(taken: Mapping[str, list[list[float]]]) -> dict[str, Samples]:
+    """Return the samples of every call that has any; each as many rounds as the others."""
     return {
         name: Samples([x for found in by_round for x in found], [statistics.median(found) for found in by_round])
         for name, by_round in taken.items()
+        if by_round
     }
+
+
+def lost(error: BaseException) -> bool:
+    """Return whether an error leaves a device unusable for this process: an assert or an illegal access on it."""
+    words = str(error)
+    return any(sign in words for sign in ("device-side assert", "illegal memory access", "unspecified launch failure"))
 
 
 def _triton_timer(call: Call, timer: str) -> list[float]:

@@ -14,35 +14,18 @@ from repro.kernels.registry import KERNELS
 
 CALLS = {name: entry.paper_calls for name, entry in KERNELS.items() if entry.paper_calls}
 PROFILE_CALLS = 5
-# What the steps take at least, in seconds: they are skipped when less is left.
-PROFILE_SECONDS, WHOLE_SECONDS = 10.0, 15.0
+# What the whole paper takes at least, in seconds: it is skipped when less is left.
+WHOLE_SECONDS = 15.0
 
 
-def profile_slowest(bench: Bench, todo: Iterable[Group], ours: tuple[str, ...]) -> None:
-    """Add torch.profiler's table for the call of ours that lies farthest below its roofline, in time lost.
-
-    todo: the groups that were timed; ours: names of providers that are ours to improve.
-    """
-    timed = [r for r in bench.report.records if r["record"] == "speed" and r["median_ms"] and r["provider"] in ours]
-    worst = max(timed, key=lambda r: r["median_ms"] - (r["floor_ms"] or 0.0), default=None)
-    if worst is None:
-        bench.report.add({"record": "profile", "status": "nothing was timed"}, "profile: nothing was timed")
-        return
-    if not bench.budget.fits(PROFILE_SECONDS):
-        bench.report.add(
-            {"record": "profile", "status": "skipped: the budget ended"}, "profile: skipped, the budget ended"
-        )
-        return
-    group = next(g for g in todo if (g.case.name, g.dtype) == (worst["case"], worst["dtype"]))
+def profile(bench: Bench, group: Group, provider: str) -> None:
+    """Add torch.profiler's table of a group's call by one provider that passed its check."""
     inputs = group.case.inputs(DTYPES[group.dtype], bench.device)
-    call = bind(group.functions[worst["provider"]], inputs)
-    table = profiled(call, bench.device)
-    what = f"{worst['case']} by {worst['provider']} in {worst['dtype']}"
-    lost = f"{worst['median_ms']:.3f} ms, floor {worst['floor_ms'] or 0.0:.3f} ms"
-    record = {"record": "profile", "status": "ok", "provider": worst["provider"], "case": worst["case"]}
+    table = profiled(bind(group.functions[provider], inputs), bench.device)
+    record = {"record": "profile", "status": "ok", "provider": provider, "case": group.case.name}
     bench.report.add(
-        {**record, "dtype": worst["dtype"], "calls": PROFILE_CALLS, "table": table},
-        f"profile of the slowest, {what} ({lost}), {PROFILE_CALLS} calls:",
+        {**record, "dtype": group.dtype, "calls": PROFILE_CALLS, "table": table},
+        f"profile of what loses most against its roofline, {group.name} by {provider}, {PROFILE_CALLS} calls:",
         table,
     )
 
@@ -75,7 +58,7 @@ def end_to_end(bench: Bench, todo: Iterable[Group], shape: str, dtype: str = "fp
         for entry in PROVIDERS
         if all(kernel in groups and entry.name in groups[kernel].functions for kernel in CALLS)
     ]
-    failed = sorted(bench.failed & set(CALLS))
+    failed = sorted(name for name in bench.failed if name in {group.name for group in groups.values()})
     reason = f"a check of {', '.join(failed)} failed" if failed else "" if passed else "its parts were not all checked"
     if not bench.budget.fits(WHOLE_SECONDS):
         reason = reason or "the budget ended"

@@ -1,4 +1,8 @@
-"""Block sizes: the declared default, or the fastest candidate on this device where tuning was asked for."""
+"""Block sizes: the declared default, or the fastest candidate on this device where tuning was asked for.
+
+A launch is built once for all tensors of the same shapes, strides and types, and then given others: what Python spends
+before each launch would otherwise be more than many a kernel takes.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -6,12 +10,17 @@ from typing import Any
 
 import torch
 
-from repro.kernels.launch.launch import Launch
+from repro.kernels.launch.launch import Argument, Launch
 
 Blocks = Mapping[str, int]
+Timer = Callable[[Launch], float]
 
 _enabled = False
+_candidate = 0
 _fastest: dict[tuple[Any, ...], Blocks] = {}
+_built: dict[tuple[Any, ...], Launch] = {}
+# Beyond so many shapes all are built anew: a process that sees more does not repeat them.
+_MOST_BUILT = 4096
 
 
 @contextmanager
@@ -28,19 +37,52 @@ def tuning() -> Iterator[None]:
         _enabled = before
 
 
+@contextmanager
+def candidate(index: int) -> Iterator[None]:
+    """Take each launch's candidate of this index, or its last, within this context: to compile what tuning may take."""
+    global _candidate
+    before, _candidate = _candidate, index
+    try:
+        yield
+    finally:
+        _candidate = before
+
+
 def choose(
-    key: tuple[Any, ...],
+    name: str,
+    tensors: Mapping[str, Argument],
+    extra: tuple[Any, ...],
     candidates: Sequence[Blocks],
     build: Callable[[Blocks], Launch],
-    time: Callable[[Launch], float] | None = None,
+    time: Timer | None = None,
 ) -> Launch:
     """Return the launch that `build` makes of the first candidate, or within `tuning()` of the fastest.
 
-    key: kernel, shape, dtype, precision and device; candidates: block sizes, the default first; time: milliseconds of
-    a launch (Triton's own timer unless given; launches on a CPU are never timed).
-    Agreement: tests/kernels/test_projection.py.
+    name: of the kernel; tensors: its tensor arguments; extra: what else its grid and numbers depend on; candidates:
+    block sizes, the default first; build: called once for all tensors that lie alike; time: milliseconds of a launch
+    (Triton's own timer unless given; launches on a CPU are never timed). Agreement: tests/kernels/test_launch.py.
     """
-    default = build(candidates[0])
+    key = (name, extra, _enabled, _candidate, *map(_layout, tensors.values()))
+    if key in _built:
+        return _built[key].on(tensors)
+    launch = _chosen(key, candidates, build, time)
+    if len(_built) >= _MOST_BUILT:
+        _built.clear()
+    _built[key] = launch.on(dict.fromkeys(tensors))  # keeps no tensor alive
+    return launch
+
+
+def _layout(tensor: Argument) -> tuple[Any, ...] | None:
+    """Return all of a tensor that a launch may depend on, but for its address."""
+    if not isinstance(tensor, torch.Tensor):
+        return None
+    return (tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+
+
+def _chosen(
+    key: tuple[Any, ...], candidates: Sequence[Blocks], build: Callable[[Blocks], Launch], time: Timer | None
+) -> Launch:
+    default = build(candidates[min(_candidate, len(candidates) - 1)])
     timer = _milliseconds if time is None else time
     if not _enabled or (time is None and not _on_gpu(default)):
         return default
@@ -55,7 +97,7 @@ def _on_gpu(launch: Launch) -> bool:
     return any(isinstance(value, torch.Tensor) and value.is_cuda for value in launch.arguments.values())
 
 
-def _time_or_never(launch: Launch, timer: Callable[[Launch], float]) -> float:
+def _time_or_never(launch: Launch, timer: Timer) -> float:
     """Return a candidate's time; one that asks more shared memory than the card has is never chosen."""
     from triton.runtime.errors import OutOfResources
 

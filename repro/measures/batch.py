@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from repro.errors import Exit, ReproError
+from repro.kernels.layout import aligned
 from repro.kernels.select import Kernels
 from repro.labels import head_index, is_head, is_node, layer_of
 from repro.measures.directions import Directions
@@ -26,6 +27,11 @@ class Engine:
     model: Model
     kernels: Kernels
 
+    def __post_init__(self) -> None:
+        """Lay W_U out once as Triton's kernels read it fastest."""
+        if self.kernels.name == "triton":
+            object.__setattr__(self, "model", replace(self.model, W_U=aligned(self.model.W_U)))
+
     def unembedding_rows(self, tokens: Tensor) -> Tensor:
         """Return the columns of W_U for token ids, as rows: [..., D].
 
@@ -39,6 +45,15 @@ class Engine:
                 Exit.FAILED,
             )
         return self.model.W_U.T[tokens]
+
+    def top2_difference(self, values: Tensor, ids: Tensor) -> Tensor:
+        """Return u = W_U[:, first] - W_U[:, second] for values and ids [..., 2]; NaN where one of the values is.
+
+        Results hold how many of their numbers are NaN, and so count these positions.
+        Agreement: tests/measures/test_batches.py.
+        """
+        u = self.unembedding_rows(ids[..., 0]) - self.unembedding_rows(ids[..., 1])
+        return u.masked_fill_(values.isnan().any(-1, keepdim=True), torch.nan)
 
     def direction(self, u: Tensor, scale_final: Tensor) -> Tensor:
         """Return the vector d with <v, d> = DLA(v): (u - mean(u)) / scale_f for LayerNorm, u / scale_f for RMSNorm.
@@ -108,7 +123,10 @@ class Batch:
 
     @cached_property
     def top2(self) -> tuple[Tensor, Tensor]:
-        """Return logits and ids of the two top predictions at every position: [B, P, 2] each."""
+        """Return logits and ids of the two top predictions at every position: [B, P, 2] each.
+
+        Where a logit is NaN its value is NaN and its id is a token that means nothing: `top2_difference` is NaN there.
+        """
         flat = normed(self.engine.model, self.trace.final).flatten(0, 1)
         values, ids, _ = self.engine.kernels.top2_logits(flat, self.engine.model.W_U, self.engine.model.b_U, None)
         return values.view(*self.tokens.shape, 2), ids.view(*self.tokens.shape, 2)
@@ -121,8 +139,7 @@ class Batch:
             return self.node(name)
         rows = self.engine.unembedding_rows
         if name == "top2":
-            ids = self.top2[1]
-            u = rows(ids[..., 0]) - rows(ids[..., 1])
+            u = self.engine.top2_difference(*self.top2)
         else:
             following = torch.roll(self.tokens, -1, dims=1)
             following[:, -1] = 0  # there is none, and what was rolled there need not have a logit

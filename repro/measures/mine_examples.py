@@ -72,9 +72,9 @@ class MineExamples(Banded):
         rows = slice(at.start, at.stop)
         model, engine = batch.engine.model, batch.engine
         final = batch.trace.final[:, rows]
-        _, ids, _ = engine.kernels.top2_logits(normed(model, final).flatten(0, 1), model.W_U, model.b_U, None)
-        ids = ids.view(len(final), len(at), 2)
-        u = engine.unembedding_rows(ids[..., 0]) - engine.unembedding_rows(ids[..., 1])
+        values, ids, _ = engine.kernels.top2_logits(normed(model, final).flatten(0, 1), model.W_U, model.b_U, None)
+        values, ids = (found.view(len(final), len(at), 2) for found in (values, ids))
+        u = engine.top2_difference(values, ids)
         direction = engine.direction(u, batch.trace.scale_final[:, rows])
         return {
             "writer_dla": (batch.writer[:, rows] * direction).sum(-1),

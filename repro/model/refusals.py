@@ -123,16 +123,20 @@ def unrunnable(folder: Folder, error: Exception, doing: str) -> ReproError:
         )
     if "alidation error for validator" in said:
         return unavailable(f"{folder.path / 'config.json'}: {said.split('Error: ')[-1]}")
-    if isinstance(error, OSError | ImportError | MemoryError):
-        return unavailable(f"{folder.path}: transformers cannot {doing} this model ({said})")
+    if isinstance(error, OSError | ImportError | MemoryError) or "allocate" in said:
+        return unavailable(f"{folder.path}: {_library(folder)} cannot {doing} this model ({said})")
     keys = sorted(key for key, value in folder.config.items() if key in READ | NATIVE_READ and type(value) is not int)
     held = listing(
         [plain(f"{key} = {folder.config[key]!r}", 80) for key in ("model_type", *keys) if key in folder.config], 12
     )
     return unavailable(
-        f"{folder.path}: {'transformers' if folder.is_hugging_face else 'TransformerLens'} itself cannot {doing} this "
-        f"model; compare config.json with that of the model's own page: {held}"
+        f"{folder.path}: {_library(folder)} itself cannot {doing} this model; compare config.json with that of the "
+        f"model's own page: {held}"
     )
+
+
+def _library(folder: Folder) -> str:
+    return "transformers" if folder.is_hugging_face else "TransformerLens"
 
 
 def refuse_incomplete(folder: Folder, report: Mapping[str, Any]) -> None:

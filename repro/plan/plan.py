@@ -36,6 +36,8 @@ class Settings:
     device: str
     unit: int
     prompts: int | None = None
+    products: str = "ieee"
+    """How Triton multiplies float32."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,8 @@ class _Planner:
             raise error.at(f"[experiment.{name}]") from None
         settings = self.settings
         how = {"precision": precision, "kernels": settings.kernels, "device": settings.device}
+        if settings.kernels == "triton":
+            how["products"] = settings.products
         key = key_parts(experiment, context, self.subject, {**how, "prompts_per_unit": settings.unit})
         path = result_path(self.store, self.subject.name, name, key12(key))
         return Item(name, experiment, context, _state(path, key), key, path, declared, precision)

@@ -62,11 +62,7 @@ def role_experiments(loaded: Loaded, subject: ResolvedSubject, names: Collection
     asked = {role for name in names for role in experiments[name].needs}
     asked |= {"writer"} if asked else set()
     found = [finder(loaded, subject, role) for role in ROLES if role in asked and not is_named(subject, (role,))]
-    chosen = [
-        name
-        for name in names
-        if (experiments[name].finds or experiments[name].answers) and not left_out(subject, experiments[name])
-    ]
+    chosen = [name for name in names if experiments[name].finds and not left_out(subject, experiments[name])]
     # What needs no role comes first: others may wait for what it finds.
     return sorted(dict.fromkeys((*found, *chosen)), key=lambda name: bool(experiments[name].needs))
 

@@ -149,6 +149,7 @@ def _provenance(plan: Plan, item: Item, session: Session, threads: int) -> dict[
             "device": settings.device,
             "precision": item.precision,
             "kernels": engine.kernels.name,
+            "products": settings.products,
         },
         "versions": versions(),
         "host": {

@@ -62,7 +62,7 @@ class Session:
 
         started = time.perf_counter()
         try:
-            kernels = provider(self.settings.kernels, self.settings.device)
+            kernels = provider(self.settings.kernels, self.settings.device, self.settings.products)
         except KernelError as error:
             raise ReproError(f"--kernels {self.settings.kernels}: {str(error).removeprefix('kernels: ')}") from None
         engine = Engine(load(self.subject.folder, precision, self.settings.device, self.subject.tokens), kernels)

@@ -202,7 +202,7 @@ class Recipe:
 
     def _engine(self, session: Any) -> Engine:
         precision, settings, weights = self.stream.precision, self.settings, self.items[0].key["weights"]
-        loaded = (weights, precision, settings.kernels, settings.device)
+        loaded = (weights, precision, settings.kernels, settings.products, settings.device)
         if loaded not in _engines:
             if self.subject.weights != weights:
                 raise self._other(self.subject.folder.path)

@@ -116,7 +116,7 @@ def test_budgets_are_read(text: str, seconds: float) -> None:
 
 def test_cases_are_declared_and_selected() -> None:
     names = [case.name for case in cases.every()]
-    assert len(names) == len(set(names)) == 27
+    assert len(names) == len(set(names)) == 29
     assert [case.name for case in cases.select(None, "cpu")] == [
         f"{kernel}/{shape}" for shape in cases.CPU_SHAPES for kernel in KERNELS
     ]

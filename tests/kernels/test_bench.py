@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,11 @@ from repro.kernels.bench import cases, roofline, timing
 from repro.kernels.bench import command as bench
 from repro.kernels.bench import compile_all as bench_compile
 from repro.kernels.bench import providers as bench_providers
+from repro.kernels.bench import rows as bench_rows
 from repro.kernels.bench import run as bench_run
 from repro.kernels.bench import whole as bench_whole
+from repro.kernels.bench.borrowed import WorkerLostError
+from repro.kernels.bench.child import Job, line_of, serve
 from repro.kernels.bench.memory import peak_memory
 from repro.kernels.errors import UnsupportedError
 from repro.kernels.registry import KERNELS
@@ -58,10 +61,38 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+class InThisProcess:
+    """A worker without a process, so that what is patched here holds there, too; `clock` is the run's."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.jobs: list[Job] = []
+
+    def ask(self, job: Job) -> Iterator[dict[str, Any]]:
+        """Do the job, its lines written and read as a process would."""
+        self.jobs.append(job)
+        found: list[dict[str, Any]] = []
+        usable = serve(Job(**json.loads(line_of(job))), found.append, self.clock)
+        for record in found:
+            if record["record"] == "lost":
+                raise WorkerLostError(record["reason"])
+            yield json.loads(json.dumps(record))
+        assert usable
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 def run(said: list[str] | None = None, clock: Callable[[], float] | None = None, **options: Any) -> Any:
     """One run of the benchmark; its report."""
     given = bench.Options(**{"device": "cpu", "budget": "60s", **options})
-    return bench.run(given, (said if said is not None else []).append, clock or Turned())
+    clock = clock or Turned()
+    return bench.run(given, (said if said is not None else []).append, clock, lambda: InThisProcess(clock))
+
+
+def _is(record: dict[str, Any], kernel: str, provider: str) -> bool:
+    """Whether a record is about a provider of a kernel."""
+    return record["case"].startswith(f"{kernel}/") and record["provider"] == provider
 
 
 def speeds(report: Any, kernel: str) -> list[dict[str, Any]]:
@@ -101,13 +132,15 @@ def test_one_flipped_sign_prints_no_speed(monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setattr(tiled, "v_composition", lambda W_O, **given: right[1](W_O=-W_O, **given))
     said: list[str] = []
     report = run(said)
-    assert report.failed == ["projection", "v_composition"]
-    for kernel in report.failed:
+    assert report.failed == ["projection/paper fp32", "v_composition/paper fp32"]
+    for kernel in ("projection", "v_composition"):
         assert speeds(report, kernel) == []
+        (verdict,) = (r for r in report.records if r["record"] == "check" and _is(r, kernel, "tiled"))
+        assert verdict["status"] == "check failed"
         about = [line for line in said if line.startswith(f"{kernel}/")]
         assert about
         assert not any(" ms" in line or "x in time" in line for line in about)
-        (row,) = (r for r in report.records if r.get("kernel") == kernel and r.get("provider") == "tiled")
+        (row,) = (r for r in report.records if r["record"] == "speed" and _is(r, kernel, "tiled"))
         assert row["status"] == "check failed"
         assert row["check_error"] > 0.1
     assert not [r for r in report.records if r["record"] == "end_to_end" and r["status"] == "ok"]
@@ -130,8 +163,8 @@ def test_a_flipped_order_of_the_predictions_and_a_dying_kernel_fail_too(monkeypa
     monkeypatch.setattr(tiled, "top2_logits", swapped)
     monkeypatch.setattr(tiled, "projection", dies)
     report = run()
-    assert report.failed == ["projection", "top2_logits"]
-    (row,) = (r for r in report.records if r.get("kernel") == "projection" and r.get("provider") == "tiled")
+    assert report.failed == ["projection/paper fp32", "top2_logits/paper fp32"]
+    (row,) = (r for r in report.records if r["record"] == "speed" and _is(r, "projection", "tiled"))
     assert row["note"] == "ZeroDivisionError: in the kernel"
 
 
@@ -194,7 +227,7 @@ def test_without_a_compiler_the_row_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(bench_providers, "PROVIDERS", (*bench_providers.PROVIDERS, entry))
     monkeypatch.setattr(torch, "compile", no_compiler)
     report = run(only="projection")
-    (row,) = (r for r in report.records if r.get("provider") == "torch.compile")
+    (row,) = (r for r in report.records if r["record"] == "speed" and r["provider"] == "torch.compile")
     assert row["status"] == "unavailable"
     assert row["note"] == "torch.compile: InvalidCxxCompiler: No working C++ compiler found"
     assert not report.failed
@@ -220,7 +253,7 @@ def fake_gpu(small: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     seen = {"record": "environment", "device": "fake", "kind": "cuda", "system": "", "started": ""}
     monkeypatch.setattr(bench, "environment", lambda device, seconds: seen)
-    monkeypatch.setattr(bench_run, "device_name", lambda device: "fake")
+    monkeypatch.setattr(bench_rows, "device_name", lambda device: "fake")
     monkeypatch.setattr(cases.Case, "inputs", lambda self, dtype, device: inputs(self, dtype, "cpu"))
     monkeypatch.setattr(roofline, "copy_meter", lambda device: meters[0]("cpu"))
     monkeypatch.setattr(roofline, "matmul_meter", lambda device, precision: meters[1]("cpu", precision))
@@ -240,7 +273,7 @@ def test_on_a_gpu_checks_times_profiles_and_runs_the_whole(fake_gpu: list[str]) 
     rows = speeds(report, "projection")
     assert {row["timer"] for row in rows} == {"do_bench", "do_bench_cudagraph"} == set(fake_gpu)
     assert {(row["dtype"], row["precision"]) for row in rows if row["provider"].startswith("triton")} == {
-        ("fp32", "ieee"), ("fp32", "tf32x3"), ("bf16", "bf16"), ("fp16", "fp16")
+        ("fp32", "ieee"), ("fp32", "tf32x3"), ("fp32", "tf32"), ("bf16", "bf16"), ("fp16", "fp16")
     }  # fmt: skip
     assert all(row["median_ms"] == 2.0 and row["faster"] == 1.0 for row in rows)
     (profile,) = (r for r in report.records if r["record"] == "profile")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Any
 
 import pytest
 import torch
@@ -13,9 +12,7 @@ from torch import Tensor
 
 from repro.kernels import outputs, reference, select, tiled
 from repro.kernels.errors import KernelError, ShapeError, UnsupportedError
-from repro.kernels.launch import precision, tuning
-from repro.kernels.launch.launch import Launch
-from repro.kernels.registry import KERNELS
+from repro.kernels.launch import precision
 from tests.kernel_helpers import (
     PRECISION,
     PROVIDERS,
@@ -209,8 +206,13 @@ def test_precisions_that_do_not_exist_are_refused_with_a_sentence(monkeypatch: p
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert "no bfloat16 on cuda<80" in _refusal("cuda", z=brain)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    assert precision.check("projection", torch.device("cuda"), "tf32x3", z=single) == "cuda"
+    assert "no tf32 on cuda<80" in _refusal("cuda", "tf32", z=single)
+    assert precision.preferred("cuda") == "ieee"
+    for capability, tiles in (((8, 6), "cuda80"), ((9, 0), "cuda")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert precision.check("projection", torch.device("cuda"), "tf32x3", z=single) == tiles
+        assert precision.preferred("cuda:0") == "tf32x3"
+    assert precision.preferred("cpu") == "ieee"
 
 
 @pytest.mark.kernels
@@ -223,44 +225,5 @@ def test_declared_precision_reaches_the_kernel() -> None:
         reference.projection_onto_vectors(arguments["of"][:1].double(), arguments["of"].double()),
         "tf32x3",
     )
-    with pytest.raises(UnsupportedError, match="no precision 'tf32'"):
-        kernels("triton", "tf32").projection(**arguments)
-
-
-def test_tuning_is_lazy_and_remembered() -> None:
-    """Nothing is timed unless asked for; then every candidate once per key, and the fastest is kept."""
-    timed: list[Any] = []
-
-    def build(blocks: tuning.Blocks) -> Launch:
-        return Launch(fn=None, arguments={}, constexprs=blocks, grid=(1,))
-
-    def time(launch: Launch) -> float:
-        timed.append(launch.constexprs["BT"])
-        return abs(launch.constexprs["BT"] - 32)
-
-    candidates = ({"BT": 64}, {"BT": 32}, {"BT": 16})
-    assert tuning.choose(("k", 1), candidates, build, time).constexprs == {"BT": 64}
-    assert timed == []
-    with tuning.tuning():
-        assert tuning.choose(("k", 1), candidates, build, time).constexprs == {"BT": 32}
-        assert tuning.choose(("k", 1), candidates, build, time).constexprs == {"BT": 32}
-        assert timed == [64, 32, 16]
-        assert tuning.choose(("k", 2), candidates, build).constexprs == {"BT": 64}, "launches on a CPU are never timed"
-    assert tuning.choose(("k", 1), candidates, build, time).constexprs == {"BT": 64}
-
-
-@pytest.mark.kernels
-@pytest.mark.parametrize(("vendor", "asked"), [("cuda", "ieee"), ("cuda", "tf32x3"), ("hip", "ieee")])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_compiler_is_given_every_argument(vendor: str, asked: str, dtype: torch.dtype) -> None:
-    shape = dict(zip("BPHGKDSWTVC", (1, 100, 3, 1, 80, 64, 9, 2, 100, 1001, 2), strict=True))
-    modules = {entry.triton: entry.module("triton") for entry in KERNELS.values()}
-    groups = [module.compile_specs(dtype, shape, vendor, asked) for module in modules.values()]
-    specs = {name: spec for group in groups for name, spec in group.items()}
-    assert {name.split(".")[0] for name in specs} == set(KERNELS)
-    for spec in specs.values():
-        assert list(spec.signature) == list(spec.fn.arg_names)
-        constants = {name for name, kind in spec.signature.items() if kind == "constexpr"}
-        assert constants == set(spec.constexprs)
-        assert spec.num_warps in (4, 8)
-        assert (0,) in spec.attrs, "pointers are aligned"
+    with pytest.raises(UnsupportedError, match="no precision 'bf16'"):
+        kernels("triton", "bf16").projection(**arguments)

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repro.kernels import reference, tiled
+from repro.kernels import reference, tiled, top2_logits
 from repro.kernels.errors import KernelError, ShapeError
+from repro.kernels.layout import aligned
 from tests.kernel_helpers import PRECISION, PROVIDERS, agree, apart, as_accurate, kernels, poisoned, randn, wide
 
 # Rows, d_model, vocabulary, choices. The last spans two shares of the vocabulary on Triton.
@@ -117,10 +118,46 @@ def test_layouts_of_the_unembedding_do_not_matter(name: str, dtype: torch.dtype)
         assert torch.equal(got[1], true[1])
 
 
+@pytest.mark.parametrize("name", ["reference", "torch", pytest.param("triton", marks=pytest.mark.kernels)])
+@pytest.mark.parametrize("vocabulary", [2, 77, 5000])
+def test_a_row_that_is_not_a_number_has_nan_as_value_and_tokens_as_ids(name: str, vocabulary: int) -> None:
+    """Whole rows of NaN, one logit alone, infinities of either sign: ids are tokens, other rows as if alone."""
+    arguments = whole_numbers(6, 16, vocabulary, torch.float32)
+    clean = kernels(name).top2_logits(**arguments, chosen=None)
+    resid, bias = arguments["resid"].clone(), arguments["b_U"].clone()
+    resid[1] = torch.nan
+    resid[2, 3] = -torch.nan
+    with poisoned():
+        values, ids, _ = kernels(name).top2_logits(resid, arguments["W_U"], bias, None)
+    assert values[1:3].isnan().all()
+    assert ids[1:3].tolist() == [[0, 1]] * 2
+    for got, right in ((values, clean[0]), (ids, clean[1])):
+        assert torch.equal(got[[0, 3, 4, 5]], right[[0, 3, 4, 5]])
+    bias[1] = torch.nan
+    values, ids, _ = kernels(name).top2_logits(arguments["resid"], arguments["W_U"], bias, None)
+    assert ids[:, 0].eq(1).all()
+    assert values[:, 0].isnan().all()
+    assert ids[:, 1].ne(1).all()
+    assert values[:, 1].isfinite().all()
+    bias.fill_(-torch.inf)
+    _, ids, _ = kernels(name).top2_logits(arguments["resid"], arguments["W_U"], bias, None)
+    assert ids.ge(0).all()
+    assert ids.lt(vocabulary).all()
+
+
+@pytest.mark.kernels
+def test_shares_may_be_cut_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bits, however many processors the vocabulary is spread over."""
+    arguments = whole_numbers(40, 16, 5000, torch.float32)
+    found = []
+    for processors in (1, 7, 132):
+        monkeypatch.setattr(top2_logits, "processors", lambda device, n=processors: n)
+        found.append(kernels("triton").top2_logits(**arguments, chosen=None))
+    assert all(torch.equal(one[0], found[0][0]) and torch.equal(one[1], found[0][1]) for one in found)
+
+
 @pytest.mark.kernels
 def test_aligned_copies_only_what_is_not_aligned() -> None:
-    from repro.kernels.top2_logits import aligned
-
     odd = randn(8, 777)
     once = aligned(odd)
     assert torch.equal(once, odd)

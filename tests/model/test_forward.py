@@ -103,11 +103,10 @@ def test_a_norm_is_its_numerator_over_its_scale(kind: str) -> None:
     assert shifted == given.center
 
 
-@pytest.mark.parametrize("name", ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu"])
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 def test_activations_are_their_definitions(name: str) -> None:
     x = np.linspace(-6, 6, 101)
     assert_close(ACTIVATIONS[name](torch.from_numpy(x)), oracle.activation(name, x), within=1e-12)
-    assert set(ACTIVATIONS) == {"gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish"}
 
 
 @pytest.mark.parametrize("kind", ["llama", "rotary"])

@@ -209,9 +209,13 @@ def test_a_key_holds_what_can_change_a_number_and_nothing_else(tmp_path: Path) -
         replace(SETTINGS, device="cuda"),
         replace(SETTINGS, unit=3),
         replace(SETTINGS, prompts=2),
+        replace(SETTINGS, kernels="triton"),
+        replace(SETTINGS, kernels="triton", products="tf32x3"),
     ]
+    elsewhere = replace(SETTINGS, products="tf32x3")
+    assert planned(here, settings=elsewhere).item("nodes").path == item.path, "Triton's alone"
     paths = {planned(here, settings=settings).item("nodes").path for settings in others}
-    assert len(paths | {item.path}) == 6
+    assert len(paths | {item.path}) == 8
 
 
 def test_a_prompt_that_no_experiment_reads_changes_no_key(tmp_path: Path) -> None:

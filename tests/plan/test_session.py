@@ -69,6 +69,7 @@ def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_auto_is_the_cpu_and_tiled_torch_here() -> None:
     settings = world().settings
     assert (settings.device, settings.kernels) == ("cpu", "torch")
+    assert settings.products == "ieee"
     assert (settings.precision, settings.unit, settings.prompts) == ("float32", 4, None)
     assert world(kernels="reference", prompts=7, device="cpu").settings.prompts == 7
 
@@ -77,6 +78,8 @@ def test_auto_is_the_cpu_and_tiled_torch_here() -> None:
 def test_a_device_or_kernels_that_are_not_here_are_refused_and_never_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused(device="cuda") == "--device cuda: torch sees no CUDA or ROCm device here; use --device cpu"
     assert refused(device="tpu") == "--device tpu: allowed are auto, cpu and cuda"
+    assert refused(products="fast") == "--products fast: allowed are auto, ieee, tf32x3 and tf32"
+    assert refused(products="tf32x3") == ("--products tf32x3: only --kernels triton has it, on an NVIDIA GPU; use ieee")
     assert refused(kernels="fast") == "--kernels fast: allowed are auto, triton, torch and reference"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert refused(kernels="triton") == (
@@ -87,9 +90,16 @@ def test_a_device_or_kernels_that_are_not_here_are_refused_and_never_replaced(mo
 def test_auto_on_an_accelerator_is_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session.Path, "glob", lambda *_: iter([Path("/dev/nvidia0")]))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.version.hip", None)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
     settings = world().settings
-    assert (settings.device, settings.kernels) == ("cuda", "triton")
+    assert (settings.device, settings.kernels, settings.products) == ("cuda", "triton", "tf32x3")
+    assert world(products="tf32").settings.products == "tf32"
+    assert world(products="ieee").settings.products == "ieee"
     assert world(device="cpu").settings.device == "cpu"
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (7, 5))
+    assert world().settings.products == "ieee", "not there, and nobody asked for it"
+    assert refused(products="tf32x3") == "--products tf32x3: TF32 needs compute capability 8.0; use 'ieee'"
 
 
 # -------------------------------------------------------------------------------------------------------------- folders

@@ -1,0 +1,74 @@
+"""A child that measures on the CPU what it is asked to measure on a GPU, and dies or asserts where it is told.
+
+`python -m tests.kernels.fake_gpu "KERNEL/SHAPE DTYPE" HOW`, HOW being dies or asserts.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from repro.kernels.bench import cases, child, providers, roofline, rows, run, timing
+from repro.kernels.bench.memory import peak_memory
+from repro.kernels.registry import KERNELS
+from repro.kernels.select import Kernels
+from repro.kernels.work import Shape
+
+TINY = Shape("paper", "tiny", 64, 4, 2, 16, sites=3, vocab=301, center=True, bias=True, positions=32)
+SHAPES = (TINY, replace(TINY, name="paper4", prompts=2))
+
+
+def fails(how: str) -> None:
+    """Fail as a kernel may."""
+    if how == "dies":
+        os.abort()
+    raise RuntimeError("CUDA error: device-side assert triggered")
+
+
+def pretend(where: str, how: str) -> None:
+    """Let everything that asks for a GPU have an answer from the CPU."""
+    inputs, meters = cases.Case.inputs, (roofline.copy_meter, roofline.matmul_meter)
+    now = {"case": ""}
+
+    def on_cpu(name: str, device: str, precision: str = "ieee") -> Kernels:
+        path = "tiled" if name == "triton" else "reference"
+        found = {kernel: entry.function(path) for kernel, entry in KERNELS.items()}
+        return Kernels(name, {kernel: watched(function, name) for kernel, function in found.items()})
+
+    def watched(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def call(*given: Any, **named: Any) -> Any:
+            if name == "triton" and now["case"] == where:
+                fails(how)
+            return function(*given, **named)
+
+        return call
+
+    def drawn(self: cases.Case, dtype: torch.dtype, device: str) -> dict[str, Any]:
+        now["case"] = f"{self.name} {str(dtype).removeprefix('torch.')}"
+        return inputs(self, dtype, "cpu")
+
+    def timer(call: Callable[[], Any], name: str) -> list[float]:
+        call()
+        return [1.0, 2.0, 3.0]
+
+    cases.SHAPES = SHAPES  # type: ignore[assignment] # fewer and smaller
+    cases.Case.inputs = drawn  # type: ignore[method-assign]
+    torch.cuda.synchronize = lambda device=None: None
+    roofline.COPY_BYTES, roofline.MATMUL_SIZE = {"cuda": 1 << 16, "cpu": 1 << 16}, {"cuda": 64, "cpu": 64}
+    roofline.copy_meter = lambda device: meters[0]("cpu")
+    roofline.matmul_meter = lambda device, precision: meters[1]("cpu", precision)
+    providers.kernels_of = on_cpu
+    providers.PROVIDERS = tuple(entry for entry in providers.PROVIDERS if not entry.compiles)
+    rows.device_name = lambda device: "fake"
+    run.peak_memory = lambda call, device: peak_memory(call, "cpu")
+    timing._triton_timer = timer  # type: ignore[assignment] # another name of its parameter
+
+
+if __name__ == "__main__":
+    pretend(*sys.argv[1:])
+    sys.exit(child.main())

@@ -1,0 +1,123 @@
+"""A borrowed GPU: what a kernel dies of takes its own row, verdicts are written at once, and the budget holds."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repro.kernels.bench import borrowed, cases, providers, rows
+from repro.kernels.bench.borrowed import Borrowed, Child
+from repro.kernels.bench.child import Job
+from repro.kernels.bench.report import Report
+from repro.kernels.bench.timing import Budget
+from repro.kernels.registry import KERNELS
+from tests.kernels.fake_gpu import SHAPES
+
+WHERE = "projection/paper float16"
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cases, "SHAPES", SHAPES)
+    monkeypatch.setattr(rows, "device_name", lambda device: "fake")
+    without = tuple(entry for entry in providers.PROVIDERS if not entry.compiles)
+    monkeypatch.setattr(providers, "PROVIDERS", without)
+
+
+def speeds(report: Report, case: str, dtype: str) -> list[dict[str, Any]]:
+    """The rows of one case in one dtype."""
+    return [r for r in report.records if (r["record"], r.get("case"), r.get("dtype")) == ("speed", case, dtype)]
+
+
+@pytest.mark.parametrize("how", ["dies", "asserts"])
+def test_a_kernel_that_takes_the_device_down_takes_its_own_row(how: str, tmp_path: Path) -> None:
+    started: list[Child] = []
+
+    def start() -> Child:
+        started.append(Child([sys.executable, "-m", "tests.kernels.fake_gpu", WHERE, how]))
+        return started[-1]
+
+    out = tmp_path / "rows.jsonl"
+    chosen = [case for case in cases.every() if case.kernel.name == "projection"]
+    report = Report(out, say=lambda words: None)
+    Borrowed(Budget(600.0), report, "cuda", start).run(chosen, "paper4", everything=False)
+
+    assert len(started) == 2, "one that was lost, and its successor"
+    assert report.broken == ["projection/paper fp16"]
+    lost = speeds(report, "projection/paper", "fp16")
+    assert {row["provider"] for row in lost} >= {"einsum", "triton"}
+    assert not [row for row in lost if row["median_ms"] is not None]
+    reasons = {"dies": "ended with -6", "asserts": "device-side assert"}
+    assert any(reasons[how] in row["note"] for row in lost)
+    for case in chosen:
+        for dtype in ("fp32", "bf16", "fp16"):
+            if (case.name, dtype) != ("projection/paper", "fp16"):
+                timed = [row for row in speeds(report, case.name, dtype) if row["median_ms"] is not None]
+                assert {"einsum", "triton"} <= {row["provider"] for row in timed}, (case.name, dtype)
+    assert [json.loads(line) for line in out.read_text().splitlines()] == report.records
+    assert {"rate", "check", "speed", "profile"} <= {r["record"] for r in report.records}
+
+
+def test_a_kernel_that_never_returns_is_not_waited_for() -> None:
+    words = 'import sys, time; print(\'{"record": "ready"}\', flush=True); time.sleep(1000)'
+    child = Child([sys.executable, "-c", words])
+    with pytest.raises(borrowed.WorkerLostError, match="no answer within 0 s"):
+        list(child.ask(Job("rates", 0.1), grace=0.1))
+    child.close()
+    assert child.process.returncode == -9
+
+
+@dataclass
+class Counted:
+    """A worker that notes its jobs and lets the clock run on with each."""
+
+    clock: Any
+    jobs: list[Job] = field(default_factory=list)
+
+    def ask(self, job: Job) -> Iterator[dict[str, Any]]:
+        self.jobs.append(job)
+        self.clock.now += job.seconds
+        yield from ()
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class Clock:
+    """A clock that stands unless it is turned."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_the_budget_holds_whatever_jobs_take_and_what_is_left_out_is_named() -> None:
+    clock = Clock()
+    worker = Counted(clock)
+    report = Report(say=lambda words: None)
+    Borrowed(Budget(120.0, clock), report, "cuda", lambda: worker).run(cases.every(), "paper4", everything=True)
+    assert clock.now <= 120.0
+    measured = [(job.case, job.dtype) for job in worker.jobs if job.what == "case"]
+    everything = [(case.name, dtype) for case in cases.every() for dtype in ("fp32", "bf16", "fp16")]
+    assert 0 < len(measured) < len(everything)
+    assert measured == everything[: len(measured)], "the most wanted first"
+    skipped = {(r["case"], r["dtype"]) for r in report.records if r["record"] == "speed"}
+    assert skipped == set(everything[len(measured) :])
+    assert all(r["note"] == "the budget ended before it was measured" for r in report.records if r["record"] == "speed")
+
+
+def test_shapes_are_measured_in_the_order_in_which_they_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    names = [shape.name for shape in cases.SHAPES]
+    assert names == ["paper", "paper4", "runner", "smollm2", "writers", "gpt2xl", "pythia"]
+    assert [case.shape.name for case in cases.every()] == sorted(
+        (case.shape.name for case in cases.every()), key=names.index
+    )
+    assert {case.kernel.name for case in cases.every()} == set(KERNELS)
