@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from queue import SimpleQueue
 from typing import TypeVar
 
 import torch
 
 Tile = TypeVar("Tile")
+Job = Callable[[], None]
 
 
 def each(tiles: Sequence[Tile], start: Callable[[], Callable[[Tile], None]]) -> None:
@@ -30,17 +31,30 @@ def each(tiles: Sequence[Tile], start: Callable[[], Callable[[Tile], None]]) -> 
         with _single():
             _take(iter(tiles), start)
         return
-    left = iter(tiles)  # a list's iterator gives every tile once, whoever asks
+    left, stopped = iter(tiles), threading.Event()  # a list's iterator gives every tile once, whoever asks
+    ended: SimpleQueue[BaseException | None] = SimpleQueue()
     inference = torch.is_inference_mode_enabled()
 
-    def take() -> None:
-        # Both are a thread's own, and what this thread made under one could not be written under the other.
-        with torch.inference_mode(inference), torch.no_grad():
-            _take(left, start)
+    def job() -> None:
+        try:
+            # Both are a thread's own, and what this thread made under one could not be written under the other.
+            with torch.inference_mode(inference), torch.no_grad():
+                _take((tile for tile in left if not stopped.is_set()), start)
+        except BaseException as error:
+            ended.put(error)
+        else:
+            ended.put(None)
 
-    others = [_pool(threads).submit(take) for _ in range(threads)]
-    for other in others:
-        other.result()
+    jobs = _team(threads)
+    try:
+        for _ in range(threads):
+            jobs.put(job)
+        errors = [ended.get() for _ in range(threads)]
+    finally:
+        stopped.set()  # whoever interrupts this thread does not wait for tiles that nobody wants any more
+    for error in errors:
+        if error is not None:
+            raise error
 
 
 def _take(left: Iterator[Tile], start: Callable[[], Callable[[Tile], None]]) -> None:
@@ -65,19 +79,27 @@ def _single() -> Iterator[None]:
 
 
 @cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Return threads, all started, in each of which torch multiplies alone."""
-    before = torch.get_num_threads()
-    together = threading.Barrier(threads)
+def _team(threads: int) -> SimpleQueue[Job]:
+    """Return the queue of jobs of so many threads, all started, in each of which torch multiplies alone.
 
-    def begin() -> None:
+    Not the standard library's pool: its locks are Python's own, and an interruption that meets this thread just behind
+    one leaves it locked, so that the process never ends. A SimpleQueue has no such gap, and daemons keep nobody.
+    """
+    before = torch.get_num_threads()
+    jobs: SimpleQueue[Job] = SimpleQueue()
+    begun: SimpleQueue[None] = SimpleQueue()
+
+    def work() -> None:
         torch.get_num_threads()  # without having asked, a thread forgets at its first product what it is set to
         torch.set_num_threads(1)
-        together.wait()
+        begun.put(None)
+        while True:
+            jobs.get()()
 
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="tiles")
-    for started in [pool.submit(begin) for _ in range(threads)]:
-        started.result()
+    for number in range(threads):
+        threading.Thread(target=work, name=f"tiles_{number}", daemon=True).start()
+    for _ in range(threads):
+        begun.get()
     # The number is each thread's own, but the last one that was set is what a thread starts with that comes later.
     torch.set_num_threads(before)
-    return pool
+    return jobs
