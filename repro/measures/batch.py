@@ -29,7 +29,7 @@ class Engine:
 
     def __post_init__(self) -> None:
         """Lay W_U out once as Triton's kernels read it fastest."""
-        if self.kernels.name == "triton":
+        if getattr(self.kernels, "name", "") == "triton":
             object.__setattr__(self, "model", replace(self.model, W_U=aligned(self.model.W_U)))
 
     def unembedding_rows(self, tokens: Tensor) -> Tensor:

@@ -193,7 +193,9 @@ class DLACard(Measure):
         nodes = list(raw.layout.coords["node"])
         chosen = [nodes[index] for index in values["chosen"][:, 0]]
         roles = context.roles
-        claims = {roles.writer: roles.erasers} if roles.writer in chosen and roles.found else {}
+        # The same whatever a scan has said since: a subject's own roles are what is asked about, `scan.card` judges.
+        meant = roles.source == "named" or roles.found
+        claims = {roles.writer: roles.erasers} if roles.writer in chosen and meant else {}
         dataset = card(values, chosen, nodes, list(raw.layout.coords["component"]), claims)
         dataset = dataset.assign_coords(target=list(raw.layout.coords["target"]))
         dataset.attrs["logit_diff"] = float(np.abs(values["logit_diff"]).mean())

@@ -69,6 +69,8 @@ class Model:
     b_U: Tensor  # [V]
     parallel: bool = False
     """Attention and MLP of a layer both read resid_pre; else the MLP reads resid_mid."""
+    longest: int | None = None
+    """Positions up to which it was compared with the original; None: what binds anywhere in its context was refused."""
 
     def mlp_site(self, layer: int) -> int:
         """Return which site the MLP of a layer reads."""

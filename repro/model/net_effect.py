@@ -204,7 +204,7 @@ def _through_heads(run: _Layer, one: _Pass, group: slice, stop: int, slope: Tens
     onto = flat.view(T, stop, H, K)  # slopes in z
     z, A = run.seen.z[0, :stop], run.A[:, :stop, :stop]
     own = onto * z
-    one.rest[group] += slope.sum(1) @ run.block.b_O
+    one.rest[group] += slope.sum(1) @ run.weight("b_O")
     # Destinations are rows of the pattern; targets lie beside d_head, so that one product a head does for all of them.
     beside = onto.permute(2, 1, 0, 3).reshape(H, stop, T * K)
     values = torch.bmm(A.transpose(1, 2), beside).view(H, stop, T, K).unflatten(0, (G, H // G)).sum(1)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from repro.errors import ReproError
 from repro.measures.agreement import STATISTICS
 from repro.measures.card import DRAWS
 from repro.measures.card import card as judged
@@ -18,8 +19,15 @@ def claims_of(scan: Scan) -> dict[str, tuple[str, ...]]:
     """Return the claimed erasers of every writer that was scanned; an empty tuple where it has none.
 
     Writers with claimed erasers that are "taken back, not cleared" or lie "in few positions" are there with them: what
-    is taken back of a logit does not depend on whether the stream is cleared.
+    is taken back of a logit does not depend on whether the stream is cleared. Raises ReproError (exit 2) for a scan of
+    too few prompts to claim anything.
     """
+    if not scan.enough_prompts:
+        pairs = scan.pairs
+        raise ReproError(
+            f"erasers: the scan has {pairs.n_prompts} prompts, of which nothing can be claimed; at least "
+            f"{pairs.least_prompts} are needed. Scan more, or leave erasers out to go by shares alone"
+        )
     claimed = {writer.label: tuple(e.component for e in writer.erasers) for writer in scan.writers}
     return {label: claimed.get(label, ()) for label in scan.pairs.writers}
 

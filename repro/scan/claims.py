@@ -65,6 +65,8 @@ class Pairs:
     family: int
     """Pairs of the whole model, to whose level claims are held: more than `n_pairs` where few components were asked."""
     n_prompts: int
+    alone: bool = False
+    """Whether all prompts are one observation: the first position, where all begin with the same token."""
     kept: np.ndarray | None = None
     """Which pairs no intervention has refuted: [W, C]; None where none was tested."""
 
@@ -104,12 +106,19 @@ def holm(p: np.ndarray, family: int = 0) -> np.ndarray:
 
 
 def judge_pairs(
-    path: np.ndarray, clean: np.ndarray, writers: list[str], components: list[str], t: Thresholds, family: int = 0
+    path: np.ndarray,
+    clean: np.ndarray,
+    writers: list[str],
+    components: list[str],
+    t: Thresholds,
+    family: int = 0,
+    alone: bool = False,
 ) -> Pairs:
     """Return all pairs of a stratum judged by the conditions 1 to 3.
 
     path, clean: shares [writer, component, prompt], NaN where the component does not read the writer; writers: labels,
-    decoys named decoy0, decoy1, … after the real ones; family: pairs of the whole model, where only some are here.
+    decoys named decoy0, decoy1, … after the real ones; family: pairs of the whole model, where only some are here;
+    alone: all prompts are one observation, which is judged by decoys without a p-value.
     Agreement: tests/scan/test_claims.py.
     """
     real = np.array([not label.startswith("decoy") for label in writers])
@@ -128,7 +137,13 @@ def judge_pairs(
     tested = reads[:n]
     family = max(family, int(tested.sum()))
     adjusted[:n][tested] = holm(p[:n][tested], family)
-    accepted = adjusted[:n] < LEVEL
+    if alone:
+        adjusted[:n] = np.nan
+        with np.errstate(invalid="ignore"):
+            p = np.where(middle < -t.d, 0.0, 1.0)
+        accepted = tested & (p[:n] == 0)
+    else:
+        accepted = adjusted[:n] < LEVEL
     bound = p[:n][accepted].max() if accepted.any() else LEVEL / max(family, 1)
     specific_enough = np.nan_to_num((z <= t.z) & (specific <= -t.d))
     with np.errstate(invalid="ignore"):
@@ -151,6 +166,7 @@ def judge_pairs(
         false_pairs=float((rate * tested.sum(0)).sum()),
         n_pairs=int(tested.sum()),
         family=family,
+        alone=alone,
         n_prompts=int(np.isfinite(path).any((0, 1)).sum()),
     )
 

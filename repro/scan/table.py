@@ -48,9 +48,10 @@ def verdict(scan: Scan) -> str:
         )
     erased = scan.erased
     if not erased:
-        weaker = f" {len(scan.writers)} writers are taken back in smaller part." if scan.writers else ""
+        slight = [w for w in scan.writers if w.words(scan.thresholds) == "slightly"]
+        weaker = f" {_count(slight, 'writer')} lose{'s' * (len(slight) == 1)} less than a quarter." if slight else ""
         where = f" to {_listed(pairs.components)}, the only components looked at" if some else ""
-        return f"No erasure found: no writer loses a quarter of what it writes{where}.{weaker}"
+        return f"No erasure found: no writer is cleared of a quarter of what it writes{where}.{weaker}"
     mostly = [w for w in erased if w.erased >= scan.thresholds.mostly]
     top = mostly or list(erased)
     erasers = list(dict.fromkeys(e.component for w in top[:3] for e in w.erasers))
@@ -126,13 +127,16 @@ def _rest(scan: Scan, shown: int) -> list[str]:
 
 def _first_token(scan: Scan) -> list[str]:
     """Return what is seen at position 0, which is one observation where all prompts begin alike."""
+    what = "first token (one observation)" if scan.pairs.alone else f"first token ({scan.pairs.n_prompts} prompts)"
+    if not scan.enough_prompts:
+        return [f"{what}: too few prompts to claim anything"]
     if not scan.writers:
-        return ["first token (one observation): nothing is taken back"]
+        return [f"{what}: nothing is taken back"]
     top = sorted(scan.writers, key=lambda w: -w.norm2)[:2]
     seen = [
         f"{w.label} ({w.before:.1f} -> {w.after:.1f}) by {_listed([e.component for e in w.erasers], 3)}" for w in top
     ]
-    return [f"first token (one observation): {'; '.join(seen)}"]
+    return [f"{what}: {'; '.join(seen)}"]
 
 
 def _count(items: Sequence[object], noun: str) -> str:

@@ -16,6 +16,8 @@ from repro.scan.confirmation import Confirmation
 DRAWS = 200
 FEW_POSITIONS = 0.05
 """A writer whose norm sits in a smaller share of the positions is an observation about those positions."""
+_SAME = 1e-4
+"""Path shares that differ by less between prompts are one observation, rounded."""
 _NOTHING = 1e-3
 """Share of a writer that differs between prompts below which none does: the positional embedding, rounded."""
 
@@ -95,7 +97,7 @@ class Scan:
     @property
     def enough_prompts(self) -> bool:
         """Return whether anything could have been claimed."""
-        return self.pairs.n_prompts >= self.pairs.least_prompts
+        return self.pairs.alone or self.pairs.n_prompts >= self.pairs.least_prompts
 
 
 def scan(
@@ -116,7 +118,8 @@ def scan(
     values, labels = _finite(stratum(raw, name), name), list(map(str, raw["writer"].values))
     components = list(map(str, raw["component"].values))
     family = pairs_of_model(list(map(str, raw["node"].values)), components)
-    pairs = judge_pairs(values["path"], values["clean"], labels, components, t, family)
+    alone = name == "first" and _alike(values["path"])
+    pairs = judge_pairs(values["path"], values["clean"], labels, components, t, family, alone)
     outcomes = _outcomes(pairs, confirmed or {})
     refuted = np.array([[outcomes.get((w, c)) == "refuted" for c in components] for w in pairs.writers])
     lost = [(pairs.writers[w], components[c]) for w, c in np.argwhere(pairs.claimed & refuted)]
@@ -165,6 +168,12 @@ def to_confirm(scan: Scan, most: int = 20) -> list[tuple[str, str]]:
     shown = scan.erased or scan.writers[:1]
     pairs = [(w.label, e.component) for w in shown for e in sorted(w.erasers, key=lambda e: e.specific)]
     return pairs[:most]
+
+
+def _alike(path: np.ndarray) -> bool:
+    """Return whether a stratum is the same in every prompt, as the first position is behind a common first token."""
+    spread = np.ptp(path, -1)[np.isfinite(path).all(-1)]
+    return bool(spread.size) and float(spread.max()) < _SAME
 
 
 def _finite(values: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
@@ -239,7 +248,13 @@ def _intervals(
     for _ in range(draws):
         rows = generator.integers(0, n_prompts, n_prompts)
         pairs = judge_pairs(
-            values["path"][..., rows], values["clean"][..., rows], labels, list(judged.components), t, judged.family
+            values["path"][..., rows],
+            values["clean"][..., rows],
+            labels,
+            list(judged.components),
+            t,
+            judged.family,
+            judged.alone,
         )
         pairs = replace(pairs, kept=judged.kept)
         for label in found:

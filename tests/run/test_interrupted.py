@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,6 @@ from repro.store.result import read_summary
 from tests.runs import PAPER, Run, cli, contents, lasting
 
 Finished = Callable[[str], Run]
-ROLES = ("scan", "examples")
 
 
 def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(
@@ -40,7 +40,8 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(
     monkeypatch.undo()
     rows = json.loads(cli("plan", *out, "--json").out)["items"]
     states = {row["experiment"]: row["state"] for row in rows}
-    assert {name: states[name] for name in ROLES} == {"scan": "fresh", "examples": "partial 1/2"}
+    assert states["examples"] == "partial 1/2"
+    assert list((tmp_path / "store").glob("*/scan/*/COMMIT")), "the scan was whole before"
     kept = contents(tmp_path / "store")
     shown = cli("clean", *out).out
     assert shown.strip() == "nothing to remove", "unfinished work is not to be cleaned away"
@@ -85,7 +86,7 @@ def test_what_needs_no_examples_runs_where_none_can_be_found(
     answer = run.cli("run")
     assert answer.code == Exit.FAILED
     assert "examples failed" in answer.out
-    assert "resampled_dla      waits for roles" in answer.out
+    assert re.search(r"^waits for roles.*:\n(  .*\n)*?  resampled_dla", answer.out, re.MULTILINE), answer.out
     assert read_summary(run.result("v_patch")).attrs["measure"] == "v_patch"
 
 

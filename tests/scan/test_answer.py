@@ -68,7 +68,7 @@ def test_a_refuted_claim_is_no_claim(tmp_path: Path, asked: list[list[tuple[str,
 
 
 def test_nothing_found_is_said(tmp_path: Path, asked: list[list[tuple[str, str]]]) -> None:
-    assert said(quiet(), tmp_path)[-1] == "No erasure found: no writer loses a quarter of what it writes."
+    assert said(quiet(), tmp_path)[-1] == "No erasure found: no writer is cleared of a quarter of what it writes."
     assert asked == []
 
 
