@@ -27,12 +27,12 @@ class HangError(BaseException):
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """Raise HangError in what takes more processor time, or sixty times as long by the clock because it sleeps."""
+    """Raise HangError in what takes more processor time, or twenty times as long by the clock because it sleeps."""
 
     def late(_signal: int, _frame: FrameType | None) -> None:
         raise HangError(f"still busy after {seconds} s of processor time")
 
-    timers = {signal.SIGPROF: (signal.ITIMER_PROF, seconds), signal.SIGALRM: (signal.ITIMER_REAL, 60 * seconds)}
+    timers = {signal.SIGPROF: (signal.ITIMER_PROF, seconds), signal.SIGALRM: (signal.ITIMER_REAL, 20 * seconds)}
     before = {number: signal.signal(number, late) for number in timers}
     for timer, limit in timers.values():
         signal.setitimer(timer, limit)

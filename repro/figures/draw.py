@@ -168,8 +168,9 @@ def _save(chart: Any, out: Path, name: str) -> tuple[Path, ...]:
 
     png, svg = (out / f"{name}.{kind}" for kind in ("png", "svg"))
     spec = chart.to_dict()
-    png.write_bytes(vl_convert.vegalite_to_png(spec, scale=PNG_SCALE))
-    svg.write_text(vl_convert.vegalite_to_svg(spec), encoding="utf-8")
+    drawn = vl_convert.vegalite_to_svg(spec)
+    svg.write_text(drawn, encoding="utf-8")
+    png.write_bytes(vl_convert.svg_to_png(drawn, scale=PNG_SCALE))  # laid out once for both
     return png, svg
 
 
