@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +33,17 @@ def noun_first(source: str) -> Iterator[tuple[int, str]]:
 def _is_property(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     """Return whether a function is read as an attribute, and may be described as one."""
     return any(ast.unparse(mark).endswith("property") for mark in node.decorator_list)
+
+
+@pytest.mark.parametrize("directory", ["repro", "kernels", "paper_figures"])
+def test_a_test_that_a_docstring_names_is_there(directory: str) -> None:
+    named = {
+        (path.name, name)
+        for path in (ROOT / directory).rglob("*.py")
+        for name in re.findall(r"\btests/[\w/]+\.py", path.read_text())
+    }
+    assert named
+    assert not [pair for pair in named if not (ROOT / pair[1]).is_file()]
 
 
 @pytest.mark.parametrize("directory", ["repro", "kernels", "paper_figures"])

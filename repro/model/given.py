@@ -20,7 +20,7 @@ from repro.model.load import load
 def as_tokens(tokens: Any, shape_of: str = "tokens") -> np.ndarray:
     """Return token ids as int64 [prompt, position], of one prompt [position] or several, an array or a tensor.
 
-    Raises ReproError (exit 2) for anything else. Agreement: tests/model/test_given.py.
+    Raises ReproError (exit 2) for anything else. Agreement: tests/scan/test_corrected.py.
     """
     try:
         found = np.asarray(tokens.detach().cpu() if hasattr(tokens, "detach") else tokens)
@@ -42,7 +42,7 @@ def loaded(model: Any, tokens: np.ndarray, precision: str = "float32", whole: bo
     memory is written to a temporary directory and read back, which takes its size twice. tokens: [prompt, position];
     whole: whether it must be right over its whole context, not just for prompts of that length.
     Raises ReproError: exit 2 for another kind of object or for token ids that the model does not have, exit 4 for a
-    model that is not supported. Agreement: tests/model/test_given.py, the same numbers by every way.
+    model that is not supported. Agreement: tests/scan/test_corrected.py, the same numbers by every way.
     """
     if isinstance(model, Model):
         found = model
@@ -74,7 +74,7 @@ def load_model(model: Any, tokens: Any = None, *, precision: str = "float32") ->
 
     model: as for `loaded`. tokens: prompts [prompt, position], the first of which is compared with the original; it
     then serves prompts of at most that length. Nothing: any, and a setting that binds anywhere in its context is
-    refused. Raises ReproError as `loaded` does. Agreement: tests/model/test_given.py.
+    refused. Raises ReproError as `loaded` does. Agreement: tests/scan/test_corrected.py.
     """
     if tokens is None:
         return loaded(model, np.zeros((1, 2), np.int64), precision, whole=True)

@@ -36,7 +36,7 @@ def card(raw: xr.Dataset, claims: Mapping[str, Iterable[str]], draws: int = DRAW
     """Return the card of a stored `dla_card` with the claims of a scan.
 
     raw: its raw arrays, as `repro.store.result.read_raw` gives them without prompts that are left out; claims: as
-    `claims_of` gives them. Returns what `repro.measures.card.card` returns. Agreement: tests/scan/test_card.py.
+    `claims_of` gives them. Returns what `repro.measures.card.card` returns. Agreement: tests/scan/test_card_record.py.
     """
     values = {str(name): _last(raw[name]) for name in raw.data_vars}
     nodes = [str(label) for label in raw["node"].values]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import xarray as xr
 
-from repro.errors import ReproError
+from repro.errors import ReproError, plain
 from repro.labels import nodes, step_of, writers
 from repro.measures.card import FORMS, PARTLY_AT, SMALL, likely_erasers
 from repro.scan.card import claims_of
@@ -166,12 +166,21 @@ def _claimed(
     if erasers is None:
         return likely_erasers(found["path"], found["clean"])
     if not isinstance(erasers, Mapping):
-        erasers = claims_of(erasers if isinstance(erasers, Scan) else erasers.rest)
+        scanned = erasers if isinstance(erasers, Scan) else getattr(erasers, "rest", None)
+        erasers = claims_of(scanned) if isinstance(scanned, Scan) else _not_erasers(erasers)
+    if any(isinstance(named, str) for named in erasers.values()):
+        _not_erasers(erasers)
     unknown = [label for label in erasers if label not in (*labels, "pos_embed")]
     unknown += [label for named in erasers.values() for label in named if label not in components]
     if unknown:
         raise ReproError(f"erasers: the model has no node {unknown[0]!r}; its nodes are {labels[0]} to {labels[-1]}")
     return np.array([[c in tuple(erasers.get(label, ())) for c in components] for label in labels])
+
+
+def _not_erasers(given: object) -> NoReturn:
+    """Raise ReproError (exit 2) for what says nothing of erasers."""
+    what = 'a scan is expected, or a list for each writer such as {"L0H2": ["L2H4"]}'
+    raise ReproError(f"erasers: {what}, not {plain(repr(given), 80)}")
 
 
 def _verdicts(values: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -69,7 +69,7 @@ def scan(
     many; decoys: for each component; confirm: whether what is claimed is tried by real forwards; draws: of the
     bootstrap. Returns a ScanResult; its `rest.writers` are the claims, and `repro.corrected_dla` takes it as `erasers`.
     Raises ReproError: exit 2 for text or tokens that do not fit, exit 4 for a model that cannot be had.
-    Agreement: tests/scan/test_in_memory.py, with the stored scan.
+    Agreement: tests/scan/test_corrected.py, with the stored scan.
     """
     from repro.model.given import as_tokens, loaded
     from repro.scan.examine import measured

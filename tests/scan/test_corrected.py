@@ -19,7 +19,9 @@ from repro.scan.card import card, claims_of
 from repro.scan.corrected import corrected_dla
 from repro.scan.examine import examine
 from repro.scan.in_memory import scan
+from repro.scan.verdict import scan as judge
 from tests.measures.test_dla_card import MEASURE, planted, reduced
+from tests.scan.made import quiet
 from tests.scenes import model, prompts, scene
 
 TOKENS = prompts(2, 14)
@@ -134,8 +136,27 @@ def test_what_does_not_fit_is_said(given: Model) -> None:
         corrected_dla(given, TOKENS[0], 5, 7, position=40)
     with pytest.raises(ReproError, match="no node 'L9H9'"):
         corrected_dla(given, TOKENS[0], 5, 7, erasers={"L0H0": ["L9H9"]})
+    for wrong in (["L1H1"], {"L0H0": "L1H1"}, 3):
+        with pytest.raises(ReproError, match="erasers: a scan is expected, or a list for each writer"):
+            corrected_dla(given, TOKENS[0], 5, 7, erasers=wrong)  # type: ignore[arg-type]
     with pytest.raises(ReproError, match="int cannot be exported"):
         loaded(3, TOKENS)
+    with pytest.raises(ReproError, match="prompts of unequal length"):
+        as_tokens([[1, 2], [3]])
+
+
+def test_a_model_that_was_compared_on_short_prompts_serves_no_longer_ones(folders: dict[str, Path]) -> None:
+    """A window or a temperature that binds later was never looked at."""
+    short = repro.load(folders["llama"], TOKENS[:1, :6])
+    assert corrected_dla(short, TOKENS[0, :6], 5, 7)["dla"].notnull().any()
+    with pytest.raises(ReproError, match="14 positions; it was loaded for prompts of at most 6"):
+        corrected_dla(short, TOKENS[0], 5, 7)
+    assert repro.load(folders["llama"]).longest is None
+
+
+def test_a_scan_of_too_few_prompts_says_nothing_of_erasers() -> None:
+    with pytest.raises(ReproError, match="erasers: the scan has 4 prompts, of which nothing can be claimed"):
+        claims_of(judge(quiet(n_prompts=4), draws=0))
 
 
 # -------------------------------------------------------------------------------------------------------- repro.scan
