@@ -139,7 +139,9 @@ class _Reader:
         return ""
 
     def _other_roles(self, drawn: Drawn, attrs: Mapping[Any, Any]) -> str:
-        if attrs.get("roles", "named") != "named" or not attrs.get("found", True):
+        # Named roles are the paper's own, whatever a scan says of them: `named, claimed`, `named, no scan yet`.
+        roles = str(attrs.get("roles", "named"))
+        if not roles.startswith("named") or (roles == "named" and not attrs.get("found", True)):
             return "roles were found automatically here and named by the authors there"
         if "examples" in drawn.roles and attrs.get("examples", "named") != "named":
             return "examples were mined here and chosen by the authors there"
