@@ -21,6 +21,7 @@ from repro.labels import step_of
 
 ClaimVerdict = Literal["holds", "does not hold", "undecided", "not determinable here"]
 CLAIM_VERDICTS: tuple[ClaimVerdict, ...] = get_args(ClaimVerdict)
+_WORST_FIRST: tuple[ClaimVerdict, ...] = ("not determinable here", "does not hold", "undecided", "holds")
 SITES, NODES, PATCH, EXAMPLES, SCATTER = (
     "sites_onto_nodes",
     "nodes_onto_writer",
@@ -170,11 +171,15 @@ def _row(asked: _Claims, name: str, words: str, rule: Rule, ask: Callable[[_Clai
         parts: Sequence[tuple[str, _Estimate]] = ask(asked)
     except _LackingError as error:
         return ClaimRow(name, words, str(rule), None, None, "not determinable here", str(error))
-    worst = min(parts, key=lambda part: rule.margin(part[1].value))
-    where, estimate = worst
-    if not math.isfinite(estimate.value):
-        return ClaimRow(name, words, str(rule), None, None, "not determinable here", f"undefined for {where}")
-    verdict = rule.judge(estimate.value, estimate.interval)
+    lacking = [where for where, estimate in parts if not math.isfinite(estimate.value)]
+    if lacking:
+        return ClaimRow(name, words, str(rule), None, None, "not determinable here", f"undefined for {lacking[0]}")
+    judged = [(rule.judge(estimate.value, estimate.interval), where, estimate) for where, estimate in parts]
+    # A claim about several is as good as the worst of them: a wide interval may fail where a lower median does not.
+    verdict = min((verdict for verdict, _, _ in judged), key=_WORST_FIRST.index)
+    _, where, estimate = min(
+        (part for part in judged if part[0] == verdict), key=lambda part: rule.margin(part[2].value)
+    )
     why = where if len(parts) == 1 else f"{where}, the least favourable of {len(parts)}"
     if estimate.interval is None:
         why += f"; no interval, which needs raw values of {MIN_PROMPTS} prompts"

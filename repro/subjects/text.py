@@ -74,6 +74,11 @@ def freeze_text(recipe: TextPrompts, model: Path, base: Path, cache: Path, where
     about = f"{_count(len(tokens), 'document' if sampled else 'prompt')} {source}, {length} tokens each"
     if length < min(recipe.length, shape.n_ctx):
         about += f" (all that {plain(documents[shortest].name, _PATH)} gives)"
+    if len(set(origins)) < len(origins):
+        about += (
+            f"; {len(origins)} prompts of {_count(len(set(origins)), 'document')}: what they share makes p-values and "
+            "intervals too small"
+        )
     return TextTokens(_kept(tokens, cache), about)
 
 

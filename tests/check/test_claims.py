@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from repro.check.claims import ClaimRow, Rule, ask_claims
+from repro.check.claims import ClaimRow, Rule, _Estimate, _row, ask_claims
 from repro.check.report import Heading, claims_line, markdown_of_claims
 from tests.published_results import agreeing, raw_of
 
@@ -134,6 +134,19 @@ def test_what_is_missing_is_named() -> None:
 def test_the_whole_interval_decides(interval: tuple[float, float] | None, verdict: str) -> None:
     assert Rule(0.25).judge(0.3, interval) == verdict
     assert str(Rule(0.9, 1.1)) == "0.9 < value < 1.1"
+
+
+def test_a_claim_about_several_is_as_good_as_the_worst_of_them() -> None:
+    """The one with the better median has the wider interval, across the bound: no statement about every one holds."""
+    safe, wide = _Estimate(-0.1, known=(-0.11, -0.09)), _Estimate(-0.3, known=(-0.7, 0.1))
+    row = _row(None, "id", "every one", Rule(high=0.0), lambda _: [("safe", safe), ("wide", wide)])  # type: ignore[arg-type]
+    assert (row.verdict, row.value, row.interval) == ("undecided", -0.3, (-0.7, 0.1))
+    assert row.why == "wide, the least favourable of 2"
+    row = _row(None, "id", "every one", Rule(high=0.0), lambda _: [("safe", safe), ("safe", safe)])  # type: ignore[arg-type]
+    assert row.verdict == "holds"
+    lost = _Estimate(float("nan"))
+    row = _row(None, "id", "every one", Rule(high=0.0), lambda _: [("safe", safe), ("lost", lost)])  # type: ignore[arg-type]
+    assert (row.verdict, row.why) == ("not determinable here", "undefined for lost")
 
 
 def test_everything_else_is_one_line() -> None:

@@ -75,8 +75,13 @@ def test_the_length_is_the_longest_that_all_files_reach_and_is_told(place: Place
     place.write("short.txt", "three three")
     assert place.tokens("long.txt", "short.txt") == [[0, 1, 2], [0, 3, 1], [0, 3, 3]]
     about = place.freeze("long.txt", "short.txt").about
-    assert about == "3 prompts from 2 text files, 3 tokens each (all that short.txt gives)"
-    assert place.freeze("long.txt", length=3).about == "2 prompts from 1 text file, 3 tokens each"
+    shared = "what they share makes p-values and intervals too small"
+    assert about == (
+        f"3 prompts from 2 text files, 3 tokens each (all that short.txt gives); 3 prompts of 2 documents: {shared}"
+    )
+    assert place.freeze("long.txt", length=3).about == (
+        f"2 prompts from 1 text file, 3 tokens each; 2 prompts of 1 document: {shared}"
+    )
 
 
 def test_no_prompt_is_longer_than_the_context(place: Place) -> None:
