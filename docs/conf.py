@@ -18,3 +18,4 @@ suppress_warnings = ["docutils"]  # docstrings are plain text with formulas, not
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 nitpicky = False
+smartquotes = False  # "--only" is an option, not a dash

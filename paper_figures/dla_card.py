@@ -104,6 +104,6 @@ def _notes(ds: xr.Dataset) -> list[str]:
         f"Lines: 95 % over {int(ds.attrs['n_prompts']):,} prompts. Taken back: mean |DLA| times {MINUS}slope of the "
         "DLA of the erasers' paths on DLA; the share in brackets. "
         f"Erasers are told by {' or '.join(who[name] for name in by)}.",
-        f"Mostly indirect: nothing is taken back, but net effect and DLA differ by more than DLA itself {DASH} the "
-        "writer acts through others.",
+        f"Indirect: nothing is taken back, but the writer acts through others {DASH} net effect and DLA differ by more "
+        "than a quarter of DLA (partly), or by more than all of it (mostly).",
     ]

@@ -28,7 +28,7 @@ class SpecReference(SphinxDirective):
 
     def _section(self, name: str, entry: dict[str, Any]) -> nodes.section:
         section = nodes.section(ids=[nodes.make_id(f"spec-{name}")])
-        section += nodes.title(text=name)
+        section += nodes.title(text=entry["properties"].get("measure", {}).get("const", name))
         if entry.get("description"):
             section += self._text(entry["description"])
         required = set(entry.get("required", ()))
@@ -37,7 +37,7 @@ class SpecReference(SphinxDirective):
                 nodes.literal(text=field),
                 nodes.inline(text=_kind(value)),
                 nodes.inline(text="required" if field in required else _default(value)),
-                nodes.inline(text=value.get("description", "")),
+                _words(value.get("description", "")),
             )
             for field, value in entry["properties"].items()
         ]
@@ -47,6 +47,14 @@ class SpecReference(SphinxDirective):
     def _text(self, text: str) -> nodes.paragraph:
         inline, messages = self.state.inline_text(text.split("\n\n")[0], self.lineno)
         return nodes.paragraph("", "", *inline, *messages)
+
+
+def _words(text: str) -> nodes.inline:
+    """Return a text whose `code` stands in backquotes."""
+    found = nodes.inline()
+    for number, part in enumerate(text.split("`")):
+        found += nodes.literal(text=part) if number % 2 else nodes.Text(part)
+    return found
 
 
 def _kind(value: dict[str, Any]) -> str:

@@ -26,7 +26,14 @@ ATTRIBUTIONS = ("dla", "dla_star", *FORMS)
 ABLATIONS = ("zero", "mean", "resampled")
 KINDS = ("heads", "MLPs", "all")
 BOUNDS = ("lower", "estimate", "upper")
-VERDICTS = ("reliable", "mostly indirect", "partly taken back", "mostly taken back", "too small to say")
+VERDICTS = (
+    "reliable",
+    "partly indirect",
+    "mostly indirect",
+    "partly taken back",
+    "mostly taken back",
+    "too small to say",
+)
 DRAWS = 200
 D = 0.02
 """Least share that an eraser takes back."""
@@ -39,12 +46,13 @@ SMALL = 0.02
 """Mean |DLA| in logits below which nothing is said."""
 
 
-def verdict(taken: Sequence[float], credited: Sequence[float], indirect: float) -> str:
-    """Return one of VERDICTS, from the intervals [lower, estimate, upper] of what is taken back and of mean |DLA|.
+def verdict(taken: Sequence[float], credited: Sequence[float], indirect: Sequence[float]) -> str:
+    """Return one of VERDICTS, from intervals [lower, estimate, upper] of what is taken back, mean |DLA| and indirect.
 
     too small to say: mean |DLA| may be below 0.02 logits, or the interval allows both the next and the last; mostly
-    taken back: at least 0.5 with all of the interval; partly: at least 0.1; else at most 0.25 is, and it is reliable,
-    or mostly indirect where net effect and DLA differ by more than DLA itself (indirect, a ratio of means, above 1).
+    taken back: at least 0.5 with all of the interval; partly: at least 0.1; else at most 0.25 is, and what goes other
+    ways decides. indirect: mean |net effect - DLA| over mean |DLA|: with all of its interval at most 0.25 it is
+    reliable, above 1 mostly indirect, between them partly indirect.
     """
     low, high = taken[0], taken[2]
     if not credited[0] >= SMALL:
@@ -55,7 +63,9 @@ def verdict(taken: Sequence[float], credited: Sequence[float], indirect: float) 
         return "partly taken back"
     if not high <= RELIABLE:
         return "too small to say"
-    return "mostly indirect" if indirect > 1 else "reliable"
+    if indirect[2] <= RELIABLE:
+        return "reliable"
+    return "mostly indirect" if indirect[0] > 1 else "partly indirect"
 
 
 def likely_erasers(path: np.ndarray, clean: np.ndarray, d: float = D) -> np.ndarray:
@@ -109,8 +119,13 @@ def card(
     sizes = over_prompts(lambda prompts: np.abs(found[..., prompts]).mean((-2, -1)), n_prompts, draws)
     effects = over_prompts(lambda prompts: np.abs(total[..., prompts]).mean((-2, -1)), n_prompts, draws)
     by = ("attribution", "ablation", "writer")
-    indirect = np.abs(found[2] - found[0]).mean((-2, -1)) / np.abs(found[0]).mean((-2, -1))
-    said = [verdict(*one) for one in zip(taken_back[:, 0].T, sizes[:, 0].T, indirect, strict=True)]
+
+    def beside(prompts: np.ndarray) -> np.ndarray:
+        dla, held = found[0][..., prompts], found[2][..., prompts]
+        return np.abs(held - dla).mean((-2, -1)) / np.abs(dla).mean((-2, -1))
+
+    indirect = over_prompts(beside, n_prompts, draws)
+    said = [verdict(*one) for one in zip(taken_back[:, 0].T, sizes[:, 0].T, indirect.T, strict=True)]
     variables: dict[str, tuple[Any, Any]] = {
         "taken_back": (("bound", "writer"), taken_back[:, 0]),
         "taken_abs": (("bound", "writer"), taken_back[:, 0] * sizes[1, 0]),
@@ -122,7 +137,7 @@ def card(
         "component_slope": (("writer", "component"), _slopes(found[0], raw["path_dla"])),
         "path_share": (("writer", "component"), _median(raw["path_share"])),
         "verdict": ("writer", np.array(said, dtype=object)),
-        "indirect": ("writer", indirect),
+        "indirect": (("bound", "writer"), indirect),
         "values": (("attribution", "writer", "target", "prompt"), found),
         "total": (("ablation", "writer", "target", "prompt"), total),
         "incomplete": ("form", _incomplete(raw, nodes)),

@@ -10,7 +10,7 @@ import xarray as xr
 
 from repro.errors import ReproError, plain
 from repro.labels import nodes, step_of, writers
-from repro.measures.card import FORMS, PARTLY_AT, SMALL, likely_erasers
+from repro.measures.card import FORMS, PARTLY_AT, RELIABLE, SMALL, likely_erasers
 from repro.scan.card import claims_of
 from repro.scan.verdict import Scan
 
@@ -188,8 +188,9 @@ def _verdicts(values: Mapping[str, np.ndarray]) -> np.ndarray:
     dla, size = values["dla"], np.abs(values["dla"])
     with np.errstate(invalid="ignore", divide="ignore"):
         share = values["taken_back"] / dla
-    indirect = np.abs(values["net_effect"] - dla) > size
-    words = np.where(indirect, "mostly indirect", "reliable").astype(object)
+    beside = np.abs(values["net_effect"] - dla)
+    words = np.where(beside > size, "mostly indirect", "partly indirect").astype(object)
+    words[beside <= RELIABLE * size] = "reliable"
     words[share >= PARTLY_AT[0]] = "partly taken back"
     words[share >= PARTLY_AT[1]] = "mostly taken back"
     words[size < SMALL] = "too small to say"

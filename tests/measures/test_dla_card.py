@@ -163,7 +163,7 @@ def test_an_unerased_writer_with_indirect_effects_is_not_called_erased() -> None
     nodes = writers(3, 4, True)
     labels = ["embed", *shown.context.nodes[:8]]
     d = card(raw, labels, nodes, shown.context.nodes, dict.fromkeys(labels, ()), claimed_by="scan", draws=50)
-    assert float(d["indirect"].sel(writer="embed")) > 1
+    assert float(d["indirect"].sel(writer="embed", bound="lower")) > 1
     assert str(d["verdict"].sel(writer="embed").item()) == "mostly indirect"
     assert not {"partly taken back", "mostly taken back"} & set(d["verdict"].values)
     assert (d["taken_back"].sel(bound="estimate") == 0).all()
@@ -183,16 +183,18 @@ def test_shares_tell_erasers_only_where_all_three_are_low() -> None:
 @pytest.mark.parametrize(
     ("taken", "credited", "indirect", "said"),
     [
-        ((0.55, 0.6, 0.7), (0.2, 0.3, 0.4), 0.5, "mostly taken back"),
-        ((0.45, 0.51, 0.56), (0.2, 0.3, 0.4), 0.5, "partly taken back"),
-        ((0.0, 0.0, 0.0), (0.2, 0.3, 0.4), 0.5, "reliable"),
-        ((0.0, 0.0, 0.0), (0.2, 0.3, 0.4), 1.5, "mostly indirect"),
-        ((-0.1, 0.2, 0.5), (0.2, 0.3, 0.4), 0.5, "too small to say"),
-        ((0.6, 0.7, 0.8), (0.01, 0.03, 0.05), 0.5, "too small to say"),
-        ((np.nan, np.nan, np.nan), (0.2, 0.3, 0.4), 0.5, "too small to say"),
+        ((0.55, 0.6, 0.7), (0.2, 0.3, 0.4), (0.4, 0.5, 0.6), "mostly taken back"),
+        ((0.45, 0.51, 0.56), (0.2, 0.3, 0.4), (0.4, 0.5, 0.6), "partly taken back"),
+        ((0.0, 0.0, 0.0), (0.2, 0.3, 0.4), (0.1, 0.15, 0.25), "reliable"),
+        ((0.0, 0.0, 0.0), (0.2, 0.3, 0.4), (0.1, 0.2, 0.3), "partly indirect"),
+        ((0.0, 0.0, 0.0), (0.2, 0.3, 0.4), (0.9, 1.5, 2.0), "partly indirect"),
+        ((0.0, 0.0, 0.0), (0.2, 0.3, 0.4), (1.1, 1.5, 2.0), "mostly indirect"),
+        ((-0.1, 0.2, 0.5), (0.2, 0.3, 0.4), (0.4, 0.5, 0.6), "too small to say"),
+        ((0.6, 0.7, 0.8), (0.01, 0.03, 0.05), (0.4, 0.5, 0.6), "too small to say"),
+        ((np.nan, np.nan, np.nan), (0.2, 0.3, 0.4), (0.4, 0.5, 0.6), "too small to say"),
     ],
 )
-def test_verdicts_are_of_intervals(taken: Any, credited: Any, indirect: float, said: str) -> None:
+def test_verdicts_are_of_intervals(taken: Any, credited: Any, indirect: Any, said: str) -> None:
     assert said in VERDICTS
     assert verdict(taken, credited, indirect) == said
 
