@@ -8,12 +8,12 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from repro.errors import Exit, ReproError, worst
+from repro.options import OPTIONS, PLACE, PLANNING, RUNNING, AsJson
 from repro.process import set_defaults
 
 set_defaults()
@@ -27,54 +27,8 @@ app = typer.Typer(
     help=__doc__,
 )
 
-DEFAULT_SPEC = Path("experiments.toml")
-# Every option of more than one command, declared once: its type, and its value where it is not given.
-OPTIONS: dict[str, tuple[Any, Any]] = {
-    "spec": (Annotated[Path, typer.Option(help="The paper as a TOML file.")], DEFAULT_SPEC),
-    "out": (
-        Annotated[Path | None, typer.Option(help="Root of store/ and paper_figures/out/; default: the spec's folder.")],
-        None,
-    ),
-    "subject": (
-        Annotated[
-            str | None, typer.Option(help="A declared subject, a model folder, a hub name, or pypi:NAME==VERSION.")
-        ],
-        None,
-    ),
-    "only": (Annotated[str, typer.Option(help="Experiments, figures or groups, separated by commas.")], ""),
-    "prompts": (Annotated[int | None, typer.Option(min=1, help="Only the first N prompts.")], None),
-    "text": (
-        Annotated[
-            list[Path] | None,
-            typer.Option(metavar="FILE", help="Plain text in place of the prompts; once for each file."),
-        ],
-        None,
-    ),
-    "device": (Annotated[str, typer.Option(help="auto, cpu or cuda.")], "auto"),
-    "kernels": (Annotated[str, typer.Option(help="auto, triton, torch or reference.")], "auto"),
-    "products": (
-        Annotated[str, typer.Option(help="How Triton multiplies float32: auto, ieee, tf32x3 or tf32.")],
-        "auto",
-    ),
-    "memory": (Annotated[str, typer.Option(help="How much memory a pass may take, such as 2GiB.")], "2GiB"),
-    "offline": (
-        Annotated[bool, typer.Option("--offline", help="Ask neither the hub nor the package index.")],
-        False,
-    ),
-    "fresh": (Annotated[bool, typer.Option("--fresh", help="Compute and draw anew what is already there.")], False),
-    "watchdog": (
-        Annotated[str, typer.Option(help="End a run that finishes no unit for so long; 0: never.")],
-        "30m",
-    ),
-    "workers": (Annotated[int | None, typer.Option(min=1, help="Compute in N processes on this machine.")], None),
-    "scheduler": (Annotated[str | None, typer.Option(help="Compute on an existing dask cluster, tcp://…")], None),
-}
-PLACE = ("spec", "out")
-PLANNING = (*PLACE, "subject", "prompts", "text", "device", "kernels", "products")
-RUNNING = (*PLANNING, "memory", "offline", "fresh", "watchdog", "workers", "scheduler")
 ANSWER = "scan"
 """The group of experiments that `scan` runs."""
-AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
 def _version(asked: bool) -> None:

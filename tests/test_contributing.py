@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tomli
 
 from repro.model.folder import read_folder, read_prompts
 from repro.model.load import load
@@ -93,3 +94,10 @@ def test_the_new_measure_runs_and_is_right_and_its_figure_shows_it(checkout: Pat
     picture = shown.with_suffix(".svg").read_text()
     assert "Cosine of the residual stream with L0H1" in picture
     assert "resid_post2" in picture
+
+
+def test_the_layers_are_those_that_the_linter_holds() -> None:
+    contracts = tomli.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (held,) = (contract["layers"] for contract in contracts if contract["type"] == "layers")
+    (told,) = re.findall(r"`(__main__ [^`]+)`", TEXT)
+    assert " ".join(told.split()) == " > ".join(held)
