@@ -19,15 +19,19 @@ SHAPE = {"d_model": 64, "d_head": 16, "n_heads": 4, "n_layers": 3, "d_mlp": 96}
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's spec with a toy whose erasers are heads and an MLP, so that every kernel has something to do."""
     folder = make_native(tmp_path_factory.mktemp("kernels") / "toy", **SHAPE)
     write_prompts(folder, n=3, length=21)
-    return folder
+    subject = f'[subject.toy]\nmodel = "{folder}"\nwriter = "L0H1"\nerasers = ["L1H0", "L2H2", "MLP2"]\n'
+    path = folder.parent / "experiments.toml"
+    path.write_text(f"{PAPER.read_text()}\n{subject}")
+    return path
 
 
-def run_on(kernels: str, model: Path, out: Path) -> dict[str, Path]:
+def run_on(kernels: str, spec: Path, out: Path) -> dict[str, Path]:
     """Experiment -> result of the whole default spec, computed by one provider."""
-    ran = cli("run", "--spec", PAPER, "--subject", model, "--kernels", kernels, "--out", out)
+    ran = cli("run", "--spec", spec, "--subject", "toy", "--kernels", kernels, "--out", out)
     assert ran.code == 0, ran.text
     found = {path.parent.parent.name: path.parent for path in (out / "store").rglob("COMMIT")}
     assert len(found) == 7
@@ -37,8 +41,8 @@ def run_on(kernels: str, model: Path, out: Path) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def reference(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return run_on("reference", model, tmp_path_factory.mktemp("reference"))
+def reference(spec: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return run_on("reference", spec, tmp_path_factory.mktemp("reference"))
 
 
 def largest_difference(ours: dict[str, Path], theirs: dict[str, Path]) -> float:
@@ -54,13 +58,13 @@ def largest_difference(ours: dict[str, Path], theirs: dict[str, Path]) -> float:
     return worst
 
 
-def test_the_whole_spec_on_triton_equals_the_reference(model: Path, reference: dict[str, Path], tmp_path: Path) -> None:
-    assert largest_difference(run_on("triton", model, tmp_path), reference) < 2e-5
+def test_the_whole_spec_on_triton_equals_the_reference(spec: Path, reference: dict[str, Path], tmp_path: Path) -> None:
+    assert largest_difference(run_on("triton", spec, tmp_path), reference) < 2e-5
 
 
 @pytest.mark.parametrize("kernel", ["projection", "projection_onto_vectors", "v_composition"])
 def test_a_corrupted_kernel_is_seen(
-    kernel: str, model: Path, reference: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kernel: str, spec: Path, reference: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = KERNELS[kernel].function("triton")
 
@@ -69,5 +73,5 @@ def test_a_corrupted_kernel_is_seen(
         return -first, second
 
     monkeypatch.setattr(KERNELS[kernel].module("triton"), kernel, flipped)
-    found = run_on("triton", model, tmp_path)
+    found = run_on("triton", spec, tmp_path)
     assert largest_difference(found, {name: reference[name] for name in found}) > 0.1
