@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ import paper_figures
 from repro.figures.draw import Source, labels, prepared, subtitle
 from repro.report.csv_text import csv_text
 from repro.report.published import published_for
+from repro.report.svg import still
 from repro.report.toml import Declarations
 from repro.spec.types import Figure, Loaded
 
@@ -141,7 +141,7 @@ def _drawing(name: str, whose: str, says: str, figure: Figure, ds: xr.Dataset) -
         whole = paper_figures.load(figure.chart).chart(ds).to_dict(validate=False)
     words = whole.pop("usermeta")
     spec = bare(whole, words["body"])
-    still = scoped(vl_convert.vegalite_to_svg(spec), name)
+    drawn = still(vl_convert.vegalite_to_svg(spec), name)
     low, high = (f"{100 * float(q):g} % quantile" for q in ds.attrs.get("quantiles", (0.25, 0.75)))
     return Drawing(
         id=name,
@@ -151,7 +151,7 @@ def _drawing(name: str, whose: str, says: str, figure: Figure, ds: xr.Dataset) -
         notes=tuple(words["notes"]),
         described=str(whole.get("description", words["title"])),
         spec=spec,
-        still=still,
+        still=drawn,
         csv=csv_text(ds),
         sample=sample(ds),
         quantiles=(low, high),
@@ -164,13 +164,6 @@ def bare(whole: Mapping[str, Any], body: int) -> dict[str, Any]:
     spec["concat"] = [whole["concat"][body]]
     spec["config"] = {**whole["config"], "background": None, "padding": COMPACT}
     return spec
-
-
-def scoped(svg: str, name: str) -> str:
-    """Return an SVG whose ids, such as `clip0`, are its own on a page of many; without its XML heading."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r'\bid="([\w-]+)"', rf'id="{name}-\1"', svg)
-    return re.sub(r"url\(#([\w-]+)\)", rf"url(#{name}-\1)", svg)
 
 
 def sample(ds: xr.Dataset) -> str:

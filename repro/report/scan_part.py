@@ -51,6 +51,16 @@ class ScanPart:
         """Return the writer that the verdict is about."""
         return self.writers[0] if self.writers else None
 
+    @property
+    def clear(self) -> list[Writer]:
+        """Return the writers of which a quarter or more is erased."""
+        return [w for w in self.writers if self.words[w.label] in ("mostly erased", "partly erased")]
+
+    @property
+    def minor(self) -> list[Writer]:
+        """Return the others."""
+        return [w for w in self.writers if w not in self.clear]
+
 
 def scan_part(raw: xr.Dataset, subject: str, n_positions: int, document: Mapping[str, Any] | None) -> ScanPart:
     """Return the scan for the page.

@@ -20,11 +20,12 @@ from repro.check.published import read_published
 from repro.check.report import Heading
 from repro.measures import MEASURES
 from repro.report.csv_text import csv_text
-from repro.report.figures import same_view, scoped
+from repro.report.figures import same_view
 from repro.report.presence import presence_svg
 from repro.report.published import N_HEADS, N_LAYERS, published_for, stated_for
 from repro.report.scan_part import CLAIMED, packed, scan_part
 from repro.report.shortfalls import shortfalls
+from repro.report.svg import still
 from repro.report.toml import Declarations
 from repro.scan.confirmation import Confirmation
 from repro.spec.read import read_spec
@@ -112,7 +113,21 @@ def test_a_summary_is_read_back_from_its_csv() -> None:
 
 def test_drawings_on_one_page_keep_their_own_clips() -> None:
     svg = '<?xml version="1.0"?>\n<svg><clipPath id="clip0"/><g clip-path="url(#clip0)"/></svg>'
-    assert scoped(svg, "post_2") == ('<svg><clipPath id="post_2-clip0"/><g clip-path="url(#post_2-clip0)"/></svg>')
+    assert still(svg, "post_2") == '<svg><clipPath id="post_2-clip0"/><g clip-path="url(#post_2-clip0)"/></svg>'
+
+
+def test_a_still_drawing_loses_only_what_nobody_sees() -> None:
+    svg = (
+        '<svg><g aria-label="axis" role="img"><text x="1.23456" aria-hidden="true">0.12345 rgb(1, 2, 3)</text></g>'
+        '<path aria-label="a bar" role="graphics-symbol" d="M0,0.00001h4.000034v3.9999784Z" fill="rgb(213, 226, 0)"/>'
+        '<path d="M4,1e-7h1Z" fill="rgb(213, 226, 0)"/><path d="M5,0h1Z" fill="#000"/><g/>'
+        '<path d="M6,0h1Z" fill="#000"/><path d="M0,0h1Z" opacity="0.5"/><path d="M0,0h1Z" opacity="0.5"/></svg>'
+    )
+    assert still(svg, "x") == (
+        '<svg><g><text x="1.23">0.12345 rgb(1, 2, 3)</text></g>'
+        '<path d="M0,0h4v4ZM4,0h1Z" fill="#d5e200"/><path d="M5,0h1Z" fill="#000"/><g/><path d="M6,0h1Z" fill="#000"/>'
+        '<path d="M0,0h1Z" opacity="0.5"/><path d="M0,0h1Z" opacity="0.5"/></svg>'
+    )
 
 
 def test_figures_that_show_the_same_are_one() -> None:

@@ -1,5 +1,11 @@
 /* Charts: drawn when they come near, in the colours of the reader's scheme; hover; saving. */
-const DATA = JSON.parse(document.getElementById("data").textContent);
+// What is large stands on the page as gzip in base64. A browser that cannot unpack it shows the still drawings.
+async function unpacked(id) {
+  const bytes = Uint8Array.from(atob(document.getElementById(id).textContent), (letter) => letter.charCodeAt(0));
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+}
+if (!window.DecompressionStream) return;
+const DATA = JSON.parse(await unpacked("data"));
 const dark = matchMedia("(prefers-color-scheme: dark)");
 // The charts' colours on a dark page. They keep their hue, so a colour means the same thing in both.
 const ON_DARK = {
@@ -27,12 +33,12 @@ function tabled(key, value) {
 // Vega is read when the first chart needs it, so that the page is there before a megabyte of library.
 let ready = null;
 function library() {
-  ready ??= new Promise((resolve) => {
+  ready ??= unpacked("vega").then((code) => {
     const script = document.createElement("script");
     // In a scope of its own: the names in it are the library's business.
-    script.textContent = `(() => {${document.getElementById("vega").textContent}\n})();`;
+    script.textContent = `(() => {${code}\n})();`;
     document.head.append(script);
-    resolve(window.vegaEmbed);
+    return window.vegaEmbed;
   });
   return ready;
 }

@@ -13,14 +13,14 @@ if (MAP) {
   const room = Math.min(620, root.parentElement.clientWidth - LEFT - 8);
   const CELL = Math.max(5, Math.min(15, Math.floor(room / C)));
   const outcomes = new Map(MAP.confirmed.map(([w, c, outcome, left]) => [`${w} ${c}`, [outcome, left]]));
-  const strata = Object.fromEntries(Object.entries(MAP.strata).map(([name, one]) => [name, unpacked(one)]));
+  const strata = Object.fromEntries(Object.entries(MAP.strata).map(([name, one]) => [name, arrays(one)]));
   let chosen = MAP.start[0] * C + MAP.start[1];
 
   function bytes(text) { return Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)); }
 
-  function unpacked(one) {
-    const arrays = Object.entries(one).filter(([name]) => name !== "about" && name !== "conditions");
-    const numbers = arrays.map(([name, text]) => [name, new Float32Array(bytes(text).buffer)]);
+  function arrays(one) {
+    const named = Object.entries(one).filter(([name]) => name !== "about" && name !== "conditions");
+    const numbers = named.map(([name, text]) => [name, new Float32Array(bytes(text).buffer)]);
     return { about: one.about, conditions: bytes(one.conditions), ...Object.fromEntries(numbers) };
   }
 
