@@ -86,6 +86,7 @@ def test_the_defaults_fall_back_loudly(tmp_path: Path) -> None:
     assert answer.code == Exit.OK
     assert answer.out.splitlines()[0].startswith("subject: mini (bundled")
     assert answer.out.splitlines()[1].startswith("NOT THE PAPER'S SUBJECT: gelu-4l cannot be had here (")
+    assert "; smollm2 cannot be had here (" in answer.out.splitlines()[1]
     assert answer.out.splitlines()[1].endswith("; showing mini instead")
 
 

@@ -47,7 +47,11 @@ def place(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     shutil.copytree(folders["native"], root / "repro" / "subjects" / "mini")
     shutil.copytree(folders["native"], root / "path" / "to" / "folder")
     shutil.copy(folders["native"] / "prompts.safetensors", root / "path" / "to" / "prompts.safetensors")
-    (root / "experiments.toml").write_text(PAPER.read_text() + "\n" + subject)
+    spec = PAPER.read_text() + "\n" + subject
+    fetched = re.search(r'model = "(pypi:[^"]+)"\nprompts = .*\nwriter = .*\nerasers = .*\n', spec)
+    assert fetched, "what is fetched from the package index is a toy, too"
+    spec = spec.replace(fetched[0], 'model = "path/to/folder"\nwriter = "auto"\nerasers = "auto"\n')
+    (root / "experiments.toml").write_text(spec)
     return root
 
 

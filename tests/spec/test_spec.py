@@ -105,7 +105,7 @@ def test_gelu_4l_is_the_papers_subject_with_its_named_roles() -> None:
     spec = read_spec(PAPER, MEASURES).spec
     gelu = spec.subject["gelu-4l"]
     assert spec.run.paper_subject == "gelu-4l"
-    assert spec.run.default_subjects == ("gelu-4l", "mini")
+    assert spec.run.default_subjects == ("gelu-4l", "smollm2", "mini")
     assert (gelu.writer, gelu.erasers) == ("L0H2", tuple(f"L2H{head}" for head in range(2, 8)))
     assert not isinstance(gelu.examples, str)
     assert [(e.answer, e.other, e.head) for e in gelu.examples] == [
