@@ -19,6 +19,8 @@ from repro.store.result import read_raw, read_summary
 from tests import oracle
 from tests.runs import ROOT
 
+pytestmark = pytest.mark.long
+
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 SECTION = TEXT[TEXT.index("## A new measure") : TEXT.index("## A new figure")]
 FIGURES = TEXT[TEXT.index("## A new figure") :]

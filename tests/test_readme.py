@@ -14,6 +14,8 @@ from repro.measures import MEASURES
 from repro.spec.read import read_spec
 from tests.runs import PAPER, ROOT, cli
 
+pytestmark = pytest.mark.long
+
 README = (ROOT / "README.md").read_text()
 PAGES = {page.name: page.read_text() for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 

@@ -18,6 +18,8 @@ from repro.errors import ReproError
 from repro.model.folder import read_folder
 from repro.model.load import load
 
+pytestmark = pytest.mark.long
+
 SPEC = Path(__file__).parents[2] / "experiments.toml"
 
 

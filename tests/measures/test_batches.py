@@ -12,6 +12,8 @@ from repro.store.result import read_raw
 from tests.runs import PAPER, cli
 from tests.toys import make_native, write_prompts
 
+pytestmark = pytest.mark.long
+
 # The tolerance stated for another batch size, relative to an array's largest value.
 TOLERANCE = 1e-5
 

@@ -22,6 +22,8 @@ from repro.scan.untrained import KINDS, copied, kind_of, opposed, planted, scale
 from repro.store.verify import verify
 from tests import scenes
 
+pytestmark = pytest.mark.long
+
 COMMITTED = Path(__file__).parents[2] / "store/committed/controls.json"
 SMALL = Setting("small", "", layers=3, width=32, prompts=6)
 WRITER = "L0H1"
