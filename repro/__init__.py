@@ -1,7 +1,8 @@
 """When does direct logit attribution lie? The paper as one TOML file, and the question asked of any model.
 
-In a notebook: `corrected_dla(model, tokens, answer, other)`, `scan(model, text)`, `open(subject, figure)`, and `load`,
-which prepares a model once for several calls. Nothing heavy is imported before one of them is used.
+In a notebook: `corrected_dla(model, tokens, answer, other)`, `scan(model, text)`, and `load`, which prepares a model
+once for several calls; `run(subject, experiment)` computes and stores, `open(subject, experiment)` and
+`figure(subject, name)` read what is stored. Nothing heavy is imported before one of them is used.
 """
 
 from __future__ import annotations
@@ -10,25 +11,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from repro.computed import run_named as run
     from repro.model.given import load_model as load
     from repro.scan.corrected import corrected_dla
     from repro.scan.in_memory import scan
+    from repro.stored import figure
     from repro.stored import open_result as open
 
-__all__ = ["corrected_dla", "load", "open", "scan"]
+__all__ = ["corrected_dla", "figure", "load", "open", "run", "scan"]
 __version__ = "0.1.0"
 
 _WHERE = {
     "corrected_dla": ("repro.scan.corrected", "corrected_dla"),
+    "figure": ("repro.stored", "figure"),
     "load": ("repro.model.given", "load_model"),
     "open": ("repro.stored", "open_result"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Return what a notebook calls, imported when it is first asked for; `scan` is the package, which can be called."""
-    if name == "scan":
-        return import_module("repro.scan")
+    """Return what a notebook calls, imported when it is first asked for; `run` and `scan` are callable packages."""
+    if name in ("run", "scan"):
+        return import_module(f"repro.{name}")
     if name in _WHERE:
         module, attribute = _WHERE[name]
         return getattr(import_module(module), attribute)

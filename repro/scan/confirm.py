@@ -46,7 +46,7 @@ def confirm(model: Model, tokens: Tensor, pairs: Iterable[tuple[str, str]]) -> d
             for instead in (torch.zeros_like(h), h.mean(0, keepdim=True).expand_as(h), h.roll(1, 0))
         ]
         for c in components:
-            patched, rescaled = (_share(_patched(model, clean, c, h, own), h) for own in (False, True))
+            patched, rescaled = (_share(output_without(model, clean, c, h, own), h) for own in (False, True))
             found[writer, c] = Confirmation(before[c], patched, rescaled, *(after[c] for after in ablated))
     return found
 
@@ -69,8 +69,13 @@ def _share(out: Tensor, h: Tensor) -> float:
     return float((out * h)[:, 1:].sum() / h[:, 1:].square().sum())
 
 
-def _patched(model: Model, run: Trace, component: str, h: Tensor, own_scale: bool) -> Tensor:
-    """Return a component's output with h taken out of its input alone: [B, P, D]."""
+def output_without(model: Model, run: Trace, component: str, h: Tensor, own_scale: bool = False) -> Tensor:
+    """Return what a component writes when h [B, P, D] is taken out of its input alone (a direct patch): [B, P, D].
+
+    run: the clean pass; h: what an earlier node wrote, such as `output_of` gives. A head keeps its pattern and loses h
+    in its value input; an MLP forms its gates anew. own_scale: the norm has the scale of what is left, else that of the
+    clean pass. In activation units, without what the norm ignores. Agreement: tests/scan/test_confirm.py.
+    """
     layer = layer_of(component)
     if is_head(component):
         return _patched_head(model, run, component, h, own_scale)

@@ -59,6 +59,7 @@ def scan(
     decoys: int = 64,
     confirm: bool = True,
     draws: int = DRAWS,
+    name: str | None = None,
 ) -> ScanResult:
     """Return which components of a model take back what others wrote, because it was written.
 
@@ -67,9 +68,9 @@ def scan(
     Nothing: the model directory's own prompts, else the bundled sample. tokenizer: a tokenizer.json or a Hugging Face
     tokenizer, for text given to a model in memory; a directory has its own. stride: destinations looked at, one in so
     many; decoys: for each component; confirm: whether what is claimed is tried by real forwards; draws: of the
-    bootstrap. Returns a ScanResult; its `rest.writers` are the claims, and `repro.corrected_dla` takes it as `erasers`.
-    Raises ReproError: exit 2 for text or tokens that do not fit, exit 4 for a model that cannot be had.
-    Agreement: tests/scan/test_corrected.py, with the stored scan.
+    bootstrap; name: what the table calls the model. Returns a ScanResult; its `rest.writers` are the claims, and
+    `repro.corrected_dla` takes it as `erasers`. Raises ReproError: exit 2 for text or tokens that do not fit, exit 4
+    for a model that cannot be had. Agreement: tests/scan/test_corrected.py, with the stored scan.
     """
     from repro.model.given import as_tokens, loaded
     from repro.scan.examine import measured
@@ -78,7 +79,8 @@ def scan(
     made = loaded(model, ids)
     raw = measured(made, ids, PathShares(measure="path_shares", stride=stride, decoys=decoys))
     confirmed = _confirmed(made, ids, judge(raw, draws=0)) if confirm else {}
-    name = Path(model).name if isinstance(model, str | Path) else type(model).__name__
+    if name is None:
+        name = Path(model).name if isinstance(model, str | Path) else type(model).__name__
     rest = judge(raw, confirmed=confirmed, draws=draws)
     return ScanResult(rest, judge(raw, "first", draws=0), raw, name, ids.shape[1])
 

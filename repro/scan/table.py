@@ -83,7 +83,11 @@ def _table(writers: Sequence[Writer]) -> list[str]:
             each = sum(e.path for e in left)
             table.add_row("", "", "", "", "", f"+{len(left)} more", "", f"{each:.2f}", "", "", "")
     text = StringIO()
-    Console(file=text, width=WIDTH + 20, no_color=True, highlight=False).print(table)
+    # Plain text, also in a notebook, where rich would show the table itself, and under FORCE_COLOR, which it sets.
+    console = Console(
+        file=text, width=WIDTH + 20, no_color=True, highlight=False, force_jupyter=False, force_terminal=False
+    )
+    console.print(table)
     return [line.rstrip() for line in text.getvalue().splitlines()]
 
 

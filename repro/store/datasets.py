@@ -46,7 +46,7 @@ def write_dataset(dataset: xr.Dataset, folder: Path, codecs: Sequence[Any]) -> N
 
 
 def open_dataset(where: Any, group: str | None = None) -> xr.Dataset:
-    """Return a Dataset as it was written, its strings as objects; arrays stay on disk until they are asked for."""
+    """Return a Dataset as it was written, by name, its strings as objects; arrays stay on disk until asked for."""
     import xarray as xr
 
     dataset = xr.open_zarr(
@@ -61,4 +61,6 @@ def open_dataset(where: Any, group: str | None = None) -> xr.Dataset:
     for name, variable in dataset.variables.items():
         if variable.dtype.kind in "UST":
             dataset[name] = (variable.dims, variable.values.astype(object), variable.attrs)
-    return dataset
+    # By name: zarr lists them in another order each time, and what is printed should not change.
+    data, coords = ({str(n): part[n].variable for n in sorted(part)} for part in (dataset.data_vars, dataset.coords))
+    return xr.Dataset(data, coords, dataset.attrs)

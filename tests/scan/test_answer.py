@@ -99,3 +99,12 @@ def test_what_is_kept_is_json(tmp_path: Path, asked: list[list[tuple[str, str]]]
     (writer,) = document["writers"]
     assert (writer["label"], writer["verdict"]) == ("L0H1", "mostly erased")
     assert writer["erasers"][0]["outcome"] == "kept"
+
+
+def test_the_lines_are_plain_text_where_colour_is_forced_as_in_a_notebook(
+    tmp_path: Path, asked: list[list[tuple[str, str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = said(erased(), tmp_path)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert said(erased(), tmp_path, key="two") == plain
+    assert not any("\x1b" in line for line in plain)
