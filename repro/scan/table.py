@@ -8,6 +8,7 @@ from io import StringIO
 from rich.console import Console
 from rich.table import Table
 
+from repro.scan.twin import Twin, twins_line
 from repro.scan.verdict import Eraser, Scan, Writer
 
 WIDTH = 100
@@ -15,7 +16,9 @@ MOST_WRITERS, MOST_ERASERS = 6, 4
 HEADS = ("writer", "erased share", "decoys", "kind", "presence", "by", "clean", "path", "z", "p adj.", "after ablation")
 
 
-def answer(rest: Scan, first: Scan, subject: str, n_positions: int, n_decoys: int) -> list[str]:
+def answer(
+    rest: Scan, first: Scan, subject: str, n_positions: int, n_decoys: int, twins: Sequence[Twin] = ()
+) -> list[str]:
     """Return what a scan says, under 100 columns: header, table, what is not claimed, and the verdict last."""
     pairs = rest.pairs
     size = f"{pairs.n_prompts} prompts x {n_positions:,} tokens"
@@ -23,7 +26,7 @@ def answer(rest: Scan, first: Scan, subject: str, n_positions: int, n_decoys: in
     shown = (rest.erased or rest.writers[:1])[:MOST_WRITERS]
     if shown:
         lines += [*_table(shown), ""]
-    lines += _rest(rest, len(shown))
+    lines += _rest(rest, len(shown), twins)
     lines += _first_token(first)
     return [*lines, "", verdict(rest)]
 
@@ -95,7 +98,7 @@ def _eraser(e: Eraser) -> tuple[str, ...]:
     return (e.component, f"{e.clean:.2f}", f"{e.path:.2f}", f"{e.z:.0f}", p, tested)
 
 
-def _rest(scan: Scan, shown: int) -> list[str]:
+def _rest(scan: Scan, shown: int, twins: Sequence[Twin]) -> list[str]:
     """Return what was found beside the table, and how sure it is."""
     t = scan.thresholds
     others = [w for w in scan.writers if w not in scan.erased]
@@ -122,7 +125,9 @@ def _rest(scan: Scan, shown: int) -> list[str]:
     sure = [f"expected false pairs: {scan.pairs.false_pairs:.1f} of {claimed} claimed"]
     if scan.halves is not None:
         sure.append(f"halves: r {scan.halves[0]:.2f}, median difference {scan.halves[1]:.3f}")
-    return [*lines, " · ".join(sure)]
+    told, control = " · ".join(sure), [twins_line(twins)] if twins else []
+    one = " · ".join((told, *control))
+    return [*lines, one] if len(one) <= WIDTH else [*lines, told, *control]
 
 
 def _first_token(scan: Scan) -> list[str]:
