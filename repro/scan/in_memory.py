@@ -15,6 +15,7 @@ from repro.errors import ReproError
 from repro.measures.path_shares import PathShares
 from repro.model.folder import PROMPTS, read_folder, read_prompts, read_shape
 from repro.scan.confirmation import Confirmation
+from repro.scan.expected import Case, compare
 from repro.scan.table import answer
 from repro.scan.twin import Twin, untrained_twins
 from repro.scan.verdict import DRAWS, Scan, to_confirm
@@ -45,10 +46,12 @@ class ScanResult:
     n_positions: int
     twins: tuple[Twin, ...] = ()
     """What the same scan claims in untrained twins, where it was asked for."""
+    known: tuple[Case, ...] = ()
+    """Expected erasures of this model, where it is listed, and whether they are claimed."""
 
     def __str__(self) -> str:
         decoys = sum(str(label).startswith("decoy") for label in self.raw["writer"].values)
-        return "\n".join(answer(self.rest, self.first, self.name, self.n_positions, decoys, self.twins))
+        return "\n".join(answer(self.rest, self.first, self.name, self.n_positions, decoys, self.twins, self.known))
 
     __repr__ = __str__
 
@@ -90,9 +93,10 @@ def scan(
     raw = measured(made, ids, measure)
     confirmed = _confirmed(made, ids, judge(raw, draws=0)) if confirm else {}
     name = Path(model).name if isinstance(model, str | Path) else type(model).__name__
-    rest = judge(raw, confirmed=confirmed, draws=draws)
+    rest, first = judge(raw, confirmed=confirmed, draws=draws), judge(raw, "first", draws=0)
     twins = untrained_twins(made, ids, measure) if controls else ()
-    return ScanResult(rest, judge(raw, "first", draws=0), raw, name, ids.shape[1], twins)
+    called = str(getattr(getattr(model, "config", None), "_name_or_path", ""))
+    return ScanResult(rest, first, raw, name, ids.shape[1], twins, compare((name, called), rest, first))
 
 
 def _measure(**given: Any) -> PathShares:

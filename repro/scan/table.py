@@ -8,6 +8,7 @@ from io import StringIO
 from rich.console import Console
 from rich.table import Table
 
+from repro.scan.expected import Case, recall_line
 from repro.scan.twin import Twin, twins_line
 from repro.scan.verdict import Eraser, Scan, Writer
 
@@ -17,9 +18,18 @@ HEADS = ("writer", "erased share", "decoys", "kind", "presence", "by", "clean", 
 
 
 def answer(
-    rest: Scan, first: Scan, subject: str, n_positions: int, n_decoys: int, twins: Sequence[Twin] = ()
+    rest: Scan,
+    first: Scan,
+    subject: str,
+    n_positions: int,
+    n_decoys: int,
+    twins: Sequence[Twin] = (),
+    known: Sequence[Case] = (),
 ) -> list[str]:
-    """Return what a scan says, under 100 columns: header, table, what is not claimed, and the verdict last."""
+    """Return what a scan says, under 100 columns: header, table, what is not claimed, and the verdict last.
+
+    twins: what is claimed in untrained twins; known: expected erasures of this model.
+    """
     pairs = rest.pairs
     size = f"{pairs.n_prompts} prompts x {n_positions:,} tokens"
     lines = [f"{subject}: {size}, {_tested(rest)}, {n_decoys} decoys", ""]
@@ -28,6 +38,7 @@ def answer(
         lines += [*_table(shown), ""]
     lines += _rest(rest, len(shown), twins)
     lines += _first_token(first)
+    lines += recall_line(known)
     return [*lines, "", verdict(rest)]
 
 

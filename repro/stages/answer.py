@@ -47,9 +47,9 @@ def answer(paper: Paper) -> Paper:
         assert isinstance(item.experiment, PathShares), "what answers the question is a scan"
         return untrained_twins(loaded(), tokens, item.experiment, say=paper.workspace.say)
 
-    *lines, last = answered(
-        raw, item.path, paper.subject.name, tokens, model, out, twins if paper.workspace.request.controls else None
-    )
+    asked = twins if paper.workspace.request.controls else None
+    names = (paper.subject.subject.model, str(paper.subject.folder.config.get("_name_or_path") or ""))
+    *lines, last = answered(raw, item.path, paper.subject.name, tokens, model, out, asked, names)
     paper.workspace.say("")
     for line in lines:
         paper.workspace.say(line)

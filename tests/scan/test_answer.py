@@ -99,3 +99,4 @@ def test_what_is_kept_is_json(tmp_path: Path, asked: list[list[tuple[str, str]]]
     (writer,) = document["writers"]
     assert (writer["label"], writer["verdict"]) == ("L0H1", "mostly erased")
     assert writer["erasers"][0]["outcome"] == "kept"
+    assert (document["untrained_twins"], document["expected"]) == (None, [])
