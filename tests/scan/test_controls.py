@@ -207,7 +207,28 @@ def test_a_tenth_of_what_is_planted(setting: Setting) -> None:
     shares = np.array([row["clean" if setting.in_parallel else "path"] for row in rows])
     np.testing.assert_allclose(shares, setting.strength, rtol=0.25)  # medians do not add exactly
     assert sum(row["found"] for row in rows) == (0 if setting.in_parallel else n)
-    assert all(row["listed_as_opposed"] == setting.in_parallel for row in rows)
+    # One whose path share happens to lie below -0.02 is not listed, and not claimed either.
+    assert all(row["listed_as_opposed"] == (setting.in_parallel and row["path"][0] > -0.02) for row in rows)
+    assert sum(row["listed_as_opposed"] for row in rows) >= (n - 1) * setting.in_parallel
+
+
+def test_what_other_units_of_an_mlp_write_along_the_writer_is_not_planted() -> None:
+    """Its bias takes that back: of seed 20 they would leave more of the writer than there was, and nothing erased."""
+    setting = next(setting for setting in SETTINGS if setting.name == "planted MLP")
+    model, tokens = setting.drawn(20)
+    writer = controls.present_writer(setting, model, tokens)
+
+    def shares(name: str, of: Model) -> float:
+        return controls._shares(name, of, tokens, writer, ["MLP2"])[0]
+
+    by_chance = shares("clean", scaled(planted(model, writer, ["MLP2"]), "MLP2", 0.0))
+    made = controls.calibrated(setting, model, tokens, writer)
+    assert by_chance > 0.1
+    assert abs(shares("clean", scaled(made, "MLP2", 0.0))) < 0.02
+    assert shares("path", made) == pytest.approx(-0.2, abs=0.01)
+    row = outcome(setting, 20)
+    assert row["met"] == {"replicable": 1, "specific": 1, "net": 1}
+    assert row["clean"][0] < -0.1
 
 
 def test_the_committed_outcomes_are_those_of_this_code() -> None:
@@ -230,6 +251,6 @@ def test_writers_are_heads_of_layer_0_that_are_there() -> None:
     setting = SETTINGS[4]
     model, tokens = setting.drawn(0)
     writer = controls.present_writer(setting, model, tokens)
-    raw = measured(model, tokens[:4], controls.CALIBRATION)
+    raw = measured(model, tokens, controls.CALIBRATION)
     presence = raw["presence"].sel(stratum="rest", node=heads_of(0, 4), site="resid_post1").median("prompt")
     assert float(abs(presence.sel(node=writer) - 1)) == pytest.approx(float(abs(presence - 1).min()))
