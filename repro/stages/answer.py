@@ -36,7 +36,7 @@ def answer(paper: Paper) -> Paper:
     def loaded() -> Model:
         from repro.model.load import load
 
-        return load(paper.subject.folder, item.precision, paper.workspace.settings.device)
+        return load(paper.subject.folder, item.precision, paper.workspace.settings.device, paper.subject.tokens)
 
     def model() -> Model:
         paper.workspace.say("confirming what is shown by real forwards")
