@@ -239,7 +239,7 @@ def test_the_committed_outcomes_are_those_of_this_code() -> None:
         assert block == block | summary(block["rows"])
         seeds = [row["seed"] for row in block["rows"]]
         assert seeds == [s for _, s in zip(seeds, controls.seeds_of(by_name[name], 10**6), strict=False)]
-    for name in ("twins llama 0.2", "planted head"):
+    for name in ("twins llama 0.2", "planted head", "planted MLP"):
         row = held["settings"][name]["rows"][-1]
         again = outcome(by_name[name], row["seed"])
         assert again["found"] == row["found"]
