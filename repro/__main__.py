@@ -149,6 +149,9 @@ def run(
 def scan(
     options: dict[str, Any],
     model: Annotated[str | None, typer.Argument(help="A declared subject, a model directory, or a hub name.")] = None,
+    controls: Annotated[
+        bool, typer.Option("--controls", help="Scan two untrained twins of the model, too, where every claim is false.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Say which components take back what others wrote, because it was written: a table, and a verdict last."""
@@ -156,7 +159,7 @@ def scan(
 
     if model is not None and options["subject"] is not None:
         raise ReproError("scan: give the model once, as an argument or with --subject")
-    asked = {**options, "subject": model or options["subject"], "only": ANSWER}
+    asked = {**options, "subject": model or options["subject"], "only": ANSWER, "controls": controls}
     workspace = _workspace(asked, _to_stderr if as_json else _say)
     paper = pipeline.run(pipeline.plan(pipeline.resolve(workspace)))
     paper = pipeline.conclude(pipeline.report(pipeline.answer(paper)))

@@ -41,6 +41,8 @@ class Request:
     watchdog: str = "30m"
     workers: int | None = None
     scheduler: str | None = None
+    controls: bool = False
+    """Whether untrained twins are scanned, too."""
 
 
 class Workspace:

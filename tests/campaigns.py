@@ -222,3 +222,35 @@ def _believes(path: Path, variable: str) -> bool:
     except (ReproError, ValueError, RuntimeError, OSError):
         return False
     return True
+
+
+def kill_command(model: str, units: str, command: list[str], kills: int) -> dict[str, int]:
+    """Kills `python -m repro` with a command, again and again, each time once two more units have been recorded.
+
+    Children are forked where torch and the libraries are loaded and have been used, so that a kill costs no start-up;
+    for a process of its own with one thread. model: its directory; units: pattern of the records' paths; all below the
+    working directory.
+    """
+    from repro.__main__ import main
+    from repro.model.folder import read_folder
+    from repro.model.load import load
+    from repro.run import execute  # noqa: F401 - imported once
+
+    load(read_folder(Path(model)))
+
+    def records() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in sorted(Path().glob(units))}
+
+    kept: dict[Path, bytes] = {}
+    for _ in range(kills):
+        child = os.fork()
+        if not child:
+            os._exit(main(command))
+        while len(records()) < len(kept) + 2:
+            assert os.waitpid(child, os.WNOHANG) == (0, 0), "the command ended before it could be killed"
+            time.sleep(0.002)
+        os.kill(child, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        before, kept = kept, records()
+        assert before.items() <= kept.items()
+    return {"kills": kills, "units kept": len(kept)}

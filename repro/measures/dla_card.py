@@ -4,8 +4,8 @@ On the pair of the model's two first predictions at some positions of every prom
 
     DLA(v)[t] = <LN_f(v)[t], W_U[:, x] - W_U[:, y]>          DLA(path_{w->c}) of every later component c
     net effect through all paths, held, halves and gradient (repro/model/net_effect.py)
-    total effect: the logit difference less that of a run in which w writes zero, its mean over the prompts at every
-    position, or what it wrote in another prompt, with everything after it computed anew
+    total effect: the logit difference less that of a run in which w writes zero, its mean over the other prompts at
+    every position, or what it wrote in another prompt, with everything after it computed anew
 
 Writers are named, or the subject's and those with the largest mean |DLA|; net effects are of all nodes, which cost
 nothing more. Statistics: repro/measures/card.py.
@@ -14,7 +14,7 @@ nothing more. Statistics: repro/measures/card.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import xarray as xr
@@ -38,6 +38,8 @@ _LOGITS = ("float32", "logits")
 
 class DLACard(Measure):
     """DLA of writers beside what is taken back of it, net effects and the total effect of ablation."""
+
+    version: ClassVar[int] = 2
 
     measure: Literal["dla_card"]
     writers: Literal["largest", "heads", "nodes"] | tuple[str, ...] = "largest"
@@ -158,7 +160,7 @@ class DLACard(Measure):
         for row in range(len(batch.tokens)):
             pairs = logits(model, batch.trace.final[row, positions]).topk(2).indices
             at = targets(model, batch.trace, row, positions, pairs)
-            instead = self._instead(prepared, batch, batch.first_prompt + row)
+            instead = self._instead(prepared, batch, row)
             one = attributions(model, batch.trace, batch.tokens, row, at, prepared["writers"], instead)
             values = {**vars(one), "chosen": torch.tensor(places, dtype=torch.int32)}
             for name, axis in (("dla", 0), ("net", 1)):
@@ -167,25 +169,31 @@ class DLACard(Measure):
                 found.setdefault(name, []).append(value)
         return {name: torch.stack(parts, -1) for name, parts in found.items()}
 
-    def _instead(self, prepared: Prepared, batch: Batch, prompt: int) -> dict[str, list[torch.Tensor | None]]:
-        """Return what every writer writes in each ablation: nothing, its mean, or what it wrote in the next prompt."""
+    def _instead(self, prepared: Prepared, batch: Batch, row: int) -> dict[str, list[torch.Tensor | None]]:
+        """Return what every writer writes in each ablation of one prompt of a batch: [P, D] each.
+
+        Nothing; its mean over the other prompts; what it wrote in the next prompt, the first after the last. The mean
+        does not hold the prompt's own activations: of n prompts they would leave an n-th of the writer in place.
+        """
         import torch
 
         from repro.model.ablate import output_of
         from repro.model.forward import trace
 
-        model, others = batch.engine.model, [other for other in prepared["of"] if other != prompt]
+        model, prompt = batch.engine.model, batch.first_prompt + row
+        others = [other for other in prepared["of"] if other != prompt]
         if not others:
             zero = torch.zeros_like(batch.trace.final[0])
             return {label: [zero, None, None] for label in prepared["writers"]}
-        # The next one, the first after the last.
         other = next((other for other in others if other > prompt), others[0])
         ids = prepared["tokens"][other : other + 1].to(model.W_E.device)
-        run = trace(model, ids)
-        return {
-            label: [torch.zeros_like(mean), mean, output_of(model, run, ids, 0, label)]
-            for label, mean in prepared["means"].items()
-        }
+        run, found = trace(model, ids), {}
+        for label, mean in prepared["means"].items():
+            if prompt in prepared["of"]:
+                own = output_of(model, batch.trace, batch.tokens, row, label)
+                mean = mean + (mean - own) / len(others)
+            found[label] = [torch.zeros_like(mean), mean, output_of(model, run, ids, 0, label)]
+        return found
 
     def reduce(self, context: Context, raw: ValidPrompts, prepared: Prepared, decode: Decode) -> xr.Dataset:
         """Return the card; erasers are the subject's where the scan or the spec says them, else told by shares."""

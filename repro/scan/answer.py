@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,11 @@ import numpy as np
 import xarray as xr
 
 from repro.files import write_json
-from repro.scan.choose import settled
+from repro.scan.choose import settled, with_twins
 from repro.scan.confirmation import Confirmation
+from repro.scan.expected import compare
 from repro.scan.table import answer
+from repro.scan.twin import Twin
 from repro.scan.verdict import Scan, scan
 
 if TYPE_CHECKING:
@@ -25,20 +27,34 @@ FILE = "scan.json"
 
 
 def answered(
-    raw: xr.Dataset, path: Path, subject: str, tokens: np.ndarray, model: Callable[[], Model], directory: Path
+    raw: xr.Dataset,
+    path: Path,
+    subject: str,
+    tokens: np.ndarray,
+    model: Callable[[], Model],
+    directory: Path,
+    twins: Callable[[], tuple[Twin, ...]] | None = None,
+    names: Iterable[str] = (),
 ) -> list[str]:
     """Return the lines of the answer, and write it as `scan.json`.
 
     raw: the raw arrays of the result at `path`, its `positions_sampled` in the attributes; tokens: the prompts; model:
-    loads it, called only where claims are not confirmed yet. Agreement: tests/scan/test_answer.py.
+    loads it, called only where claims are not confirmed yet; twins: looks at untrained twins, where somebody asks for
+    them: once for each result, and told from then on; names: of the model, for what is known of it elsewhere.
+    Agreement: tests/scan/test_answer.py.
     """
-    confirmed = settled(path, lambda: raw, tokens, model).confirmed
+    kept = settled(path, lambda: raw, tokens, model)
+    kept = kept if twins is None else with_twins(path, kept, twins)
+    confirmed = kept.confirmed
     rest, first = scan(raw, confirmed=confirmed), scan(raw, "first", draws=0)
     decoys = sum(str(label).startswith("decoy") for label in raw["writer"].values)
     directory.mkdir(parents=True, exist_ok=True)
     document = {"key": path.name, "subject": subject, "confirmed": _rows(confirmed), **_data(rest)}
+    known = compare(names, rest, first)
+    document["expected"] = [asdict(case) for case in known]
+    document["untrained_twins"] = [asdict(twin) for twin in kept.twins] or None
     write_json(directory / FILE, document)
-    return answer(rest, first, subject, tokens.shape[1], decoys)
+    return answer(rest, first, subject, tokens.shape[1], decoys, kept.twins, known)
 
 
 def _rows(confirmed: Mapping[tuple[str, str], Confirmation]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import xarray as xr
 from repro.labels import is_node
 from repro.scan.confirmation import Confirmation
 from repro.scan.kept import Kept, Pair, load, save
+from repro.scan.twin import Twin
 from repro.scan.verdict import Scan, scan, to_confirm
 
 if TYPE_CHECKING:
@@ -44,6 +46,16 @@ def settled(
     if wanted:
         confirmed |= confirm_on(model(), tokens, wanted)
     kept = _kept(scan(arrays, confirmed=confirmed, draws=0), confirmed, asked)
+    kept = kept if before is None else replace(kept, twins=before.twins)
+    save(path, kept)
+    return kept
+
+
+def with_twins(path: Path, kept: Kept, twins: Callable[[], tuple[Twin, ...]]) -> Kept:
+    """Return what is kept of a scan with what is claimed in untrained twins, looked at once for each result."""
+    if kept.twins:
+        return kept
+    kept = replace(kept, twins=twins())
     save(path, kept)
     return kept
 

@@ -71,6 +71,11 @@ class Pairs:
     """Which pairs no intervention has refuted: [W, C]; None where none was tested."""
 
     @property
+    def conditions(self) -> dict[str, np.ndarray]:
+        """Which pairs meet each of the conditions 1 to 3, by name: [W, C]."""
+        return {"replicable": self.replicable, "specific": self.specific_enough, "net": self.net}
+
+    @property
     def claimed(self) -> np.ndarray:
         """Which pairs meet the conditions 1 to 3 and were not refuted: [W, C]."""
         met = self.replicable & self.specific_enough & self.net

@@ -4,7 +4,8 @@
 
 measures both on small random models of GPT-2's and Llama's kinds, at two scales of their weights: twins over all seeds,
 planted erasers over half as many. It goes on where it was stopped, prints a line per setting, and writes every seed's
-outcome. Bounds are one-sided Clopper-Pearson bounds at 95 %. A tenth of it: tests/scan/test_controls.py.
+outcome; a larger --seeds adds to what is there. A seed takes a second or two, three to five if 256 wide.
+Bounds are one-sided Clopper-Pearson bounds at 95 %. A tenth of it: tests/scan/test_controls.py.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from repro.scan.untrained import KINDS, copied, opposed, planted, scaled, untrai
 from repro.scan.verdict import Scan
 
 MADE_WITH: dict[str, Any] = {"path_shares": PathShares.version, "positions": 64, "stride": 4, "decoys": 64}
-MADE_WITH |= {"vocabulary": 512, **asdict(Thresholds())}
+MADE_WITH |= {"planting": 2, "vocabulary": 512, **asdict(Thresholds())}
 """What every outcome depends on beside its setting: outcomes of others are not continued."""
 MEASURE = PathShares(measure="path_shares", stride=MADE_WITH["stride"], decoys=MADE_WITH["decoys"])
 CALIBRATION = PathShares(measure="path_shares", stride=MADE_WITH["stride"], decoys=8)
@@ -97,6 +98,7 @@ SETTINGS = (
     Setting("in parallel, a copy", _NONE, ("L1H1",), -0.2, in_parallel=True, kinds=("gpt2",), scales=(0.02,)),
     Setting("in parallel, a bias", _NONE, ("MLP2",), -0.2, in_parallel=True),
     Setting("planted ten heads", _ANY, _TEN, -0.05, kinds=("gpt2",), prompts=16, layers=3, heads=16, width=256),
+    Setting("planted MLP, wide", _ANY, ("MLP2",), -0.2, kinds=("gpt2",), prompts=16, layers=3, heads=16, width=256),
 )
 
 
@@ -106,35 +108,44 @@ def present_writer(setting: Setting, model: Model, tokens: np.ndarray) -> str:
     What is not there cannot be taken out: in a random model others write as much along a head's output as it does.
     """
     heads, site = heads_of(0, setting.heads), sites(setting.layers)[site_before(setting.erasers[0])]
-    presence = measured(model, tokens[:4], CALIBRATION)["presence"].sel(stratum="rest", node=heads, site=site)
+    presence = measured(model, tokens, CALIBRATION)["presence"].sel(stratum="rest", node=heads, site=site)
     return heads[int(np.abs(presence.median("prompt").values - 1).argmin())]
 
 
 def calibrated(setting: Setting, model: Model, tokens: np.ndarray, writer: str) -> Model:
     """Return the model with the setting's erasers, each of the wanted strength.
 
-    Shares are linear in what is planted: measured without it and with it, they say how much of it is needed.
+    Shares are linear in what is planted: measured without it and with it, they say how much of it is needed. What an
+    MLP's other hidden units write along the writer by chance is not planted: its bias takes their clean share to 0.
     """
     if setting.in_parallel and not is_head(setting.erasers[0]):
-        (component,), rows = setting.erasers, torch.from_numpy(tokens)
-        none, full = (opposed(model, writer, component, rows, a) for a in (0.0, 1.0))
-        (rest,), (share,) = (_shares(setting, each, tokens, writer, [component]) for each in (none, full))
-        return opposed(model, writer, component, rows, (setting.strength - rest) / (share - rest))
+        return _biased(model, model, tokens, writer, setting.erasers[0], setting.strength)
+    name = "clean" if setting.in_parallel else "path"
     for layer in sorted({layer_of(component) for component in setting.erasers}):
         here = [component for component in setting.erasers if layer_of(component) == layer]
         model = copied(model, writer, here[0]) if setting.in_parallel else planted(model, writer, here)
-        shares, others = _shares(setting, model, tokens, writer, here), [0.0] * len(here)
-        if not is_head(here[0]):  # an MLP's other hidden units write, too
-            others = _shares(setting, scaled(model, here[0], 0.0), tokens, writer, here)
+        shares, others = _shares(name, model, tokens, writer, here), [0.0] * len(here)
+        if not is_head(here[0]):
+            none = scaled(model, here[0], 0.0)
+            others = _shares(name, none, tokens, writer, here)
+            model = _biased(model, none, tokens, writer, here[0], 0.0)
         for component, share, rest in zip(here, shares, others, strict=True):
             model = scaled(model, component, (setting.strength - rest) / (share - rest))
     return model
 
 
-def _shares(setting: Setting, model: Model, tokens: np.ndarray, writer: str, components: list[str]) -> list[float]:
-    """Return the median shares of a writer that are to be of a given strength."""
-    raw = measured(model, tokens, CALIBRATION)
-    shares = raw["clean" if setting.in_parallel else "path"].sel(stratum="rest", writer=writer, component=components)
+def _biased(model: Model, measured_on: Model, tokens: np.ndarray, writer: str, mlp: str, wanted: float) -> Model:
+    """Return the model with the bias that gives an MLP the wanted clean share in another model, its own as a rule."""
+    rows = torch.from_numpy(tokens)
+    none, full = (
+        _shares("clean", opposed(measured_on, writer, mlp, rows, a), tokens, writer, [mlp])[0] for a in (0.0, 1.0)
+    )
+    return opposed(model, writer, mlp, rows, (wanted - none) / (full - none))
+
+
+def _shares(name: str, model: Model, tokens: np.ndarray, writer: str, components: list[str]) -> list[float]:
+    """Return the median shares, path or clean, that components have of a writer."""
+    shares = measured(model, tokens, CALIBRATION)[name].sel(stratum="rest", writer=writer, component=components)
     return [float(share) for share in shares.median("prompt")]
 
 
@@ -157,7 +168,9 @@ def outcome(setting: Setting, seed: int) -> dict[str, Any]:
         "cleared": any(found.label == writer and found.cleared for found in result.writers),
         "path": _rounded(pairs.path[w, columns]),
         "clean": _rounded(pairs.clean[w, columns]),
+        "specific": _rounded(pairs.specific[w, columns]),
         "z": _rounded(pairs.z[w, columns]),
+        "met": {name: int(met[w, columns].sum()) for name, met in pairs.conditions.items()},
         "others_through_them": int(pairs.claimed[:, columns].sum() - claimed.sum()),
         "elsewhere": int(np.delete(pairs.claimed, columns, 1).sum()),
         "listed_as_opposed": any(row[0] == writer and row[1] in setting.erasers for row in result.opposed),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import xarray as xr
@@ -19,8 +21,18 @@ TOGETHER = 4
 """Prompts that go through the model together."""
 
 
-def measured(model: Model, tokens: np.ndarray, measure: PathShares) -> xr.Dataset:
-    """Return the raw arrays of a measure of path shares over all prompts [prompt, position], in memory."""
+def batches(tokens: np.ndarray) -> int:
+    """Return in how many batches prompts go through a model."""
+    return -(-len(tokens) // TOGETHER)
+
+
+def measured(
+    model: Model, tokens: np.ndarray, measure: PathShares, advance: Callable[[], None] = lambda: None
+) -> xr.Dataset:
+    """Return the raw arrays of a measure of path shares over all prompts [prompt, position], in memory.
+
+    advance: called after each of the `batches`.
+    """
     context = Context(model.shape, *tokens.shape)
     engine = Engine(model, provider("torch", str(model.W_E.device)))
     parts: dict[str, list[np.ndarray]] = {}
@@ -31,6 +43,7 @@ def measured(model: Model, tokens: np.ndarray, measure: PathShares) -> xr.Datase
             batch = Batch(engine, rows, first, Roles(), Directions())
             for name, values in measure.compute(context, prepared, batch).items():
                 parts.setdefault(name, []).append(values.cpu().numpy())
+            advance()
     layout = measure.layout(context)
     variables = {v.name: (v.dims, np.concatenate(parts[v.name], v.dims.index("prompt"))) for v in layout.variables}
     raw = xr.Dataset(variables, {dim: list(labels) for dim, labels in layout.coords.items()})

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
+from pydantic import ValidationError
 
 from repro.errors import ReproError
 from repro.measures.path_shares import PathShares
 from repro.model.folder import PROMPTS, read_folder, read_prompts, read_shape
 from repro.scan.confirmation import Confirmation
+from repro.scan.expected import Case, compare
 from repro.scan.table import answer
+from repro.scan.twin import Twin, untrained_twins
 from repro.scan.verdict import DRAWS, Scan, to_confirm
 from repro.scan.verdict import scan as judge
+from repro.spec.messages import describe, unfit
 from repro.subjects.bos import first_token
-from repro.subjects.text import read_sample
+from repro.subjects.text import read_files, read_sample
 from repro.subjects.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -40,10 +44,14 @@ class ScanResult:
     """Path shares, clean shares and presence of every pair, per prompt."""
     name: str
     n_positions: int
+    twins: tuple[Twin, ...] = ()
+    """What the same scan claims in untrained twins, where it was asked for."""
+    known: tuple[Case, ...] = ()
+    """Expected erasures of this model, where it is listed, and whether they are claimed."""
 
     def __str__(self) -> str:
         decoys = sum(str(label).startswith("decoy") for label in self.raw["writer"].values)
-        return "\n".join(answer(self.rest, self.first, self.name, self.n_positions, decoys))
+        return "\n".join(answer(self.rest, self.first, self.name, self.n_positions, decoys, self.twins, self.known))
 
     __repr__ = __str__
 
@@ -58,6 +66,7 @@ def scan(
     stride: int = 32,
     decoys: int = 64,
     confirm: bool = True,
+    controls: bool = False,
     draws: int = DRAWS,
     name: str | None = None,
 ) -> ScanResult:
@@ -67,22 +76,40 @@ def scan(
     many prompts of `length` tokens as it holds in full, BOS first. tokens: prompts [prompt, position] in place of text.
     Nothing: the model directory's own prompts, else the bundled sample. tokenizer: a tokenizer.json or a Hugging Face
     tokenizer, for text given to a model in memory; a directory has its own. stride: destinations looked at, one in so
-    many; decoys: for each component; confirm: whether what is claimed is tried by real forwards; draws: of the
-    bootstrap; name: what the table calls the model. Returns a ScanResult; its `rest.writers` are the claims, and
-    `repro.corrected_dla` takes it as `erasers`. Raises ReproError: exit 2 for text or tokens that do not fit, exit 4
-    for a model that cannot be had. Agreement: tests/scan/test_corrected.py, with the stored scan.
+    many; decoys: for each component; confirm: whether what is claimed is tried by real forwards; controls: whether two
+    untrained twins of the model are scanned, too; draws: of the bootstrap, 0 for no intervals; name: what the table
+    calls the model. Returns a ScanResult; its `rest.writers` are the claims, and `repro.corrected_dla` takes it as
+    `erasers`. Raises ReproError: exit 2 for arguments, text or tokens that do not fit, exit 4 for a model that cannot
+    be had.
+    Agreement: tests/scan/test_corrected.py, with the stored scan.
     """
     from repro.model.given import as_tokens, loaded
     from repro.scan.examine import measured
 
+    measure = _measure(stride=stride, decoys=decoys)
+    for key, value, least in (("length", length, 2), ("draws", draws, 0)):
+        if type(value) is not int or value < least:
+            raise ReproError(key + unfit(value, f"a whole number from {least} on"))
     ids = as_tokens(tokens) if tokens is not None else _tokens(model, text, tokenizer, length)
     made = loaded(model, ids)
-    raw = measured(made, ids, PathShares(measure="path_shares", stride=stride, decoys=decoys))
+    raw = measured(made, ids, measure)
     confirmed = _confirmed(made, ids, judge(raw, draws=0)) if confirm else {}
     if name is None:
         name = Path(model).name if isinstance(model, str | Path) else type(model).__name__
-    rest = judge(raw, confirmed=confirmed, draws=draws)
-    return ScanResult(rest, judge(raw, "first", draws=0), raw, name, ids.shape[1])
+    rest, first = judge(raw, confirmed=confirmed, draws=draws), judge(raw, "first", draws=0)
+    twins = untrained_twins(made, ids, measure) if controls else ()
+    called = str(getattr(getattr(model, "config", None), "_name_or_path", ""))
+    return ScanResult(rest, first, raw, name, ids.shape[1], twins, compare((name, called), rest, first))
+
+
+def _measure(**given: Any) -> PathShares:
+    """Return the measure with its fields as given. Raises ReproError (exit 2) for one that does not fit."""
+    try:
+        return PathShares(measure="path_shares", **given)
+    except ValidationError as error:
+        name = str(error.errors()[0]["loc"][0])
+        field = PathShares.model_fields[name]
+        raise ReproError(name + unfit(given[name], describe(field.annotation, field.metadata))) from None
 
 
 def _confirmed(model: Model, ids: np.ndarray, found: Scan) -> dict[tuple[str, str], Confirmation]:
@@ -104,8 +131,7 @@ def _tokens(model: Any, text: str | Path | Sequence[str | Path] | None, tokenize
     if text is None:
         texts = [document.text for document in read_sample()[:SAMPLE_ROWS]]
     else:
-        given = [text] if isinstance(text, str | Path) else list(text)
-        texts = [part.read_text(encoding="utf-8") if isinstance(part, Path) else part for part in given]
+        texts = list(_texts([text] if isinstance(text, str | Path) else text))
     encoded = [encode(part) for part in texts]
     if not encoded or not all(encoded):
         raise ReproError("text: at least one document, none of them empty")
@@ -116,12 +142,23 @@ def _tokens(model: Any, text: str | Path | Sequence[str | Path] | None, tokenize
     return np.array(list(dict.fromkeys(map(tuple, rows))), np.int64)
 
 
+def _texts(given: Any) -> Iterator[str]:
+    """Yield documents: strings as they are, text files read. Raises ReproError (exit 2) for anything else."""
+    if not isinstance(given, Sequence):
+        raise ReproError("text" + unfit(given, "strings, or text files as pathlib.Path"))
+    for part in given:
+        if not isinstance(part, str | Path):
+            raise ReproError("text" + unfit(part, "strings, or text files as pathlib.Path"))
+        yield part if isinstance(part, str) else next(read_files([str(part)], Path(), "text")).text
+
+
 def _encoder(model: Any, directory: Path | None, tokenizer: Any) -> tuple[Any, int, int]:
     """Return text -> token ids, the BOS token and the context length."""
     if directory is not None:
         shape = read_shape(directory)
-        path = directory / "tokenizer.json" if tokenizer is None else Path(tokenizer)
-        return Tokenizer(path, shape.d_vocab).encode, first_token(directory, shape.d_vocab), shape.n_ctx
+        path = directory / "tokenizer.json" if tokenizer is None else tokenizer
+        encode = Tokenizer(Path(path), shape.d_vocab).encode if isinstance(path, str | Path) else _library(tokenizer)
+        return encode, first_token(directory, shape.d_vocab), shape.n_ctx
     config = getattr(model, "config", None) or getattr(model, "cfg", None)
     if tokenizer is None:
         raise ReproError("text: a model in memory needs tokenizer=, a tokenizer.json or a Hugging Face tokenizer")
@@ -135,4 +172,11 @@ def _encoder(model: Any, directory: Path | None, tokenizer: Any) -> tuple[Any, i
     if isinstance(tokenizer, str | Path):
         words: Any = getattr(config, "vocab_size", None) or getattr(config, "d_vocab", 0)
         return Tokenizer(Path(tokenizer), int(words)).encode, bos, context
-    return lambda part: tokenizer(part, add_special_tokens=False)["input_ids"], bos, context
+    return _library(tokenizer), bos, context
+
+
+def _library(tokenizer: Any) -> Callable[[str], list[int]]:
+    """Return text -> token ids of a Hugging Face tokenizer. Raises ReproError (exit 2) for what is none."""
+    if not callable(tokenizer):
+        raise ReproError("tokenizer" + unfit(tokenizer, "the path of a tokenizer.json, or a Hugging Face tokenizer"))
+    return lambda part: list(tokenizer(part, add_special_tokens=False)["input_ids"])

@@ -14,6 +14,7 @@ from repro import files
 from repro.errors import ReproError
 from repro.measures.roles import Roles
 from repro.scan.confirmation import Confirmation
+from repro.scan.twin import Twin
 from repro.store.records import ROLES, plain
 
 VERSION = 1
@@ -38,6 +39,8 @@ class Kept:
     """The strongest candidate where none is: a writer and its erasers."""
     strongest: Mapping[str, str]
     """Of every writer the component that takes most of it back, claimed or not."""
+    twins: tuple[Twin, ...] = ()
+    """What the same scan claims in untrained twins; empty where nobody asked."""
 
     def roles(self, writer: str, erasers: Literal["auto"] | tuple[str, ...]) -> Roles:
         """Return the roles that a subject declares, `auto` chosen and named ones put to the test.
@@ -77,6 +80,10 @@ def load(path: Path) -> Kept | None:
         erased=tuple(body["erased"]),
         candidate=(body["candidate"][0], tuple(body["candidate"][1])),
         strongest=body["strongest"],
+        twins=tuple(
+            Twin(row["scale"], row["seed"], tuple((w, c, p) for w, c, p in row["claims"]), row["enough"])
+            for row in body.get("twins", ())
+        ),
     )
 
 
@@ -93,6 +100,7 @@ def save(path: Path, kept: Kept) -> None:
         "erased": kept.erased,
         "candidate": kept.candidate,
         "strongest": kept.strongest,
+        "twins": [asdict(twin) for twin in kept.twins],
     }
     with files.disk(path):
         files.write_durably(path / ROLES, files.sealed(plain(body)))

@@ -8,6 +8,8 @@ from io import StringIO
 from rich.console import Console
 from rich.table import Table
 
+from repro.scan.expected import Case, recall_line
+from repro.scan.twin import Twin, twins_line
 from repro.scan.verdict import Eraser, Scan, Writer
 
 WIDTH = 100
@@ -15,16 +17,28 @@ MOST_WRITERS, MOST_ERASERS = 6, 4
 HEADS = ("writer", "erased share", "decoys", "kind", "presence", "by", "clean", "path", "z", "p adj.", "after ablation")
 
 
-def answer(rest: Scan, first: Scan, subject: str, n_positions: int, n_decoys: int) -> list[str]:
-    """Return what a scan says, under 100 columns: header, table, what is not claimed, and the verdict last."""
+def answer(
+    rest: Scan,
+    first: Scan,
+    subject: str,
+    n_positions: int,
+    n_decoys: int,
+    twins: Sequence[Twin] = (),
+    known: Sequence[Case] = (),
+) -> list[str]:
+    """Return what a scan says, under 100 columns: header, table, what is not claimed, and the verdict last.
+
+    twins: what is claimed in untrained twins; known: expected erasures of this model.
+    """
     pairs = rest.pairs
     size = f"{pairs.n_prompts} prompts x {n_positions:,} tokens"
     lines = [f"{subject}: {size}, {_tested(rest)}, {n_decoys} decoys", ""]
     shown = (rest.erased or rest.writers[:1])[:MOST_WRITERS]
     if shown:
         lines += [*_table(shown), ""]
-    lines += _rest(rest, len(shown))
+    lines += _rest(rest, len(shown), twins)
     lines += _first_token(first)
+    lines += recall_line(known)
     return [*lines, "", verdict(rest)]
 
 
@@ -99,7 +113,7 @@ def _eraser(e: Eraser) -> tuple[str, ...]:
     return (e.component, f"{e.clean:.2f}", f"{e.path:.2f}", f"{e.z:.0f}", p, tested)
 
 
-def _rest(scan: Scan, shown: int) -> list[str]:
+def _rest(scan: Scan, shown: int, twins: Sequence[Twin]) -> list[str]:
     """Return what was found beside the table, and how sure it is."""
     t = scan.thresholds
     others = [w for w in scan.writers if w not in scan.erased]
@@ -126,7 +140,9 @@ def _rest(scan: Scan, shown: int) -> list[str]:
     sure = [f"expected false pairs: {scan.pairs.false_pairs:.1f} of {claimed} claimed"]
     if scan.halves is not None:
         sure.append(f"halves: r {scan.halves[0]:.2f}, median difference {scan.halves[1]:.3f}")
-    return [*lines, " · ".join(sure)]
+    told, control = " · ".join(sure), [twins_line(twins)] if twins else []
+    one = " · ".join((told, *control))
+    return [*lines, one] if len(one) <= WIDTH else [*lines, told, *control]
 
 
 def _first_token(scan: Scan) -> list[str]:

@@ -45,20 +45,11 @@ class Kind:
     narrow_writing: bool
     """Initialise what writes to the stream by one over the root of 2L narrower, as GPT-2 does."""
     eps: float = 1e-5
-    softmax_scale: float | None = None
-    rotary: Rotary | None = None
-    """Rotary tables of a model at hand; the usual ones where it is not given."""
 
 
 GPT2 = Kind(center=True, act="gelu_new", gated=False, positional=True, narrow_writing=True)
 LLAMA = Kind(center=False, act="silu", gated=True, positional=False, narrow_writing=False)
 KINDS = {"gpt2": GPT2, "llama": LLAMA}
-
-
-def kind_of(model: Model) -> Kind:
-    """Return the kind of a model at hand, for its untrained twin."""
-    gated, positional = model.blocks[0].W_gate is not None, model.W_pos is not None
-    return Kind(model.center, model.act, gated, positional, model.center, model.eps, model.softmax_scale, model.rotary)
 
 
 def untrained(shape: Shape, kind: Kind, seed: int, scale: float) -> Model:
@@ -99,13 +90,60 @@ def untrained(shape: Shape, kind: Kind, seed: int, scale: float) -> Model:
         center=kind.center,
         eps=kind.eps,
         act=kind.act,
-        softmax_scale=kind.softmax_scale or s.d_head**-0.5,
+        softmax_scale=s.d_head**-0.5,
         W_E=W_E,
         W_pos=writing(s.n_ctx, D, scale=scale) if kind.positional else None,
-        rotary=None if kind.positional else kind.rotary or rotary_tables(shape),
+        rotary=None if kind.positional else rotary_tables(shape),
         blocks=tuple(block() for _ in range(s.n_layers)),
         W_U=(W_E - W_E.mean(0)).T,
         b_U=torch.zeros(s.d_vocab),
+    )
+
+
+def twin(model: Model, seed: int, scale: float | None) -> Model:
+    """Return the untrained twin of a model at hand: all that is not a weight is kept, and weights are drawn anew.
+
+    N(0, scale²), what writes to the stream narrower where there is LayerNorm, as `untrained` does it; None: every
+    matrix with the root mean square that the model's own has. Biases are zero, weights of query and key norms one.
+    Agreement: tests/scan/test_twin.py.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    narrow = (2 * model.shape.n_layers) ** -0.5 if model.center else 1.0
+
+    def drawn(given: Tensor, of: float = 1.0) -> Tensor:
+        size = of * scale if scale is not None else float(given.float().square().mean().sqrt())
+        return (torch.randn(given.shape, generator=generator) * size).to(given)
+
+    def writing(given: Tensor, of: float = 1.0) -> Tensor:
+        return centred(model, drawn(given, of))
+
+    def block(given: Block) -> Block:
+        W_QKV, norms = drawn(given.W_QKV), (given.q_norm, given.k_norm)
+        q_norm, k_norm = (None if norm is None else torch.ones_like(norm) for norm in norms)
+        return replace(
+            given,
+            W_QKV=W_QKV,
+            b_QKV=torch.zeros_like(given.b_QKV),
+            W_V=values_of(W_QKV, model.shape).to(given.W_V),
+            W_O=writing(given.W_O, narrow),
+            b_O=torch.zeros_like(given.b_O),
+            W_in=drawn(given.W_in),
+            b_in=torch.zeros_like(given.b_in),
+            W_gate=None if given.W_gate is None else drawn(given.W_gate),
+            b_gate=None if given.b_gate is None else torch.zeros_like(given.b_gate),
+            W_out=writing(given.W_out, narrow),
+            b_out=torch.zeros_like(given.b_out),
+            q_norm=q_norm,
+            k_norm=k_norm,
+        )
+
+    return replace(
+        model,
+        W_E=writing(model.W_E),
+        W_pos=None if model.W_pos is None else writing(model.W_pos),
+        blocks=tuple(map(block, model.blocks)),
+        W_U=drawn(model.W_U),
+        b_U=torch.zeros_like(model.b_U),
     )
 
 

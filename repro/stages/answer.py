@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 from repro.figures import draw as drawing
+from repro.measures.path_shares import PathShares
+from repro.scan.twin import Twin, untrained_twins
 from repro.stages.paper import Paper, answering
 from repro.store.excluded import kept
 
@@ -29,14 +32,25 @@ def answer(paper: Paper) -> Paper:
     raw = kept(read_raw(item.path), summary.attrs).load().assign_attrs(summary.attrs)
     tokens = paper.subject.tokens[: item.context.n_prompts, : item.stream.length]
 
-    def model() -> Model:
+    @cache
+    def loaded() -> Model:
         from repro.model.load import load
 
-        paper.workspace.say("confirming what is shown by real forwards")
-        return load(paper.subject.folder, item.precision, paper.workspace.settings.device)
+        return load(paper.subject.folder, item.precision, paper.workspace.settings.device, paper.subject.tokens)
 
+    def model() -> Model:
+        paper.workspace.say("confirming what is shown by real forwards")
+        return loaded()
+
+    def twins() -> tuple[Twin, ...]:
+        paper.workspace.say("scanning untrained twins of the model, on the same prompts")
+        assert isinstance(item.experiment, PathShares), "what answers the question is a scan"
+        return untrained_twins(loaded(), tokens, item.experiment, say=paper.workspace.say)
+
+    asked = twins if paper.workspace.request.controls else None
+    names = (paper.subject.subject.model, str(paper.subject.folder.config.get("_name_or_path") or ""))
+    *lines, last = answered(raw, item.path, paper.subject.name, tokens, model, out, asked, names)
     paper.workspace.say("")
-    *lines, last = answered(raw, item.path, paper.subject.name, tokens, model, out)
     for line in lines:
         paper.workspace.say(line)
     return replace(paper, verdict=last)

@@ -59,7 +59,7 @@ def freeze_text(recipe: TextPrompts, model: Path, base: Path, cache: Path, where
     tokenizer = _tokenizer(model, shape)
     bos = first_token(model, shape.d_vocab)
     sampled = recipe.text == "sample"
-    documents = read_sample() if sampled else list(_read(recipe.text, base, where))
+    documents = read_sample() if sampled else list(read_files(recipe.text, base, where))
     # A file may hold many prompts, so that all are read; of the sample, each document is one.
     rows = recipe.rows if recipe.rows is not None else len(documents)
     documents = documents[:rows] if sampled else documents
@@ -89,7 +89,11 @@ def read_sample() -> list[Document]:
     return [Document(f"{row['source']}, {row['file']}", row["text"]) for row in rows]
 
 
-def _read(given: Sequence[str], base: Path, where: str) -> Iterator[Document]:
+def read_files(given: Sequence[str], base: Path, where: str) -> Iterator[Document]:
+    """Yield files of plain text, paths relative to `base`. Raises ReproError (exit 2) naming one that is no such file.
+
+    where: what names the files, for messages. Agreement: tests/subjects/test_text.py.
+    """
     for name in given:
         try:
             path = base / Path(name).expanduser()

@@ -46,6 +46,7 @@ def digests(found: dict[str, Path]) -> dict[str, str]:
 def test_batches_of_one_three_and_sixteen_agree(model: Path, tmp_path: Path) -> None:
     found = {unit: run_with(model, unit, tmp_path / str(unit)) for unit in (1, 3, 16)}
     assert len(found[1]) == 7
+    assert {"path", "clean", "presence"} <= set(read_raw(found[1]["scan"]).data_vars)
     for unit in (3, 16):
         for name, path in found[1].items():
             one, many = read_raw(path), read_raw(found[unit][name])

@@ -16,7 +16,7 @@ from repro.measures import DLACard
 from repro.measures.card import VERDICTS, card, likely_erasers, verdict
 from repro.measures.roles import Roles
 from repro.model.ablate import output_of
-from repro.model.forward import trace
+from repro.model.forward import logits, trace
 from repro.store.excluded import ValidPrompts
 from tests.scenes import Scene, assert_close, changed_block, model, prompts, scene
 
@@ -206,3 +206,32 @@ def test_the_mean_is_the_mean_of_what_was_written(given: Scene) -> None:
         for label, mean in given.prepared(MEASURE)["means"].items():
             whole = torch.stack([output_of(given.model, run, ids, row, label) for row in range(len(ids))])
             torch.testing.assert_close(mean, whole.mean(0), rtol=1e-9, atol=1e-9)
+
+
+def test_mean_ablation_leaves_the_prompts_own_activations_out(given: Scene) -> None:
+    """Against the mean of the other prompts written by hand, and the logit difference without what the node wrote."""
+    ids, rows = torch.from_numpy(given.tokens).long(), range(len(given.tokens))
+    last = f"MLP{given.model.shape.n_layers - 1}"
+    measure = DLACard(measure="dla_card", writers=(last, "L0H1", "embed"), targets=5)
+    prepared, total = given.prepared(measure), given.compute(measure)["total"]
+    batch = given.batch(0, len(ids), measure.asks, "reference")
+    with torch.inference_mode():
+        run = trace(given.model, ids)
+        for label in prepared["writers"]:
+            wrote = torch.stack([output_of(given.model, run, ids, row, label) for row in rows])
+            for row in rows:
+                others = torch.stack([wrote[other] for other in rows if other != row])
+                mean = measure._instead(prepared, batch, row)[label][1]
+                assert mean is not None
+                torch.testing.assert_close(mean, others.mean(0), rtol=1e-9, atol=1e-9)
+                assert not torch.allclose(mean, wrote.mean(0), atol=1e-3)  # the negative control: its own is not there
+        # Nothing reads the last MLP but the unembedding.
+        wrote = torch.stack([output_of(given.model, run, ids, row, last) for row in rows])
+        for row in rows:
+            others = torch.stack([wrote[other] for other in rows if other != row]).mean(0)
+            at = prepared["positions"]
+            top = logits(given.model, run.final[row, at]).topk(2).indices
+            left = logits(given.model, (run.final[row] - wrote[row] + others)[at]).gather(1, top)
+            clean = logits(given.model, run.final[row, at]).gather(1, top)
+            expected = (clean - left) @ torch.tensor([1.0, -1.0]).to(left)
+            assert_close(total[1, 0, :, row], expected.numpy())

@@ -12,7 +12,7 @@ from repro.labels import sites, writers
 from repro.measures.path_shares import REFERENCES, PathShares
 from repro.model.forward import trace
 from repro.model.paths import sampled, strata, written
-from tests.scenes import Scene, scene
+from tests.scenes import Scene, scene, single_precision
 
 KINDS = ("native", "llama")
 MEASURE = PathShares(measure="path_shares", stride=4, decoys=8)
@@ -35,6 +35,20 @@ def test_micro_batches_give_the_same_shares(given: Scene) -> None:
     whole, single = given.compute(MEASURE), given.compute(MEASURE, micro_batch=1)
     for name, value in whole.items():
         np.testing.assert_allclose(single[name], value, rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+def test_micro_batches_in_single_precision_differ_in_last_bits_alone(given: Scene) -> None:
+    """Within 1e-5 of the largest value, the tolerance stated for results of another micro-batch."""
+    single = given.with_model(single_precision(given.model))
+    whole, others = single.compute(MEASURE), [single.compute(MEASURE, micro_batch=n) for n in (1, 2)]
+    exact = given.compute(MEASURE)
+    for name, value in whole.items():
+        largest = np.nanmax(np.abs(value))
+        for other in others:
+            np.testing.assert_allclose(other[name], value, rtol=0, atol=1e-5 * largest, err_msg=name)
+        # Negative control: a prompt's numbers in another's place are seen.
+        assert np.nanmax(np.abs(np.roll(value, 1, -1) - value)) > 1e-3 * largest
+        np.testing.assert_allclose(value, exact[name], rtol=0, atol=1e-4 * largest, err_msg=name)
 
 
 def test_the_presence_of_what_a_site_is_made_of_adds_up(given: Scene) -> None:

@@ -52,6 +52,7 @@ def test_two_workers_store_the_bytes_that_one_process_stores(model: Path, tmp_pa
     assert alone.code == Exit.OK, alone.text
     expected = contents(*(tmp_path / "one" / "store").glob("toy-*"))
     assert sum("/c." in name for name in expected) > 50
+    assert sum("/c." in name for name in expected if name.startswith("scan/")) > 5
     assert contents(*(tmp_path / "two" / "store").glob("toy-*")) == expected
     states = json.loads(cli("plan", *options, tmp_path / "two", "--json").out)["items"]
     assert {row["state"] for row in states} == {"fresh"}

@@ -24,6 +24,7 @@ from tests.runs import ROOT, SPECS, cli, lasting
 
 pytestmark = pytest.mark.faults
 
+UNITS = "killed/store/toy/scan/*/units/*.json"
 INTERRUPTED = "interrupted; what was committed is kept, run the same command again to go on"
 
 
@@ -252,3 +253,38 @@ def test_the_command_stops_within_seconds_and_goes_on(tmp_path: Path, capsys: py
     assert not list(out.glob("*/*/*/units/*.claim"))
     assert lasting(out / "toy") == lasting(tmp_path / "other" / "store" / "toy")
     assert verify(out) == []
+
+
+SCAN = """
+[experiment.scan]
+measure = "path_shares"
+group = "paper"
+stride = 8
+decoys = 8
+"""
+
+
+def test_a_scan_killed_ten_times_ends_in_the_same_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.toys import make_native, write_prompts
+
+    make_native(tmp_path / "toy", n_layers=2)
+    write_prompts(tmp_path / "toy", n=90, length=20)
+    minimal = (SPECS / "minimal.toml").read_text()
+    (tmp_path / "spec.toml").write_text(minimal.replace("[run]", "[run]\nprompts_per_unit = 2", 1) + SCAN)
+    line = ["run", "scan", "--spec", "spec.toml", "--out"]
+    call = f"kill_command('toy', {UNITS!r}, {[*line, 'killed']}, 10)"
+    code = f"import json, tests.campaigns as c; print(json.dumps(c.{call}))"
+    alone = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=alone, capture_output=True, text=True)
+    assert said.returncode == 0, said.stdout + said.stderr
+    counts = json.loads(said.stdout.splitlines()[-1])
+    _say(capsys, "`repro run scan` killed, 0 lost, 0 wrong", counts)
+    assert counts["kills"] == 10
+    assert 20 <= counts["units kept"] <= 45
+    store = {}
+    for name in ("killed", "whole"):
+        assert cli(*line[:3], tmp_path / "spec.toml", "--out", tmp_path / name).code == Exit.OK
+        store[name] = lasting(tmp_path / name / "store" / "toy")
+    assert any(name.startswith("scan/") and "/c." in name for name in store["whole"])
+    assert store["killed"] == store["whole"]
+    assert verify(tmp_path / "killed" / "store") == []

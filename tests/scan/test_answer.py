@@ -99,6 +99,7 @@ def test_what_is_kept_is_json(tmp_path: Path, asked: list[list[tuple[str, str]]]
     (writer,) = document["writers"]
     assert (writer["label"], writer["verdict"]) == ("L0H1", "mostly erased")
     assert writer["erasers"][0]["outcome"] == "kept"
+    assert (document["untrained_twins"], document["expected"]) == (None, [])
 
 
 def test_the_lines_are_plain_text_where_colour_is_forced_as_in_a_notebook(

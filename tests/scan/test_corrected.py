@@ -188,3 +188,29 @@ def test_text_is_tokenised() -> None:
         scan(model("native"), "some text")
     with pytest.raises(ReproError, match="none of them empty"):
         scan(mini, ["", "more"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"decoys": 3}, "decoys: given 3; allowed: a whole number from 8 on"),
+        ({"stride": 0}, "stride: given 0; allowed: a whole number from 1 on"),
+        ({"stride": "often"}, 'stride: given "often"; allowed: a whole number from 1 on'),
+        ({"draws": -1}, "draws: given -1; allowed: a whole number from 0 on"),
+        ({"length": 1}, "length: given 1; allowed: a whole number from 2 on"),
+        ({"text": Path("none.txt")}, "text: none.txt cannot be read (No such file or directory); name a text file"),
+        ({"text": Path(__file__).parent}, "cannot be read (Is a directory); name a text file"),
+        ({"text": Path(repro.__file__).parent / "subjects/mini/model.safetensors"}, "is not plain text: byte "),
+        ({"text": 5}, "text: given 5; allowed: strings, or text files as pathlib.Path"),
+        ({"text": ["some text", 5]}, "text: given 5; allowed: strings, or text files as pathlib.Path"),
+        ({"text": "some text", "tokenizer": 5}, "tokenizer: given 5; allowed: the path of a tokenizer.json, or"),
+        ({"text": "some text", "tokenizer": "none.json"}, "none.json: unreadable tokenizer (No such file or directory"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_arguments_that_do_not_fit_are_one_sentence(arguments: dict[str, object], sentence: str) -> None:
+    mini = Path(repro.__file__).parent / "subjects" / "mini"
+    with pytest.raises(ReproError) as raised:
+        scan(mini, **arguments)  # type: ignore[arg-type] # what a notebook may be given
+    assert sentence in raised.value.message
+    assert "\n" not in raised.value.message
