@@ -48,13 +48,12 @@ def load(folder: Folder, precision: str = "float32", device: str = "cpu", prompt
 
 
 def _checked(folder: Folder, dtype: torch.dtype, prompts: np.ndarray | None) -> Model:
-    tokens, length = [_probe(folder)], folder.shape.n_ctx
+    tokens = [_probe(folder)]
     if prompts is not None:
         tokens.append(torch.from_numpy(prompts[:1].astype(np.int64)))
-        length = prompts.shape[1]
     with torch.no_grad(), quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        original = read_original(folder, dtype, tokens, length)
+        original = read_original(folder, dtype, tokens, whole=prompts is None)
         refuse_parts(folder, original.bridge)
         model, value_biases = process(folder, original, dtype)
         check_against_original(folder, original, model, value_biases)

@@ -1,0 +1,45 @@
+"""Slopes through norms, from what a norm writes down to what it reads: its scale held, or moving in the gradient.
+
+With y = x / scale(x) and a slope S in y, the slope in x is S / scale where the scale is held, and
+(S - y <S, y> / n) / scale over the n numbers of y where it moves. Agreement: tests/model/test_net_effect.py.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from repro.model.forward import Model
+from repro.model.paths import centred
+
+
+def through_norm(model: Model, form: str, slope: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+    """Return slopes in the stream [T, P, D] of slopes in what a layer reads of it: y [P, D], scale [P]."""
+    if form == "gradient" and model.pre_norm:
+        slope = slope - y * (slope * y).mean(-1, keepdim=True)
+    return centred(model, slope) / scale[:, None]
+
+
+def before_norm(form: str, slope: Tensor, out: Tensor, weights: Tensor | None) -> Tensor:
+    """Return what stands for slopes [T, P, D] in the output of a norm after attention or MLP, to be held in its scale.
+
+    out [P, D]: what the norm writes, g y with weights g [D], which W_O and W_out contain. Held, the slopes themselves;
+    where the scale moves, S - (y / g) <S, g y> / D: g times it, over the scale, is the slope in what the norm reads.
+    """
+    if form != "gradient" or weights is None:
+        return slope
+    return slope - out / weights.square() * (slope * out).mean(-1, keepdim=True)
+
+
+def through_weighted(model: Model, form: str, slope: Tensor, raw: Tensor, weights: Tensor) -> Tensor:
+    """Return slopes in queries or keys before their own norm [T, P, heads, K]; raw [P, heads, K]: what that reads.
+
+    weights: [K] of a norm of every one, [heads, K] of one over all of them.
+    """
+    over = tuple(range(-weights.ndim, 0))
+    scale = torch.sqrt(raw.square().mean(over, keepdim=True) + model.eps)
+    slope = slope * weights
+    if form == "gradient":
+        unit = raw / scale
+        slope = slope - unit * (slope * unit).mean(over, keepdim=True)
+    return slope / scale
