@@ -34,7 +34,8 @@ def check_against_original(folder: Folder, original: Original, model: Model, val
 
     Processing moves the stream of a LayerNorm model by its mean, z by the value bias (of each layer [H K]), and logits
     by a constant per position; where logits are capped, those before the cap, and the cap itself, are compared.
-    Positions where the original's own stream is not finite are left out. Raises ReproError (exit 4) naming the first quantity that deviates. Agreement: tests/model/test_selfcheck.py.
+    Positions where the original's own stream is not finite are left out. Raises ReproError (exit 4) naming the first
+    quantity that deviates. Agreement: tests/model/test_selfcheck.py.
     """
     limit = TOLERANCE[model.W_E.dtype]
     for seen in original.seen:

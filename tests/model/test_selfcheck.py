@@ -297,7 +297,7 @@ def agreeing(given: Model, raw_logits: torch.Tensor) -> Original:
         parts |= {f"resid_{at}{layer}": passed.sites[2 * layer + step] for step, at in enumerate(("pre", "mid"))}
         parts |= {f"z{layer}": seen.z.flatten(2), f"attention{layer}": heads + given.blocks[layer].b_O}
         parts[f"MLP{layer}"] = passed.mlp_out[layer]
-    return Original(None, None, (Seen(TOKENS, parts, raw_logits),), {"seed": 0, "n_head": 4})
+    return Original(None, None, (Seen(TOKENS, parts, raw_logits, raw_logits),), {"seed": 0, "n_head": 4})
 
 
 def test_the_logits_must_be_the_originals_but_for_a_constant(folders: dict[str, Path]) -> None:

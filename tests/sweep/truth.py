@@ -55,7 +55,10 @@ def truth(path: Path, tokens: Tensor) -> Truth:
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64).eval()
     B, P = tokens.shape
     pre, z, written, attention, post = [], [], [], [], []
+    unembedded: list[Tensor] = []
     with ExitStack() as hooks, torch.no_grad(), Precise():
+        unembeds = model.get_output_embeddings().register_forward_hook(lambda _, given, made: unembedded.append(made))
+        hooks.callback(unembeds.remove)
         layers = layers_of(model)
         for layer in layers:
             out = output_matrix(layer)
@@ -76,7 +79,10 @@ def truth(path: Path, tokens: Tensor) -> Truth:
     added = [times * made.reshape(B, P, -1) for made in attention]
     factor = [made / raw for made, raw in zip(added, written, strict=True)]
     cap = getattr(model.config, "final_logit_softcapping", None)
-    return Truth(pre, z, added, matrices, factor, post[-1], logits if cap is None else cap * (logits / cap).atanh())
+    if cap is not None:  # what is attributed are logits before the cap
+        torch.testing.assert_close(logits, cap * torch.tanh(unembedded[0] / cap))
+        logits = unembedded[0]
+    return Truth(pre, z, added, matrices, factor, post[-1], logits)
 
 
 def norm_after(layer: nn.Module, out: Any) -> Any:
