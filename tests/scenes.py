@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, reduce
+from functools import cache, cached_property, partial, reduce
 from operator import or_
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,16 +42,13 @@ ROLES = {
 KINDS = tuple(ROLES)
 NORMED_AFTER = ("gemma2", "gemma3", "olmo2")
 """Those in which what the heads of a layer write goes through one norm, so that each changes what the others add."""
-MAKERS = {
+MAKERS: dict[str, Callable[[Path], Path]] = {
     "native": toys.make_native,
     "gpt2": toys.make_gpt2,
     "llama": toys.make_llama,
     "rotary": lambda folder: toys.make_native(folder, **toys.ROTARY),
     "wide": lambda folder: toys.make_native(folder, **toys.WIDE),
-    **{
-        name: lambda folder, name=name: toys.make_kind(folder, name)
-        for name in ("pythia", "qwen3", "gemma2", "gemma3", "olmo2")
-    },
+    **{name: partial(toys.make_kind, name=name) for name in ("pythia", "qwen3", "gemma2", "gemma3", "olmo2")},
 }
 
 
