@@ -71,7 +71,8 @@ def mixed(model: Model, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         ).transpose(1, 2)
     rows = []
     for queries, keys, values in zip(q, k, v, strict=True):
-        scores = torch.einsum("tgsk,igk->gsti", queries.unflatten(1, (-1, share)), keys) * model.softmax_scale
-        A = weights(model, layer, scores, torch.arange(P, device=q.device))
-        rows.append(torch.einsum("gsti,igk->tgsk", A, values).flatten(1, 2))
+        scores = torch.einsum("tgsk,igk->gsti", queries.unflatten(1, (-1, share)), keys)
+        wide = torch.promote_types(scores.dtype, torch.float32)
+        A = weights(model, layer, scores.to(wide) * model.softmax_scale, torch.arange(P, device=q.device))
+        rows.append(torch.einsum("gsti,igk->tgsk", A.to(v.dtype), values).flatten(1, 2))
     return torch.stack(rows)

@@ -39,6 +39,7 @@ _SIZES: dict[str, Any] = {
 }
 _OWN_SIZES: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "max_position_embeddings": LENGTH},
+    "glm4": {"attention_bias": False},
 }
 _ROTARY: list[dict[str, Any]] = [
     {"rope_type": "default", "rope_theta": 500.0},
