@@ -38,7 +38,7 @@ from repro.model.attention import pattern_of
 from repro.model.derivatives import DERIVATIVES, secant
 from repro.model.forward import Model, Trace, attn_out, mlp_gain, normed, read, read_scale, rotate
 from repro.model.linear import ACTIVATIONS
-from repro.model.norm_slopes import before_norm, through_norm, through_weighted
+from repro.model.norm_slopes import through_norm, through_post, through_weighted
 
 FORMS = ("held", "halves", "gradient")
 TOGETHER = 4
@@ -164,17 +164,13 @@ class _Layer:
 
     @cached_property
     def factors(self) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """Return by form the slopes of a hidden unit in what enters it and in what enters its gate: [P, M] each.
-
-        Times the gain of the norm after the MLP, where there is one.
-        """
+        """Return by form the slopes of a hidden unit in what enters it and in what enters its gate: [P, M] each."""
         up, gate = self.hidden
-        act, gain = self.model.act, self.mlp_gain[:, None]
+        act = self.model.act
         if gate is None:
-            held = secant(act, up) * gain
-            return {"held": (held, None), "halves": (held, None), "gradient": (DERIVATIVES[act](up) * gain, None)}
-        open_ = ACTIVATIONS[act](gate) * gain
-        up = up * gain
+            held = secant(act, up)
+            return {"held": (held, None), "halves": (held, None), "gradient": (DERIVATIVES[act](up), None)}
+        open_ = ACTIVATIONS[act](gate)
         return {
             "held": (open_, None),
             "halves": (open_ / 2, up * secant(act, gate) / 2),
@@ -197,7 +193,7 @@ def _through_mlp(run: _Layer, one: _Pass, group: slice, stop: int, slope: Tensor
     """Return the slopes in what the MLP reads, and count its biases."""
     up, gate = (None if x is None else x[:stop] for x in run.factors[one.form])
     assert up is not None
-    slope = before_norm(one.form, slope, run.mlp_out[:stop], run.block.mlp_post)
+    slope = through_post(one.form, slope, run.mlp_out[:stop], run.block.mlp_post, run.mlp_gain[:stop])
     flat = slope.reshape(-1, slope.shape[-1])
     hidden = (flat @ run.weight("W_out").T).view(*slope.shape[:2], -1)
     to_gate = None if gate is None else hidden * gate
@@ -219,11 +215,11 @@ def _through_heads(run: _Layer, one: _Pass, group: slice, stop: int, slope: Tens
     own = onto * z
     heads = own.sum((1, 3)).T
     one.rest[group] += slope.sum(1) @ run.weight("b_O")
-    if run.block.attn_post is not None:
-        inner = before_norm(one.form, slope, run.attn_out[:stop], run.block.attn_post)
+    if run.block.attn_post is not None:  # heads write through the norm together: slopes in what they mix are others
+        gain = run.seen.gain[0, :stop]
+        inner = through_post(one.form, slope, run.attn_out[:stop], run.block.attn_post, gain)
         onto = (inner.reshape(-1, slope.shape[-1]) @ W_O).view(T, stop, H, K)
-        own = onto * z
-        onto = onto * run.seen.gain[0, :stop, None, None]  # slopes in what is mixed
+        own = onto * (z / gain[:, None, None])
     # Destinations are rows of the pattern; targets lie beside d_head, so that one product a head does for all of them.
     beside = onto.permute(2, 1, 0, 3).reshape(H, stop, T * K)
     values = torch.bmm(A.transpose(1, 2), beside).view(H, stop, T, K).unflatten(0, (G, H // G)).sum(1)

@@ -20,15 +20,17 @@ def through_norm(model: Model, form: str, slope: Tensor, y: Tensor, scale: Tenso
     return centred(model, slope) / scale[:, None]
 
 
-def before_norm(form: str, slope: Tensor, out: Tensor, weights: Tensor | None) -> Tensor:
-    """Return what stands for slopes [T, P, D] in the output of a norm after attention or MLP, to be held in its scale.
+def through_post(form: str, slope: Tensor, out: Tensor, weights: Tensor | None, gain: Tensor) -> Tensor:
+    """Return slopes in what a norm after attention or MLP reads, over its weights g [D], which W_O and W_out contain.
 
-    out [P, D]: what the norm writes, g y with weights g [D], which W_O and W_out contain. Held, the slopes themselves;
-    where the scale moves, S - (y / g) <S, g y> / D: g times it, over the scale, is the slope in what the norm reads.
+    slope [T, P, D], in what it writes, out = g y [P, D]; gain [P]: one over its scale. Without such a norm they are the
+    same: weights is None.
     """
-    if form != "gradient" or weights is None:
+    if weights is None:
         return slope
-    return slope - out / weights.square() * (slope * out).mean(-1, keepdim=True)
+    if form == "gradient":
+        slope = slope - out / weights.square() * (slope * out).mean(-1, keepdim=True)
+    return slope * gain[:, None]
 
 
 def through_weighted(model: Model, form: str, slope: Tensor, raw: Tensor, weights: Tensor) -> Tensor:

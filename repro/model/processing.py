@@ -58,7 +58,7 @@ def process(folder: Folder, original: Original, dtype: torch.dtype) -> tuple[Mod
         eps=_epsilon(folder, bridge),
         act=cfg.act_fn,
         softmax_scale=scales[0],
-        W_E=W_E * original.embedding_scale,
+        W_E=W_E.mul_(original.embedding_scale),
         W_pos=W_pos,
         rotary=rotary,
         blocks=tuple(blocks),

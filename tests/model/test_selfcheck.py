@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from collections.abc import Callable
@@ -309,6 +310,36 @@ def test_windows_that_the_prompts_reach_are_compared_with_the_originals(
         monkeypatch.setattr(repro.model.original, "windows", wider)
         with pytest.raises(ReproError, match=f"z of layer [01] {DIFFERS}"):
             load(read_folder(path), prompts=prompts(2, 40))
+
+
+def test_gemma_3_loads_with_the_keys_of_its_own_repositories(tmp_path: Path) -> None:
+    """Those of 2025: bases of rotary positions by name, a number that says which layers have a window."""
+    path = toys.make_kind(tmp_path / "model", "gemma3")
+    config = json.loads((path / "config.json").read_text())
+    new = load(read_folder(path), prompts=prompts(1, 40))
+    old = {key: value for key, value in config.items() if key not in ("layer_types", "rope_parameters")}
+    old |= {"rope_theta": 1_000_000, "rope_local_base_freq": 10_000, "rope_scaling": None, "sliding_window_pattern": 2}
+    (path / "config.json").write_text(json.dumps(old | {"cache_implementation": "hybrid", "torch_dtype": "bfloat16"}))
+    found = load(read_folder(path), prompts=prompts(1, 40))
+    assert [block.window for block in found.blocks] == [block.window for block in new.blocks] == [5, None, 5]
+    assert (trace(found, TOKENS).final == trace(new, TOKENS).final).all()
+    # Negative control: another local base is another model.
+    (path / "config.json").write_text(json.dumps(old | {"rope_local_base_freq": 500}))
+    assert (trace(load(read_folder(path), prompts=prompts(1, 40)), TOKENS).final != trace(new, TOKENS).final).any()
+
+
+def test_a_norm_after_attention_may_silence_dimensions(tmp_path: Path) -> None:
+    """Weights of exactly zero, as -1 + 1 is in bf16: what is written there is nothing, and the scale is not lost."""
+    path = toys.make_kind(tmp_path / "model", "gemma2")
+    weights = load_file(str(path / "model.safetensors"))
+    for name in weights:
+        if "post_" in name:
+            weights[name][::3] = -1.0
+    save_file(weights, path / "model.safetensors", {"format": "pt"})
+    found = load(read_folder(path), "float64", prompts=prompts(1, 40))
+    assert float(found.blocks[0].W_O[..., ::3].abs().max()) < 1e-14
+    out = trace(found, TOKENS).mlp_out[1]
+    assert float(out[..., ::3].abs().max()) < 1e-12 * float(out.abs().max())
 
 
 def test_a_cap_of_logits_is_compared_with_the_originals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

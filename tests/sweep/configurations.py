@@ -98,8 +98,11 @@ _BY_LAYER: list[Any] = [
     {"full_attention": _ROTARY[3], "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}},
     {"full_attention": _ROTARY[0], "sliding_attention": _ROTARY[2]},
 ]
+_RARELY: dict[str, list[Any]] = {key: [False, False, True] for key in ("attention_bias", "use_bidirectional_attention")}
+"""What is refused wherever it is set."""
 _OWN_CHOICES: dict[str, dict[str, list[Any]]] = {
-    "gemma3_text": {"rope_parameters": _BY_LAYER},
+    "gemma2": _RARELY,
+    "gemma3_text": _RARELY | {"rope_parameters": _BY_LAYER, "attn_logit_softcapping": [None, None, 4.0]},
     "olmo3": {"rope_parameters": _BY_LAYER},
 }
 
