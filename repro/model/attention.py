@@ -7,14 +7,11 @@ V-composition, which makes plain causal ones (`is_plain`).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from repro.model.forward import Attention, Model
+from repro.model.decoder import Attention, Model
 
 
 def is_plain(model: Model, layer: int, length: int) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repro.model.forward import Block, Model, Rotary
+from repro.model.decoder import Block, Model, Rotary
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.float32}
 """Type of the stream and of all that is measured, by precision."""

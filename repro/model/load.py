@@ -10,8 +10,8 @@ from torch import Tensor
 
 from repro.errors import ReproError
 from repro.model.casting import DTYPES, cast, rounded
+from repro.model.decoder import Model
 from repro.model.folder import Folder
-from repro.model.forward import Model
 from repro.model.original import read_original
 from repro.model.processing import process
 from repro.model.refusals import refuse_parts, unrunnable

@@ -35,8 +35,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from repro.model.attention import pattern_of
+from repro.model.decoder import Model
 from repro.model.derivatives import DERIVATIVES, secant
-from repro.model.forward import Model, Trace, attn_out, mlp_gain, normed, read, read_scale, rotate
+from repro.model.forward import Trace, attn_out, mlp_gain, normed, read, read_scale, rotate
 from repro.model.linear import ACTIVATIONS
 from repro.model.norm_slopes import through_norm, through_post, through_weighted
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from repro.model.forward import Model
+from repro.model.decoder import Model
 from repro.model.paths import centred
 
 

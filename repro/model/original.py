@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repro.model.decoder import Rotary
 from repro.model.folder import Folder
-from repro.model.forward import Rotary
 from repro.model.native import native_bridge
 from repro.model.precise import Precise
 from repro.model.refusals import refuse_incomplete, refuse_layout, refuse_not_finite, refuse_settings, unrunnable

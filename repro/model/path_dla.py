@@ -14,7 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from repro.model.forward import Model, Trace, read_scale
+from repro.model.decoder import Model
+from repro.model.forward import Trace, read_scale
 from repro.model.paths import centred, gates, held_pattern
 
 

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from repro.labels import step_of, writers
 from repro.model.attention import pattern_of
-from repro.model.forward import Model, Trace, mlp_gain, read, read_scale
+from repro.model.decoder import Model
+from repro.model.forward import Trace, mlp_gain, read, read_scale
 from repro.model.linear import ACTIVATIONS, linear
 
 TOGETHER = 32

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from repro.errors import Exit, ReproError, listing
+from repro.model.decoder import Block, Model, Rotary
 from repro.model.folder import Folder, Shape
-from repro.model.forward import Block, Model, Rotary
 from repro.model.original import Original
 
 _SIZE_KEYS = (

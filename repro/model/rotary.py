@@ -9,8 +9,8 @@ from torch import nn
 
 from repro.errors import Exit, ReproError
 from repro.model.config_keys import ROTARY_KINDS
+from repro.model.decoder import Rotary
 from repro.model.folder import Folder
-from repro.model.forward import Rotary
 
 _ADJACENT = frozenset({"cohere", "cohere2", "ernie4_5", "glm", "glm4", "helium"})
 """Architectures that rotate dimensions (2i, 2i+1) together, among those that hold frequencies."""

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from repro.errors import Exit, ReproError, listing, plain
 from repro.model import forward
+from repro.model.decoder import Model
 from repro.model.folder import Folder
-from repro.model.forward import Model, logits, trace
+from repro.model.forward import logits, trace
 from repro.model.original import Original, Seen
 
 # Largest deviation allowed, relative to the largest value of the same quantity: the original computes in another order.
