@@ -175,6 +175,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "olmo2": ("Olmo2", LLAMA_LIKE | {"num_hidden_layers": 3}),
     "olmo3": ("Olmo3", LLAMA_LIKE | {"sliding_window": 7, "layer_types": ["full_attention", "sliding_attention"]}),
+    "exaone4": ("Exaone4", LLAMA_LIKE | {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"]}),
     "granite": (
         "Granite",
         LLAMA_LIKE

@@ -12,6 +12,7 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "cohere": ("CohereForCausalLM", "layer_norm_eps logit_scale use_qk_norm"),
     "cohere2": ("Cohere2ForCausalLM", "layer_norm_eps logit_scale sliding_window_pattern"),
     "ernie4_5": ("Ernie4_5ForCausalLM", "use_bias"),
+    "exaone4": ("Exaone4ForCausalLM", "sliding_window_pattern"),
     "gemma": ("GemmaForCausalLM", "hidden_activation use_bidirectional_attention"),
     "gemma2": ("Gemma2ForCausalLM", _GEMMA),
     "gemma3_text": (

@@ -29,7 +29,7 @@ def through_post(form: str, slope: Tensor, out: Tensor, weights: Tensor | None, 
     if weights is None:
         return slope
     if form == "gradient":
-        slope = slope - out / weights.square() * (slope * out).mean(-1, keepdim=True)
+        slope = slope - out / weights.to(out.dtype).square() * (slope * out).mean(-1, keepdim=True)
     return slope * gain[:, None]
 
 

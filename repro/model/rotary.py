@@ -57,8 +57,8 @@ def _of_frequencies(folder: Folder, part: Any, prefix: str, adjacent: bool) -> R
 
 def unrotated_layers(config: Any) -> frozenset[int]:
     """Return the layers of a Hugging Face model with rotary positions that do without them."""
-    kinds = getattr(config, "layer_types", None) or ()
-    if getattr(config, "model_type", "") == "cohere2":
+    kinds, model = getattr(config, "layer_types", None) or (), getattr(config, "model_type", "")
+    if model == "cohere2" or (model == "exaone4" and config.sliding_window is not None):
         return frozenset(layer for layer, kind in enumerate(kinds) if kind == "full_attention")
     return frozenset(
         layer for layer, rotated in enumerate(getattr(config, "no_rope_layers", None) or ()) if not rotated

@@ -47,10 +47,10 @@ AFTER = (
     "post_attention_layernorm",
     "post_feedforward_layernorm",
 )
+ONLY_AFTER = ("olmo2", "olmo3", "exaone4")
 PLACES |= dict.fromkeys(("gemma2", "gemma3_text"), ("model.layers", "input_layernorm", *AFTER))
-PLACES |= dict.fromkeys(("olmo2", "olmo3"), ("model.layers", "self_attn.q_proj", *AFTER))
+PLACES |= dict.fromkeys(ONLY_AFTER, ("model.layers", "self_attn.q_proj", *AFTER))
 LLAMA: tuple[str, ...] = ("model.layers", "input_layernorm", "self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj")
-OLMO = ("olmo2", "olmo3")
 FINAL = ("gpt_neox.final_layer_norm", "transformer.ln_f", "model.decoder.final_layer_norm", "model.final_layernorm")
 
 
@@ -257,14 +257,14 @@ def test_a_patched_value_input_is_what_the_original_does_with_it(name: str) -> N
 
 def test_the_scene_is_one_of_awkward_shapes() -> None:
     models = {name: case(name).ours for name in NAMES}
-    assert {name for name in NAMES if models[name].blocks[0].attn_post is not None} == {"gemma2", "gemma3", *OLMO}
-    assert {name for name in NAMES if not models[name].pre_norm} == set(OLMO)
+    assert {name for name in NAMES if models[name].blocks[0].attn_post is not None} == {"gemma2", "gemma3", *ONLY_AFTER}
+    assert {name for name in NAMES if not models[name].pre_norm} == set(ONLY_AFTER)
     assert {name for name in NAMES if models[name].rotary_local is not None} == {"gemma3", "olmo3"}
     reached = {name for name in NAMES if any((block.window or 99) < TOKENS.shape[1] for block in models[name].blocks)}
-    assert reached == {"gemma2", "gemma3", "olmo3", "mistral, window reached"}
+    assert reached == {"gemma2", "gemma3", "olmo3", "exaone4", "mistral, window reached"}
     shapes = {name: case(name).ours.shape for name in NAMES}
     assert shapes["qwen3"].n_heads * shapes["qwen3"].d_head != shapes["qwen3"].d_model
     assert {name for name in NAMES if case(name).ours.parallel} == {"pythia", "gpt-j", "phi"}
-    assert {name for name in NAMES if case(name).ours.blocks[0].q_norm is not None} == {"qwen3", "gemma3", *OLMO}
+    assert {name for name in NAMES if case(name).ours.blocks[0].q_norm is not None} == {"qwen3", "gemma3", *ONLY_AFTER}
     assert all(shapes[name].d_mlp == shapes[name].d_model for name in NAMES if "square" in name)
     assert np.isclose(case("gpt2, unscaled scores").ours.softmax_scale, 1)
