@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, reduce
+from functools import cache, cached_property, partial, reduce
 from operator import or_
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,7 +25,7 @@ from repro.model.load import load
 from tests import oracle, toys
 
 # Two norms, learned and rotary positions (both pairings), grouped heads, tied embeddings, gated MLPs, parallel blocks,
-# query and key norms, 2 to 4 layers.
+# query and key norms of one head or of all, norms after attention and MLP, windows, caps, 2 to 4 layers.
 ROLES = {
     "native": Roles("L0H1", ("L2H0", "L2H3")),
     "gpt2": Roles("L1H2", ("L2H1",)),
@@ -35,16 +35,20 @@ ROLES = {
     "lopsided": Roles("L0H2", ("L1H0", "L1H1")),
     "pythia": Roles("L0H1", ("L1H0", "L1H3")),
     "qwen3": Roles("L0H0", ("L1H2",)),
+    "gemma2": Roles("L0H1", ("L2H0", "L2H3")),
+    "gemma3": Roles("L0H1", ("L1H0", "L1H3")),
+    "olmo2": Roles("L0H0", ("L1H2",)),
 }
 KINDS = tuple(ROLES)
-MAKERS = {
+NORMED_AFTER = ("gemma2", "gemma3", "olmo2")
+"""Those in which what the heads of a layer write goes through one norm, so that each changes what the others add."""
+MAKERS: dict[str, Callable[[Path], Path]] = {
     "native": toys.make_native,
     "gpt2": toys.make_gpt2,
     "llama": toys.make_llama,
     "rotary": lambda folder: toys.make_native(folder, **toys.ROTARY),
     "wide": lambda folder: toys.make_native(folder, **toys.WIDE),
-    "pythia": lambda folder: toys.make_kind(folder, "pythia"),
-    "qwen3": lambda folder: toys.make_kind(folder, "qwen3"),
+    **{name: partial(toys.make_kind, name=name) for name in ("pythia", "qwen3", "gemma2", "gemma3", "olmo2")},
 }
 
 
@@ -54,7 +58,8 @@ def model(kind: str) -> Model:
     if kind == "lopsided":
         return lopsided(model("native"))
     with TemporaryDirectory() as root:
-        return load(read_folder(MAKERS[kind](Path(root) / kind)), "float64")
+        # Prompts as long as the context: windows are reached.
+        return load(read_folder(MAKERS[kind](Path(root) / kind)), "float64", prompts=prompts(1, 64))
 
 
 def lopsided(given: Model) -> Model:

@@ -161,6 +161,26 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt-j": ("GPTJ", GPT2_SIZES | {"rotary_dim": 4}),
     "qwen3": ("Qwen3", LLAMA_LIKE | {"head_dim": 6}),
     "gemma": ("Gemma", LLAMA_LIKE | {"head_dim": 12}),
+    "gemma2": (
+        "Gemma2",
+        LLAMA_LIKE
+        | {"num_hidden_layers": 3, "head_dim": 12, "query_pre_attn_scalar": 9, "sliding_window": 6}
+        | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0},
+    ),
+    "gemma3": (
+        "Gemma3Text",
+        LLAMA_LIKE
+        | {"num_hidden_layers": 3, "head_dim": 6, "query_pre_attn_scalar": 9, "sliding_window": 5}
+        | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    ),
+    "olmo2": ("Olmo2", LLAMA_LIKE | {"num_hidden_layers": 3}),
+    "olmo3": ("Olmo3", LLAMA_LIKE | {"sliding_window": 7, "layer_types": ["full_attention", "sliding_attention"]}),
+    "exaone4": ("Exaone4", LLAMA_LIKE | {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"]}),
+    "granite": (
+        "Granite",
+        LLAMA_LIKE
+        | {"embedding_multiplier": 3.0, "residual_multiplier": 0.4, "attention_multiplier": 0.2, "logits_scaling": 4.0},
+    ),
     "opt": (
         "OPT",
         {key: EVEN[key] for key in EVEN if key != "intermediate_size"} | {"ffn_dim": 48, "word_embed_proj_dim": 32},
@@ -172,6 +192,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2, unscaled scores": ("GPT2", GPT2_SIZES | {"scale_attn_weights": False}),
     "gpt2, square MLP": ("GPT2", GPT2_SIZES | {"n_inner": 32}),
     "llama, square MLP": ("Llama", LLAMA_LIKE | {"intermediate_size": 32}),
+    "mistral, window reached": ("Mistral", LLAMA_LIKE | {"sliding_window": 9}),
     "mistral, window not reached": ("Mistral", LLAMA_LIKE | {"sliding_window": 40}),
 }
 """By name the kind and the configuration of tiny models in Hugging Face's format; prompts have 40 tokens."""
@@ -182,7 +203,8 @@ def make_kind(folder: Path, name: str) -> Path:
     import transformers
 
     kind, config = ARCHITECTURES[name]
-    module = getattr(transformers, f"{kind}LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM")
+    named = kind.removesuffix("Text")
+    module = getattr(transformers, f"{named}LMHeadModel" if named == "GPT2" else f"{named}ForCausalLM")
     return save_hugging_face(module(getattr(transformers, f"{kind}Config")(**config)), folder)
 
 

@@ -42,7 +42,7 @@ def library_model(folder: Folder) -> Any:
 
     with torch.no_grad(), quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        bridge = read_original(folder, torch.float32, (), folder.shape.n_ctx).bridge
+        bridge = read_original(folder, torch.float32, (), whole=True).bridge
         bridge.enable_compatibility_mode(disable_warnings=True)
     return bridge
 

@@ -14,7 +14,9 @@ from repro.kernels.select import Kernels
 from repro.labels import head_index, is_head, is_node, layer_of
 from repro.measures.directions import Directions
 from repro.measures.roles import Roles
-from repro.model.forward import Attention, Model, Trace, forward_from, norm_scale, normed, trace
+from repro.model.attention import is_plain, mixed
+from repro.model.forward import Attention, Model, Trace, forward_from, normed, post_gain, read_scale, trace
+from repro.model.paths import centred
 
 HEADS_TOGETHER = 32
 """Heads that sites are projected on in one call: their outputs at a few positions still fit the cache."""
@@ -226,7 +228,7 @@ class Batch:
 
     def scale(self, layer: int) -> Tensor:
         """Return the clean norm scale at the input of a layer's attention: [B, P]."""
-        return norm_scale(self.engine.model, self.sites[2 * layer])
+        return read_scale(self.engine.model, self.sites[2 * layer])
 
     def composition(self, layer: int) -> tuple[Tensor, Tensor]:
         """Return the writer's V-composition with every head of a later layer.
@@ -238,14 +240,37 @@ class Batch:
         return self._composed[layer]
 
     def compose(
-        self, layer: int, source: Tensor, scale: Tensor, onto: Tensor, seen: Attention | None = None
+        self,
+        layer: int,
+        source: Tensor,
+        scale: Tensor,
+        onto: Tensor,
+        seen: Attention | None = None,
+        own_gain: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Return sum_i A[t,i] (source[i] - mean)/scale[i] W_V W_O: dots per head [H, N, B, P], the sum [B, P, D].
 
-        seen: whose queries and keys make the pattern A; the clean run's if nothing is given.
+        seen: whose queries and keys make the pattern A; the clean run's if nothing is given. Where a norm follows
+        attention, its scale at t is the clean run's, or with `own_gain` that of this sum.
         """
-        model, seen = self.engine.model, seen or self.trace.attention[layer]
-        block = model.blocks[layer]
+        clean = self.trace.attention[layer]
+        dots, total = self._composed_unscaled(layer, source, scale, onto, seen or clean)
+        post = self.engine.model.blocks[layer].attn_post
+        if post is None:
+            return dots, total
+        gain = post_gain(self.engine.model, total, post) if own_gain else clean.gain
+        return dots * gain, total * gain[..., None]
+
+    def _composed_unscaled(
+        self, layer: int, source: Tensor, scale: Tensor, onto: Tensor, seen: Attention
+    ) -> tuple[Tensor, Tensor]:
+        """Return the same before any norm after attention."""
+        model, block = self.engine.model, self.engine.model.blocks[layer]
+        if not is_plain(model, layer, source.shape[1]):  # a pattern that the kernel does not make
+            values = torch.einsum("bpd,gdk->bpgk", centred(model, source) / scale[..., None], block.W_V)
+            z = mixed(model, layer, seen.q, seen.k, values)
+            num, _ = self.engine.kernels.projection(z, block.W_O, onto)
+            return num.transpose(0, 1), z.flatten(2) @ block.W_O.flatten(0, 1)
         dots, total = self.engine.kernels.v_composition(
             seen.q,
             seen.k,

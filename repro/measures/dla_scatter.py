@@ -136,7 +136,7 @@ def _same_position(batch: Batch, layer: int, onto: Tensor) -> Tensor:
     total = torch.zeros_like(source)
     for row in eraser_rows(batch.roles, layer):
         total += source @ block.W_V[row * shape.n_kv_heads // shape.n_heads] @ block.W_O[row]
-    return (total * onto).sum(-1)
+    return (total * onto).sum(-1) * batch.trace.attention[layer].gain
 
 
 def _centres(edges: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from repro.labels import step_of
 from repro.measures.batch import Batch
-from repro.model.forward import attend, attn_out, mlp, mlp_of_normed, norm_scale
+from repro.model.forward import attend, attn_out, mlp, mlp_gain, mlp_of_normed, read_scale
 from repro.model.paths import centred
 
 
@@ -29,8 +29,9 @@ def patched_run(batch: Batch, labels: Sequence[str], own_scale: bool = False) ->
 
     labels: all heads of some layers and any MLPs, after the writer. Heads keep their queries and keys: h_w is missing
     in their value input alone. The norm of a patched input has the clean run's scale at that place, or with `own_scale`
-    that of what is left. Where nothing before was patched, a layer of heads loses exactly its V-composition with the
-    writer. Agreement: tests/measures/test_patched.py, against an independent pass.
+    that of what is left; so has the norm of what is then written, where there is one. Where nothing before was patched,
+    a layer of heads loses exactly its V-composition with the writer. Agreement: tests/measures/test_patched.py, against
+    an independent pass.
     """
     model, shape = batch.engine.model, batch.engine.model.shape
     places = sorted({step_of(label) for label in labels})
@@ -80,9 +81,9 @@ def _heads_without(batch: Batch, layer: int, pre: Tensor, clean: bool, own_scale
         return batch.heads_on("writer", layer) - composed[:, slot], batch.sites[2 * layer + 1] - total
     # Formed anew of the pattern that the stream here makes, and x - h_w.
     reduced = pre - batch.writer
-    scale = norm_scale(model, reduced) if own_scale else batch.scale(layer)
+    scale = read_scale(model, reduced) if own_scale else batch.scale(layer)
     seen = None if clean else attend(model, layer, pre)
-    composed, total = batch.compose(layer, reduced, scale, batch.writer[None], seen)
+    composed, total = batch.compose(layer, reduced, scale, batch.writer[None], seen, own_scale)
     return composed[:, 0], pre + total + model.blocks[layer].b_O
 
 
@@ -92,5 +93,6 @@ def _mlp_without(batch: Batch, layer: int, read: Tensor, own_scale: bool) -> Ten
     reduced = read - batch.writer
     if own_scale:
         return mlp(model, layer, reduced)
-    scale = norm_scale(model, batch.sites[model.mlp_site(layer)])
-    return mlp_of_normed(model, layer, centred(model, reduced) / scale[..., None])
+    clean = batch.sites[model.mlp_site(layer)]
+    scale, gain = read_scale(model, clean), mlp_gain(model, layer, clean)
+    return mlp_of_normed(model, layer, centred(model, reduced) / scale[..., None], gain)

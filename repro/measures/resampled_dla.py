@@ -160,6 +160,9 @@ def _last_position(batch: Batch, row: int, keys: Tensor, values: Tensor) -> Tens
     """Return z [L, B, H, K] where q, k, v at `row` come from the unrelated text, all else from the clean run."""
     import torch
 
+    from repro.model.attention import weights
+    from repro.model.forward import attention_gain
+
     model = batch.engine.model
     share = model.shape.n_heads // model.shape.n_kv_heads
     out = []
@@ -168,6 +171,8 @@ def _last_position(batch: Batch, row: int, keys: Tensor, values: Tensor) -> Tens
         shape = (len(q), *keys.shape[1:])
         k = torch.cat((keys[layer].expand(shape), seen.k[:, row, None]), 1).repeat_interleave(share, 2)
         v = torch.cat((values[layer].expand(shape), seen.v[:, row, None]), 1).repeat_interleave(share, 2)
-        weights = torch.softmax(torch.einsum("bhk,bphk->bhp", q, k) * model.softmax_scale, -1)
-        out.append(torch.einsum("bhp,bphk->bhk", weights, v))
+        scores = torch.einsum("bhk,bphk->bhp", q, k)[:, :, None] * model.softmax_scale
+        A = weights(model, layer, scores, torch.tensor([row], device=scores.device))
+        z = torch.einsum("bhtp,bphk->bthk", A, v)
+        out.append((z * attention_gain(model, layer, z)[..., None, None])[:, 0])
     return torch.stack(out)

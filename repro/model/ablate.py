@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from repro.labels import head_index, is_head, layer_of, step_of
-from repro.model.forward import Model, Trace, attend, attn_out, forward_from, normed
+from repro.model.decoder import Model
+from repro.model.forward import Trace, attend, attn_out, forward_from, normed
 from repro.model.paths import centred
 
 

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 _GPT2 = "n_ctx n_embd n_head n_inner n_layer n_positions activation_function layer_norm_epsilon"
+_GEMMA = (
+    "attn_logit_softcapping final_logit_softcapping hidden_activation query_pre_attn_scalar use_bidirectional_attention"
+)
 # model_type -> the class that transformers loads, and the keys of this architecture that the loader reads or checks.
 ARCHITECTURES: dict[str, tuple[str, str]] = {
     "arcee": ("ArceeForCausalLM", ""),
     "cohere": ("CohereForCausalLM", "layer_norm_eps logit_scale use_qk_norm"),
     "cohere2": ("Cohere2ForCausalLM", "layer_norm_eps logit_scale sliding_window_pattern"),
     "ernie4_5": ("Ernie4_5ForCausalLM", "use_bias"),
+    "exaone4": ("Exaone4ForCausalLM", "sliding_window_pattern"),
     "gemma": ("GemmaForCausalLM", "hidden_activation use_bidirectional_attention"),
+    "gemma2": ("Gemma2ForCausalLM", _GEMMA),
+    "gemma3_text": (
+        "Gemma3ForCausalLM",
+        f"{_GEMMA} rope_local_base_freq sliding_window_pattern _sliding_window_pattern",
+    ),
     "glm": ("GlmForCausalLM", ""),
+    "glm4": ("Glm4ForCausalLM", ""),
     "gpt2": ("GPT2LMHeadModel", f"{_GPT2} add_cross_attention scale_attn_by_inverse_layer_idx scale_attn_weights"),
     "gpt_bigcode": ("GPTBigCodeForCausalLM", f"{_GPT2} add_cross_attention multi_query scale_attn_weights"),
     "gpt_neo": (
@@ -27,6 +37,8 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "mistral": ("MistralForCausalLM", ""),
     "nemotron": ("NemotronForCausalLM", "norm_eps"),
     "olmo": ("OlmoForCausalLM", "clip_qkv"),
+    "olmo2": ("Olmo2ForCausalLM", ""),
+    "olmo3": ("Olmo3ForCausalLM", ""),
     "opt": (
         "OPTForCausalLM",
         "_remove_final_layer_norm activation_function do_layer_norm_before enable_bias ffn_dim "
@@ -40,15 +52,14 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "smollm3": ("SmolLM3ForCausalLM", "no_rope_layer_interval no_rope_layers"),
     "stablelm": ("StableLmForCausalLM", "layer_norm_eps qk_layernorm use_parallel_residual use_qkv_bias"),
     "starcoder2": ("Starcoder2ForCausalLM", "norm_epsilon use_bias mlp_type norm_type"),
+    "vaultgemma": ("VaultGemmaForCausalLM", _GEMMA),
 }  # fmt: skip
 
 _REASONS = {
-    "what attention and MLP write goes through norms": (
-        "exaone4 flex_olmo gemma2 gemma3 gemma3_text gemma3n gemma3n_text gemma4 gemma4_text glm4 olmo2 olmo3 "
-        "vaultgemma"
-    ),
+    "a model of images and text around one of text": "gemma3 gemma4",
+    "layers with more parts than an attention and an MLP": "gemma3n gemma3n_text gemma4_text",
     "experts in place of an MLP": (
-        "cohere2_moe dbrx deepseek_v2 deepseek_v3 ernie4_5_moe glm4_moe gpt_oss granitemoe granitemoeshared "
+        "cohere2_moe dbrx deepseek_v2 deepseek_v3 ernie4_5_moe flex_olmo glm4_moe gpt_oss granitemoe granitemoeshared "
         "hunyuan_v1_moe llama4 llama4_text minimax mixtral olmoe phimoe qwen2_moe qwen3_moe qwen3_5_moe"
     ),
     "positions by ALiBi": "bloom mpt",

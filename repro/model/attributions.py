@@ -14,7 +14,8 @@ from torch import Tensor
 
 from repro.labels import step_of
 from repro.model.ablate import logit_differences, output_of, total_effects
-from repro.model.forward import Model, Trace
+from repro.model.decoder import Model
+from repro.model.forward import Trace
 from repro.model.net_effect import FORMS, net_effects_of
 from repro.model.path_dla import onto_paths
 from repro.model.paths import centred, written

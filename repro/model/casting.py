@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repro.model.forward import Block, Model, Rotary
+from repro.model.decoder import Block, Model, Rotary
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.float32}
 """Type of the stream and of all that is measured, by precision."""
@@ -40,4 +40,4 @@ def rounded(model: Model) -> Model:
     back = cast(brain, torch.float32, device)
     both = zip(brain.blocks, back.blocks, strict=True)
     blocks = tuple(replace(coarse, W_V=same.W_V, W_O=same.W_O) for coarse, same in both)
-    return replace(back, rotary=model.rotary, blocks=blocks)
+    return replace(back, rotary=model.rotary, rotary_local=model.rotary_local, blocks=blocks)

@@ -30,6 +30,7 @@ HARMLESS = words(
     summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
     reorder_and_upcast_attn attention_softmax_in_fp32 scale_attention_softmax_in_fp32 torchscript tf_legacy_loss
     use_bfloat16 cross_attention_hidden_size tie_encoder_decoder unsloth_version unsloth_fixed is_decoder
+    cache_implementation
     """
 )
 # What the loader takes from transformers' own model of the configuration, or checks: sizes, activations, norms, rotary.
@@ -56,7 +57,6 @@ _ONLY: dict[str, tuple[object, ...]] = {
     "pruned_heads": ({},),
     "quantization_config": (),
     "qk_layernorm": (False,),
-    "residual_multiplier": (1,),
     "use_qk_norm": (False,),
     "use_bidirectional_attention": (False,),
 }

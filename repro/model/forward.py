@@ -2,6 +2,9 @@
 
 Weights are as TransformerLens leaves them after processing (norms folded, writing weights and unembedding centred,
 value biases folded), so the stream here is the stream that direct logit attribution is defined on.
+
+Where what attention or MLP writes goes through a norm of its own (Gemma 2 and 3, OLMo 2), a head's output is what it
+adds to the stream with the scale of that norm held: its weights are in W_O, and z is divided by its scale.
 """
 
 from __future__ import annotations
@@ -12,79 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from repro.model.folder import Shape
+from repro.model.attention import mixed
+from repro.model.decoder import Attention, Model, Rotary
 from repro.model.linear import linear
-
-
-@dataclass(frozen=True)
-class Rotary:
-    """Rotary position embedding: tables [n_ctx, rotated/2] and which dimensions pair up."""
-
-    cos: Tensor
-    sin: Tensor
-    adjacent: bool
-    """Pairs (2i, 2i+1) where true, (i, i + half) where false."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """Processed weights of one layer. H heads, G key/value heads, K = d_head, D = d_model, M = d_mlp.
-
-    The products of the forward are computed in the type of W_QKV; W_V and W_O are those that measures read.
-    """
-
-    W_QKV: Tensor  # [D, (H + 2G) K]
-    b_QKV: Tensor  # [(H + 2G) K]
-    W_V: Tensor  # [G, D, K]
-    W_O: Tensor  # [H, K, D]
-    b_O: Tensor  # [D]
-    W_in: Tensor  # [D, M]
-    b_in: Tensor  # [M]
-    W_gate: Tensor | None  # [D, M]
-    b_gate: Tensor | None  # [M]
-    W_out: Tensor  # [M, D]
-    b_out: Tensor  # [D]
-    q_norm: Tensor | None = None  # [K]
-    k_norm: Tensor | None = None  # [K]
-    """Weights of RMS norms of every query and key before rotation, where the model has them."""
-    rotated: bool = True
-    """Whether queries and keys of this layer are rotated, if the model has rotary positions."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """A decoder with processed weights."""
-
-    shape: Shape
-    center: bool
-    """LayerNorm subtracts the mean; RMSNorm does not."""
-    eps: float
-    act: str
-    softmax_scale: float
-    W_E: Tensor  # [V, D]
-    W_pos: Tensor | None  # [n_ctx, D]
-    rotary: Rotary | None
-    blocks: tuple[Block, ...]
-    W_U: Tensor  # [D, V]
-    b_U: Tensor  # [V]
-    parallel: bool = False
-    """Attention and MLP of a layer both read resid_pre; else the MLP reads resid_mid."""
-    longest: int | None = None
-    """Positions up to which it was compared with the original; None: what binds anywhere in its context was refused."""
-
-    def mlp_site(self, layer: int) -> int:
-        """Return which site the MLP of a layer reads."""
-        return 2 * layer if self.parallel else 2 * layer + 1
-
-
-@dataclass(frozen=True)
-class Attention:
-    """What the heads of one layer saw and wrote: q [B,P,H,K], k and v [B,P,G,K] (q and k rotated), z [B,P,H,K]."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    z: Tensor
 
 
 def norm_scale(model: Model, x: Tensor) -> Tensor:
@@ -100,6 +33,23 @@ def normed(model: Model, x: Tensor) -> Tensor:
     if model.center:
         return F.layer_norm(x, (x.shape[-1],), eps=model.eps)
     return F.rms_norm(x, (x.shape[-1],), eps=model.eps)
+
+
+def read(model: Model, x: Tensor) -> Tensor:
+    """Return what attention and MLP read of the stream x [..., D]: after the (weightless) norm, where they have one."""
+    return normed(model, x) if model.pre_norm else x
+
+
+def read_scale(model: Model, x: Tensor) -> Tensor:
+    """Return by what attention and MLP divide x [..., D]: `norm_scale`, or 1 where they read through no norm."""
+    return norm_scale(model, x) if model.pre_norm else torch.ones_like(x[..., 0])
+
+
+def post_gain(model: Model, out: Tensor, weights: Tensor | None) -> Tensor:
+    """Return one over the scale of a norm after attention or MLP; out [..., D]: what it reads, times its weights."""
+    if weights is None:
+        return torch.ones_like(out[..., 0])
+    return torch.rsqrt((out / weights).square().mean(-1) + model.eps)
 
 
 def embed(model: Model, tokens: Tensor) -> Tensor:
@@ -126,33 +76,51 @@ def attend(model: Model, layer: int, resid: Tensor) -> Attention:
     """Return the attention of one layer reading `resid` [B, P, D]: queries, keys, values, and the heads' z."""
     block, shape = model.blocks[layer], model.shape
     B, P, _ = resid.shape
-    x = normed(model, resid)
-    qkv = linear(x.view(B * P, -1), block.W_QKV, block.b_QKV).view(B, P, -1, shape.d_head)
+    x = read(model, resid)
+    qkv = linear(x.reshape(B * P, -1), block.W_QKV, block.b_QKV).view(B, P, -1, shape.d_head)
     q, k, v = qkv.split((shape.n_heads, shape.n_kv_heads, shape.n_kv_heads), dim=2)
     if block.q_norm is not None and block.k_norm is not None:
-        q, k = (F.rms_norm(x, x.shape[-1:], w, model.eps) for x, w in ((q, block.q_norm), (k, block.k_norm)))
-    if model.rotary is not None and block.rotated:
-        q, k = rotate(model.rotary, q).to(v.dtype), rotate(model.rotary, k).to(v.dtype)
-    z = F.scaled_dot_product_attention(
-        q.transpose(1, 2),
-        k.transpose(1, 2),
-        v.transpose(1, 2),
-        is_causal=True,
-        scale=model.softmax_scale,
-        enable_gqa=shape.n_kv_heads != shape.n_heads,
-    ).transpose(1, 2)
-    return Attention(*(part.to(resid.dtype) for part in (q, k, v, z)))
+        q, k = (F.rms_norm(x, w.shape, w, model.eps) for x, w in ((q, block.q_norm), (k, block.k_norm)))
+    rotary = model.rotary_of(layer)
+    if rotary is not None:
+        q, k = rotate(rotary, q).to(v.dtype), rotate(rotary, k).to(v.dtype)
+    q, k, v, z = (part.to(resid.dtype) for part in (q, k, v, mixed(model, layer, q, k, v)))
+    gain = attention_gain(model, layer, z)
+    return Attention(q, k, v, z if block.attn_post is None else z * gain[..., None, None], gain)
+
+
+def attention_gain(model: Model, layer: int, mix: Tensor) -> Tensor:
+    """Return one over the scale of the norm after a layer's attention [B, P]; mix: the mixed values [B, P, H, K]."""
+    weights = model.blocks[layer].attn_post
+    return post_gain(model, mix[..., 0, :] if weights is None else attn_out(model, layer, mix), weights)
 
 
 def mlp(model: Model, layer: int, resid: Tensor) -> Tensor:
     """Return the output of one layer's MLP reading `resid` [B, P, D], bias included."""
-    return mlp_of_normed(model, layer, normed(model, resid))
+    return mlp_of_normed(model, layer, read(model, resid))
 
 
-def mlp_of_normed(model: Model, layer: int, read: Tensor) -> Tensor:
-    """Return the output of one layer's MLP whose norm has been applied already: `read` [B, P, D]."""
+def mlp_of_normed(model: Model, layer: int, read: Tensor, gain: Tensor | None = None) -> Tensor:
+    """Return the output of one layer's MLP whose norm has been applied already: `read` [B, P, D].
+
+    gain: one over the scale of the norm after it [B, P], if not its own (`mlp_gain`).
+    """
+    out, weights = mlp_unscaled(model, layer, read), model.blocks[layer].mlp_post
+    if weights is None:
+        return out
+    return out * (post_gain(model, out, weights) if gain is None else gain)[..., None]
+
+
+def mlp_gain(model: Model, layer: int, resid: Tensor) -> Tensor:
+    """Return one over the scale of the norm after a layer's MLP that reads `resid` [..., D]; 1 where there is none."""
+    weights = model.blocks[layer].mlp_post
+    return post_gain(model, resid if weights is None else mlp_unscaled(model, layer, read(model, resid)), weights)
+
+
+def mlp_unscaled(model: Model, layer: int, read: Tensor) -> Tensor:
+    """Return what one layer's MLP writes of `read` [..., D], not yet divided by the scale of the norm after it."""
     block = model.blocks[layer]
-    x = read.view(-1, read.shape[-1])
+    x = read.reshape(-1, read.shape[-1])
     if block.W_gate is None or block.b_gate is None:
         hidden = linear(x, block.W_in, block.b_in, model.act)
     else:

@@ -11,9 +11,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from repro.errors import ReproError
+from repro.model.decoder import Model
 from repro.model.export import export
 from repro.model.folder import PROMPTS, read_folder
-from repro.model.forward import Model
 from repro.model.load import load
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from repro.errors import ReproError
 from repro.model.casting import DTYPES, cast, rounded
+from repro.model.decoder import Model
 from repro.model.folder import Folder
-from repro.model.forward import Model
 from repro.model.original import read_original
 from repro.model.processing import process
 from repro.model.refusals import refuse_parts, unrunnable
@@ -48,13 +48,12 @@ def load(folder: Folder, precision: str = "float32", device: str = "cpu", prompt
 
 
 def _checked(folder: Folder, dtype: torch.dtype, prompts: np.ndarray | None) -> Model:
-    tokens, length = [_probe(folder)], folder.shape.n_ctx
+    tokens = [_probe(folder)]
     if prompts is not None:
         tokens.append(torch.from_numpy(prompts[:1].astype(np.int64)))
-        length = prompts.shape[1]
     with torch.no_grad(), quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        original = read_original(folder, dtype, tokens, length)
+        original = read_original(folder, dtype, tokens, whole=prompts is None)
         refuse_parts(folder, original.bridge)
         model, value_biases = process(folder, original, dtype)
         check_against_original(folder, original, model, value_biases)

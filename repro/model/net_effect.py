@@ -8,7 +8,8 @@ held      patterns, norm scales and gates of the clean run are constants, so tha
 halves    a product of two things that both depend on the stream gives each of them half. Pattern x value: the value has
           half; the pattern's half goes through the softmax by its derivative at the clean scores, and of the scores
           q . k, again a product, q and k have half each. Gate x up of a gated MLP: half each, the gate by act(x) / x.
-          Norm scales, also those of queries and keys, and the ungated act(u) / u are held.
+          Norm scales, also those of queries and keys and of norms after attention and MLP, and the ungated act(u) / u
+          are held. Through a cap of the scores the slope is its derivative.
 gradient  the derivative of the real model (attribution patching): everything moves, norm scales too.
 
 Held and halves are affine in what is written to the stream, so they are complete: at every site sum_s <x[s], G[s]> plus
@@ -33,10 +34,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from repro.model.attention import pattern_of
+from repro.model.decoder import Model
 from repro.model.derivatives import DERIVATIVES, secant
-from repro.model.forward import Model, Trace, norm_scale, normed, rotate
+from repro.model.forward import Trace, attn_out, mlp_gain, normed, read, read_scale, rotate
 from repro.model.linear import ACTIVATIONS
-from repro.model.paths import centred, pattern
+from repro.model.norm_slopes import through_norm, through_post, through_weighted
 
 FORMS = ("held", "halves", "gradient")
 TOGETHER = 4
@@ -119,11 +122,11 @@ class _Layer:
             trace.attention[layer], **{n: x[row : row + 1, :last] for n, x in vars(trace.attention[layer]).items()}
         )
         self.mlp_out = trace.mlp_out[layer][row, :last]
-        pre, read = (trace.sites[site][row, :last] for site in (2 * layer, model.mlp_site(layer)))
-        self.pre, self.pre_scale = normed(model, pre), norm_scale(model, pre)
-        self.read, self.read_scale = normed(model, read), norm_scale(model, read)
-        everything = torch.arange(last)
-        self.A = pattern(model, replace(trace, attention=(self.seen,)), 0, 0, everything)  # [H, P, P]
+        pre, mid = (trace.sites[site][row, :last] for site in (2 * layer, model.mlp_site(layer)))
+        self.pre, self.pre_scale = read(model, pre), read_scale(model, pre)
+        self.read, self.read_scale = read(model, mid), read_scale(model, mid)
+        self.mlp_gain = mlp_gain(model, layer, mid)
+        self.A = pattern_of(model, layer, self.seen, 0, torch.arange(last))  # [H, P, P]
 
     def weight(self, name: str) -> Tensor:
         """Return a matrix or bias in the type of what is measured; products of the forward may be in bf16."""
@@ -138,6 +141,20 @@ class _Layer:
         n = (shape.n_heads + shape.n_kv_heads) * shape.d_head
         flat = self.pre @ self.weight("W_QKV")[:, :n] + self.weight("b_QKV")[:n]
         return flat.view(len(flat), -1, shape.d_head)
+
+    @cached_property
+    def attn_out(self) -> Tensor:
+        """Return what the heads write together: [P, D]."""
+        return attn_out(self.model, self.layer, self.seen.z)[0]
+
+    @cached_property
+    def cap_slopes(self) -> Tensor | None:
+        """Return the derivatives of capped scores in what they are of, 1 - tanh²: [H, P, P]; None without a cap."""
+        if self.model.score_cap is None:
+            return None
+        q, k = self.seen.q[0], self.seen.k[0].repeat_interleave(self.model.shape.n_heads // self.seen.k.shape[2], 1)
+        scores = torch.einsum("thk,ihk->hti", q, k) * (self.model.softmax_scale / self.model.score_cap)
+        return 1 - scores.tanh_().square_()
 
     @cached_property
     def hidden(self) -> tuple[Tensor, Tensor | None]:
@@ -173,17 +190,11 @@ def _through(run: _Layer, one: _Pass, group: slice, stop: int) -> tuple[Tensor, 
     return mlp, heads
 
 
-def _normed(run: _Layer, form: str, slope: Tensor, y: Tensor, scale: Tensor) -> Tensor:
-    """Return slopes in the stream of slopes in what the norm made of it: y [P, D], the scale held or not."""
-    if form == "gradient":
-        slope = slope - y * (slope * y).mean(-1, keepdim=True)
-    return centred(run.model, slope) / scale[:, None]
-
-
 def _through_mlp(run: _Layer, one: _Pass, group: slice, stop: int, slope: Tensor) -> Tensor:
     """Return the slopes in what the MLP reads, and count its biases."""
     up, gate = (None if x is None else x[:stop] for x in run.factors[one.form])
     assert up is not None
+    slope = through_post(one.form, slope, run.mlp_out[:stop], run.block.mlp_post, run.mlp_gain[:stop])
     flat = slope.reshape(-1, slope.shape[-1])
     hidden = (flat @ run.weight("W_out").T).view(*slope.shape[:2], -1)
     to_gate = None if gate is None else hidden * gate
@@ -193,18 +204,23 @@ def _through_mlp(run: _Layer, one: _Pass, group: slice, stop: int, slope: Tensor
     if to_gate is not None:
         back += to_gate @ run.weight("W_gate").T
         one.rest[group] += to_gate.sum(1) @ run.weight("b_gate")
-    return _normed(run, one.form, back, run.read[:stop], run.read_scale[:stop])
+    return through_norm(run.model, one.form, back, run.read[:stop], run.read_scale[:stop])
 
 
 def _through_heads(run: _Layer, one: _Pass, group: slice, stop: int, slope: Tensor) -> tuple[Tensor, Tensor]:
     """Return the effects of the heads [H, T'] and the slopes in the stream that they read."""
     shape, T = run.model.shape, len(slope)
     H, G, K = shape.n_heads, shape.n_kv_heads, shape.d_head
-    flat = slope.reshape(-1, slope.shape[-1]) @ run.block.W_O.flatten(0, 1).T
-    onto = flat.view(T, stop, H, K)  # slopes in z
-    z, A = run.seen.z[0, :stop], run.A[:, :stop, :stop]
+    W_O, z, A = run.block.W_O.flatten(0, 1).T, run.seen.z[0, :stop], run.A[:, :stop, :stop]
+    onto = (slope.reshape(-1, slope.shape[-1]) @ W_O).view(T, stop, H, K)  # slopes in z
     own = onto * z
+    heads = own.sum((1, 3)).T
     one.rest[group] += slope.sum(1) @ run.weight("b_O")
+    if run.block.attn_post is not None:  # heads write through the norm together: slopes in what they mix are others
+        gain = run.seen.gain[0, :stop]
+        inner = through_post(one.form, slope, run.attn_out[:stop], run.block.attn_post, gain)
+        onto = (inner.reshape(-1, slope.shape[-1]) @ W_O).view(T, stop, H, K)
+        own = onto * (z / gain[:, None, None])
     # Destinations are rows of the pattern; targets lie beside d_head, so that one product a head does for all of them.
     beside = onto.permute(2, 1, 0, 3).reshape(H, stop, T * K)
     values = torch.bmm(A.transpose(1, 2), beside).view(H, stop, T, K).unflatten(0, (G, H // G)).sum(1)
@@ -218,7 +234,7 @@ def _through_heads(run: _Layer, one: _Pass, group: slice, stop: int, slope: Tens
         packed = torch.cat((_through_pattern(run, one, group, stop, onto, own), to_v), -1)
         back = packed @ run.weight("W_QKV").T
         one.rest[group] += packed.sum(1) @ run.weight("b_QKV")
-    return own.sum((1, 3)).T, _normed(run, one.form, back, run.pre[:stop], run.pre_scale[:stop])
+    return heads, through_norm(run.model, one.form, back, run.pre[:stop], run.pre_scale[:stop])
 
 
 def _through_pattern(run: _Layer, one: _Pass, group: slice, stop: int, onto: Tensor, own: Tensor) -> Tensor:
@@ -236,6 +252,8 @@ def _through_pattern(run: _Layer, one: _Pass, group: slice, stop: int, onto: Ten
         shared = head * G // H
         dS = (onto[:, :, head].reshape(-1, K) @ v[:, shared].T).view(T, stop, stop)
         dS.sub_(means[:, :, head, None]).mul_(run.A[head, :stop, :stop])
+        if run.cap_slopes is not None:
+            dS.mul_(run.cap_slopes[head, :stop, :stop])
         to_q[:, :, head] = dS @ k[:, shared]
         to_k[:, :, shared] += dS.transpose(1, 2) @ q[:, head]
     factor = model.softmax_scale / (4 if one.form == "halves" else 1)  # half of the product, half of the scores
@@ -244,20 +262,13 @@ def _through_pattern(run: _Layer, one: _Pass, group: slice, stop: int, onto: Ten
         explained = (to_q * q).sum((1, 2, 3)) + (to_k * k).sum((1, 2, 3))
         one.rest[group] += own.sum((1, 2, 3)) / 2 - explained
     packed = torch.cat((to_q, to_k), 2)
-    if model.rotary is not None and run.block.rotated:
-        packed = rotate(replace(model.rotary, sin=-model.rotary.sin), packed).to(packed.dtype)
-    return _unnormed(run, one.form, packed, stop).flatten(2)
-
-
-def _unnormed(run: _Layer, form: str, packed: Tensor, stop: int) -> Tensor:
-    """Return slopes in queries and keys before their own norms, where the model has them: [T', P, H + G, K]."""
-    if run.block.q_norm is None or run.block.k_norm is None:
-        return packed
-    raw, heads = run.unrotated[:stop], run.model.shape.n_heads
-    scale = torch.sqrt(raw.square().mean(-1, keepdim=True) + run.model.eps)
-    weights = torch.stack([run.weight("q_norm")] * heads + [run.weight("k_norm")] * (raw.shape[1] - heads))
-    packed = packed * weights
-    if form == "gradient":
-        unit = raw / scale
-        packed = packed - unit * (packed * unit).mean(-1, keepdim=True)
-    return packed / scale
+    rotary = model.rotary_of(run.layer)
+    if rotary is not None:
+        packed = rotate(replace(rotary, sin=-rotary.sin), packed).to(packed.dtype)
+    block = run.block
+    if block.q_norm is None or block.k_norm is None:
+        return packed.flatten(2)
+    raw = run.unrotated[:stop]
+    to_q = through_weighted(model, one.form, packed[:, :, :H], raw[:, :H], run.weight("q_norm"))
+    to_k = through_weighted(model, one.form, packed[:, :, H:], raw[:, H:], run.weight("k_norm"))
+    return torch.cat((to_q, to_k), 2).flatten(2)

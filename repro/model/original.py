@@ -6,21 +6,22 @@ weights and its own attention are not used: neither is the original's in all cas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from repro.model.decoder import Rotary
 from repro.model.folder import Folder
-from repro.model.forward import Rotary
 from repro.model.native import native_bridge
 from repro.model.precise import Precise
 from repro.model.refusals import refuse_incomplete, refuse_layout, refuse_not_finite, refuse_settings, unrunnable
 from repro.model.rotary import rotary_of_module, rotary_of_native, unrotated_layers
+from repro.model.windows import windows
 
 LOGITS = 64
 """Positions, the last ones, whose logits are compared: those of a whole prompt may be larger than the model."""
@@ -32,12 +33,14 @@ class Seen:
 
     parts: by name, `resid_pre0` (what the first norm of a layer reads), `resid_mid0` (what the second reads; absent
     where blocks are parallel), `z0` (what the output matrix reads: [B, P, H K]), `attention0` and `MLP0` (what is added
-    to the stream), `final` (what the last norm reads). logits [B, P or 64, V].
+    to the stream, but for a multiplier of all of it), `final` (what the last norm reads). logits [B, P or 64, V];
+    unembedded: what the unembedding writes, from which a model may make its logits by a scale or a cap.
     """
 
     tokens: Tensor
     parts: dict[str, Tensor]
     logits: Tensor
+    unembedded: Tensor
 
 
 @dataclass(frozen=True)
@@ -53,22 +56,32 @@ class Original:
     """What the original multiplies its logits by (Cohere, Granite)."""
     unrotated: frozenset[int] = frozenset()
     """Layers without rotary positions (SmolLM3, Cohere 2)."""
+    rotary_local: Rotary | None = None
+    """Rotary positions of layers with a window, where they have their own (Gemma 3)."""
+    windows: Mapping[int, int] = field(default_factory=dict)
+    """By layer, how far back its heads read, where that is not everything."""
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    """What the original multiplies embeddings, and what attention and MLP add, by (Granite)."""
+    score_cap: float | None = None
+    logit_cap: float | None = None
+    """Caps of attention scores and of logits (Gemma 2)."""
 
 
-def read_original(folder: Folder, dtype: torch.dtype, tokens: Sequence[Tensor], length: int) -> Original:
+def read_original(folder: Folder, dtype: torch.dtype, tokens: Sequence[Tensor], whole: bool) -> Original:
     """Return the original model of a folder, its weights in `dtype`, after one pass over each of some tokens [B, P].
 
-    length: tokens of the longest prompt that the model will be given. Raises ReproError (exit 4) naming what is
+    whole: whether the model may be given longer prompts than these. Raises ReproError (exit 4) naming what is
     unreadable, not finite, or set to what is not computed here. Agreement: tests/model/test_architectures.py.
     """
     if folder.is_hugging_face:
-        return _hugging_face(folder, dtype, tokens, length)
+        return _hugging_face(folder, dtype, tokens, whole)
     bridge = native_bridge(folder, dtype)
     parts = _Parts(bridge.get_submodule, folder.shape.n_layers, parallel=False)
     return Original(bridge, rotary_of_native(bridge), tuple(parts.watch(bridge, each) for each in tokens), {})
 
 
-def _hugging_face(folder: Folder, dtype: torch.dtype, tokens: Sequence[Tensor], length: int) -> Original:
+def _hugging_face(folder: Folder, dtype: torch.dtype, tokens: Sequence[Tensor], whole: bool) -> Original:
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
     from transformers import AutoModelForCausalLM
 
@@ -88,8 +101,8 @@ def _hugging_face(folder: Folder, dtype: torch.dtype, tokens: Sequence[Tensor], 
     module.eval()
     refuse_incomplete(folder, report)
     refuse_not_finite(folder, dict(module.named_parameters()))
-    refuse_settings(folder, module.config, length)
-    rotary = rotary_of_module(folder, module)
+    refuse_settings(folder, module.config, whole)
+    rotary, local = rotary_of_module(folder, module)
     seen: list[Seen] = []
 
     def run(given: Tensor) -> Any:
@@ -102,7 +115,9 @@ def _hugging_face(folder: Folder, dtype: torch.dtype, tokens: Sequence[Tensor], 
         """See the module at work before the bridge takes it apart."""
         refuse_layout(folder, adapter.component_mapping)
         find = partial(_find, module, adapter.component_mapping)
-        parts = _Parts(find, folder.shape.n_layers, bool(adapter.cfg.parallel_attn_mlp))
+        layer = adapter.component_mapping["blocks"].submodules
+        parallel, before, after = bool(adapter.cfg.parallel_attn_mlp), "ln1" in layer, "ln1_post" in layer
+        parts = _Parts(find, folder.shape.n_layers, parallel, before, after)
         seen.extend(parts.watch(run, each) for each in tokens)
 
     name = type(module).__name__
@@ -111,8 +126,21 @@ def _hugging_face(folder: Folder, dtype: torch.dtype, tokens: Sequence[Tensor], 
     )
     default = type(module.config)().to_dict()
     changed = {key: value for key, value in module.config.to_dict().items() if value != default.get(key)}
-    scale = float(getattr(module.config, "logit_scale", 1.0)) / float(getattr(module.config, "logits_scaling", 1.0))
-    return Original(bridge.eval(), rotary, tuple(seen), changed, scale, unrotated_layers(module.config))
+    config = module.config
+    return Original(
+        bridge.eval(),
+        rotary,
+        tuple(seen),
+        changed,
+        logit_scale=float(getattr(config, "logit_scale", 1.0)) / float(getattr(config, "logits_scaling", 1.0)),
+        unrotated=unrotated_layers(config),
+        rotary_local=local,
+        windows=windows(config),
+        embedding_scale=float(getattr(config, "embedding_multiplier", 1.0)),
+        residual_scale=float(getattr(config, "residual_multiplier", 1.0)),
+        score_cap=getattr(config, "attn_logit_softcapping", None),
+        logit_cap=getattr(config, "final_logit_softcapping", None),
+    )
 
 
 def _find(module: nn.Module, mapping: Any, name: str) -> nn.Module:
@@ -136,6 +164,10 @@ class _Parts:
     find: Callable[[str], nn.Module]
     n_layers: int
     parallel: bool
+    before: bool = True
+    """Whether attention and MLP read through norms."""
+    after: bool = False
+    """Whether what they write goes through norms."""
 
     def watch(self, model: Callable[[Tensor], Any], tokens: Tensor) -> Seen:
         """Return what the modules see and write in one pass over tokens [B, P]."""
@@ -155,19 +187,22 @@ class _Parts:
                 hooks.callback(hook.remove)
             unembed = self.find("unembed")
             cut = unembed.register_forward_pre_hook(lambda _, given: (given[0][:, -LOGITS:], *given[1:]))
+            made: list[Tensor] = []
+            kept = unembed.register_forward_hook(lambda _, given, out: made.append(out))
             hooks.callback(cut.remove)
+            hooks.callback(kept.remove)
             with Precise():
                 logits = model(tokens)
-        return Seen(tokens, seen, getattr(logits, "logits", logits))
+        return Seen(tokens, seen, getattr(logits, "logits", logits), made[0])
 
     def _watched(self) -> Iterator[tuple[str, nn.Module, bool]]:
         """Yield what is compared: its name, its module, and whether it is what that reads or what it writes."""
         for layer in range(self.n_layers):
             at = f"blocks.{layer}"
-            yield f"resid_pre{layer}", self.find(f"{at}.ln1"), True
+            yield f"resid_pre{layer}", self.find(f"{at}.{'ln1' if self.before else 'attn.q'}"), True
             if not self.parallel:
-                yield f"resid_mid{layer}", self.find(f"{at}.ln2"), True
+                yield f"resid_mid{layer}", self.find(f"{at}.{'ln2' if self.before else 'mlp.in'}"), True
             yield f"z{layer}", self.find(f"{at}.attn.o"), True
-            yield f"attention{layer}", self.find(f"{at}.attn.o"), False
-            yield f"MLP{layer}", self.find(f"{at}.mlp.out"), False
+            yield f"attention{layer}", self.find(f"{at}.{'ln1_post' if self.after else 'attn.o'}"), False
+            yield f"MLP{layer}", self.find(f"{at}.{'ln2_post' if self.after else 'mlp.out'}"), False
         yield "final", self.find("ln_final"), True

@@ -14,8 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from repro.model.forward import Model, Trace, norm_scale
-from repro.model.paths import centred, gates, pattern
+from repro.model.decoder import Model
+from repro.model.forward import Trace, read_scale
+from repro.model.paths import centred, gates, held_pattern
 
 
 def onto_paths(
@@ -47,7 +48,7 @@ def _through_heads(
 ) -> Tensor:
     """Return the products of the paths through one layer's heads: [w, H, T]."""
     shape, block = model.shape, model.blocks[layer]
-    A = pattern(model, trace, layer, row, positions) / norm_scale(model, trace.sites[2 * layer, row])
+    A = held_pattern(model, trace, layer, row, positions)
     read, per = centred(model, h), shape.n_heads // shape.n_kv_heads
     out = h.new_empty((len(h), shape.n_heads, len(positions)))
     for group, W_V in enumerate(block.W_V):
@@ -62,6 +63,6 @@ def _through_mlp(
 ) -> Tensor:
     """Return the products of the paths through one MLP: [w, T]."""
     block, stream = model.blocks[layer], trace.sites[model.mlp_site(layer), row, positions]
-    g = gates(model, layer, stream) / norm_scale(model, stream)[:, None]
+    g = gates(model, layer, stream) / read_scale(model, stream)[:, None]
     read = centred(model, h[:, positions]) @ block.W_in.to(h.dtype)
     return torch.einsum("wtm,tm,wtm->wt", read, g, onto @ block.W_out.to(h.dtype).T)

@@ -7,8 +7,9 @@ it writes is a sum over everything that was written before it. For a writer w, o
     MLP:                 path_{w->c}[t] = (g[t] * (LN_n(h_w)[t] W_in)) W_out,   g = act(u) / u,  u = LN_n(x) W_in + b_in
     gated MLP:           g = act(LN_n(x) W_gate + b_gate)
 
-with LN_n(v) = (v - mean(v)) / scale_n, scale_n of the clean stream that c reads; RMSNorm removes no mean. The sum over
-all summands of the stream, and c's own bias term, is c's clean output. What is kept of a path is its inner product with
+with LN_n(v) = (v - mean(v)) / scale_n, scale_n of the clean stream that c reads; RMSNorm removes no mean. Where a norm
+follows c, its scale of the clean run divides the path at t; its weights are in W_O and W_out. The sum over all summands
+of the stream, and c's own bias term, is c's clean output. What is kept of a path is its inner product with
 the writer, <path_{w->c}[t], h_w[t]>. No vector of width D is formed for it: for an MLP it is
 sum_m g_m (LN_n(h_w) W_in)_m (h_w W_out^T)_m, for a head a product of two vectors of width d_head.
 Agreement: tests/model/test_paths.py.
@@ -23,7 +24,9 @@ import torch
 from torch import Tensor
 
 from repro.labels import step_of, writers
-from repro.model.forward import Model, Trace, norm_scale, normed
+from repro.model.attention import pattern_of
+from repro.model.decoder import Model
+from repro.model.forward import Trace, mlp_gain, read, read_scale
 from repro.model.linear import ACTIVATIONS, linear
 
 TOGETHER = 32
@@ -210,21 +213,31 @@ def _reads_mlp(model: Model, nodes: Written, layer: int) -> Tensor:
 
 def pattern(model: Model, trace: Trace, layer: int, row: int, positions: Tensor) -> Tensor:
     """Return the clean attention pattern of a layer's heads from the sampled destinations: [H, T, P]."""
-    seen, shape = trace.attention[layer], model.shape
-    keys = seen.k[row].repeat_interleave(shape.n_heads // shape.n_kv_heads, 1)
-    scores = torch.einsum("thk,ihk->hti", seen.q[row, positions], keys) * model.softmax_scale
-    later = torch.arange(keys.shape[0], device=keys.device)[None] > positions[:, None].to(keys.device)
-    return scores.masked_fill_(later, -torch.inf).softmax(-1)
+    return pattern_of(model, layer, trace.attention[layer], row, positions)
+
+
+def held_pattern(model: Model, trace: Trace, layer: int, row: int, positions: Tensor) -> Tensor:
+    """Return the pattern over the clean scale of what is read, times the gain of the norm after it: [H, T, P].
+
+    It takes values of a writer, W_V applied to it without its mean, to the z that it is a part of.
+    """
+    A = pattern(model, trace, layer, row, positions) / read_scale(model, trace.sites[2 * layer, row])
+    return A.mul_(trace.attention[layer].gain[row, positions][:, None])
 
 
 def gates(model: Model, layer: int, resid: Tensor) -> Tensor:
-    """Return the held gate g of each hidden unit of an MLP that reads `resid` [T, D]: [T, M]."""
-    block, x = model.blocks[layer], normed(model, resid)
+    """Return the held gate g of each hidden unit of an MLP that reads `resid` [T, D]: [T, M].
+
+    Where a norm follows the MLP, its gain is held with it and is a part of g.
+    """
+    block, x = model.blocks[layer], read(model, resid)
     if block.W_gate is not None and block.b_gate is not None:
-        return linear(x, block.W_gate, block.b_gate, model.act).to(x.dtype)
-    u = linear(x, block.W_in, block.b_in).to(x.dtype)
-    u = torch.where(u.abs() < _NEAR_ZERO, _NEAR_ZERO, u)  # act(u) / u has a limit at 0, and 0 / 0 has none
-    return ACTIVATIONS[model.act](u) / u
+        g = linear(x, block.W_gate, block.b_gate, model.act).to(x.dtype)
+    else:
+        u = linear(x, block.W_in, block.b_in).to(x.dtype)
+        u = torch.where(u.abs() < _NEAR_ZERO, _NEAR_ZERO, u)  # act(u) / u has a limit at 0, and 0 / 0 has none
+        g = ACTIVATIONS[model.act](u) / u
+    return g if block.mlp_post is None else g * mlp_gain(model, layer, resid)[:, None]
 
 
 def mlp_path_onto(model: Model, layer: int, resid: Tensor, writer: Tensor, onto: Tensor) -> Tensor:
@@ -236,8 +249,8 @@ def mlp_path_onto(model: Model, layer: int, resid: Tensor, writer: Tensor, onto:
     block, rows = model.blocks[layer], []
     W_in, W_out = block.W_in.to(writer.dtype), block.W_out.to(writer.dtype)
     for mid, h, direction in zip(resid, writer, onto, strict=True):
-        read = centred(model, h) / norm_scale(model, mid)[:, None]
-        rows.append((gates(model, layer, mid) * (read @ W_in) * (direction @ W_out.T)).sum(-1))
+        seen = centred(model, h) / read_scale(model, mid)[:, None]
+        rows.append((gates(model, layer, mid) * (seen @ W_in) * (direction @ W_out.T)).sum(-1))
     return torch.stack(rows)
 
 
@@ -253,14 +266,14 @@ def _head_dots(
     z = torch.cat((nodes.z[:, :n_heads], nodes.z[:, decoys.heads]), 1).transpose(0, 1).contiguous()  # [w_h, P, K]
     maps = torch.cat((*(centred(model, earlier.W_O) for earlier in model.blocks[:layer]), decoys.head_maps))
     vectors, turned = nodes.vectors[:n_vectors], nodes.vectors[decoys.vectors]
-    A = pattern(model, trace, layer, row, positions) / norm_scale(model, trace.sites[2 * layer, row])
-    read = torch.einsum("wtd,hkd->hwtk", at[_order(nodes, layer, decoys, len(at))], block.W_O)
+    A = held_pattern(model, trace, layer, row, positions)
+    onto = torch.einsum("wtd,hkd->hwtk", at[_order(nodes, layer, decoys, len(at))], block.W_O)
     per = shape.n_heads // shape.n_kv_heads
     dots = []
     for group, W_V in enumerate(block.W_V):
         values = torch.cat((z @ (maps @ W_V), vectors @ W_V, turned @ (decoys.vector_maps @ W_V)))  # [w, P, K]
         heads = range(group * per, (group + 1) * per)
-        dots += [(A[head] @ values).mul_(read[head]).sum(-1) for head in heads]  # A V: [w, T, K]
+        dots += [(A[head] @ values).mul_(onto[head]).sum(-1) for head in heads]  # A V: [w, T, K]
     out = at.new_empty((len(at), shape.n_heads, len(positions)))
     out[_order(nodes, layer, decoys, len(at))] = torch.stack(dots, 1)
     return out
@@ -278,7 +291,7 @@ def _order(nodes: Written, layer: int, decoys: Decoys, count: int) -> Tensor:
 def _mlp_dots(model: Model, layer: int, mid: Tensor, at: Tensor) -> Tensor:
     """Return <path_{w->MLP}, h_w> [w, 1, T] of writers and decoys `at` [w, T, D]; mid: what the MLP reads [T, D]."""
     block = model.blocks[layer]
-    g = gates(model, layer, mid) / norm_scale(model, mid)[:, None]
+    g = gates(model, layer, mid) / read_scale(model, mid)[:, None]
     # Products of the forward may be in bf16; what is measured of them is not.
     W_in, W_out, parts = block.W_in.to(at.dtype), block.W_out.to(at.dtype), []
     for some in at.split(TOGETHER):

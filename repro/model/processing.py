@@ -1,8 +1,9 @@
 """Raw weights become the processed ones that direct logit attribution is defined on.
 
-Norms are folded into what reads through them, value biases into b_O, scales of the embedding into W_E, of single
-layers' scores into W_Q, and of logits into W_U; what LayerNorm models write to the stream is centred, and so is every
-unembedding. Computed in float64, whatever the type of the weights.
+Norms are folded into what reads through them, those after attention and MLP into W_O and W_out, value biases into b_O,
+scales of the embedding into W_E, of what is added to the stream into W_O and W_out, of single layers' scores into W_Q,
+and of logits into W_U; what LayerNorm models write to the stream is centred, and so is every unembedding. Computed in
+float64, whatever the type of the weights.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from repro.errors import Exit, ReproError, listing
+from repro.model.decoder import Block, Model, Rotary
 from repro.model.folder import Folder, Shape
-from repro.model.forward import Block, Model, Rotary
 from repro.model.original import Original
 
 _SIZE_KEYS = (
     "n_heads", "num_attention_heads", "n_head", "num_heads", "n_key_value_heads", "num_key_value_heads", "d_head",
     "head_dim", "d_model", "hidden_size", "n_embd",
 )  # fmt: skip
+_BIAS_KEYS = ("attention_bias", "mlp_bias", "use_bias")
+_NORMS = ("ln1", "ln1_post", "ln2", "ln2_post")
 Affine = tuple[Tensor, Tensor]
 """A matrix [in, out] and a bias [out]; or a norm's weight and bias [in]."""
+_NO_WEIGHT = 1e-15
+"""Stands for a weight of zero in a norm after attention or MLP, whose scale could not be found again otherwise."""
 
 
 def process(folder: Folder, original: Original, dtype: torch.dtype) -> tuple[Model, list[Tensor]]:
@@ -39,38 +44,48 @@ def process(folder: Folder, original: Original, dtype: torch.dtype) -> tuple[Mod
     scales = [_softmax_scale(_module(block.attn), shape) for block in bridge.blocks]
     blocks: list[Block] = []
     value_biases: list[Tensor] = []
-    for block, scale in zip(bridge.blocks, scales, strict=True):
-        made, value_bias = _block(folder, block._modules, center, offset, scale / scales[0])
-        blocks.append(_cast(replace(made, rotated=len(blocks) not in original.unrotated), dtype))
+    for layer, (block, scale) in enumerate(zip(bridge.blocks, scales, strict=True)):
+        made, value_bias = _block(folder, block._modules, center, offset, scale / scales[0], original.residual_scale)
+        made = replace(made, rotated=layer not in original.unrotated, window=original.windows.get(layer))
+        blocks.append(_cast(made, dtype))
         value_biases.append(value_bias.to(dtype))
     W_U, b_U = _read_through(_norm(bridge.ln_final, shape.d_model, offset), _affine(bridge.unembed), center)
     W_E, W_pos = _embeddings(bridge, shape, original.rotary, center)
+    rotary, local = (None if each is None else _cast(each, dtype) for each in (original.rotary, original.rotary_local))
     model = Model(
         shape=replace(shape, d_mlp=blocks[0].W_in.shape[1]),
         center=center,
         eps=_epsilon(folder, bridge),
         act=cfg.act_fn,
         softmax_scale=scales[0],
-        W_E=W_E,
+        W_E=W_E.mul_(original.embedding_scale),
         W_pos=W_pos,
-        rotary=None if original.rotary is None else _cast(original.rotary, dtype),
+        rotary=rotary,
         blocks=tuple(blocks),
         W_U=W_U.sub_(W_U.mean(1, keepdim=True)).mul_(original.logit_scale),  # in place: the largest matrix
         b_U=(b_U - b_U.mean()) * original.logit_scale,
         parallel=bool(getattr(cfg, "parallel_attn_mlp", False)),
+        rotary_local=local,
+        pre_norm="ln1" in bridge.blocks[0]._modules,
+        score_cap=original.score_cap,
+        logit_cap=original.logit_cap,
     )
     return _cast(model, dtype), value_biases
 
 
 def _block(
-    folder: Folder, parts: dict[str, Any], center: bool, offset: float, score_factor: float
+    folder: Folder, parts: dict[str, Any], center: bool, offset: float, score_factor: float, residual_scale: float
 ) -> tuple[Block, Tensor]:
     """Return one layer, processed, and the value bias [H K] that is folded into its b_O.
 
-    score_factor: of its attention scores, beyond the factor that all layers share.
+    score_factor: of its attention scores, beyond the factor that all layers share; residual_scale: of what it adds to
+    the stream.
     """
     shape, attn, ff = folder.shape, parts["attn"]._modules, parts["mlp"]._modules
-    ln1 = _norm(parts["ln1"], shape.d_model, offset)
+    none = torch.ones(shape.d_model).double(), torch.zeros(shape.d_model).double()  # OLMo 2 reads without norms
+    ln1 = _norm(parts["ln1"], shape.d_model, offset) if "ln1" in parts else none
+    post = (_post(parts, name, shape.d_model, offset) for name in ("ln1_post", "ln2_post"))
+    attn_post, mlp_post = (None if weights is None else weights * residual_scale for weights in post)
     # GPT-J and Phi have one norm, which attention and MLP both read through.
     ln2 = _norm(parts["ln2"], shape.d_model, offset) if "ln2" in parts else ln1
     (W_Q, b_Q), (W_K, b_K), (W_V, b_V) = (_read_through(ln1, _affine(attn[x]), center) for x in "qkv")
@@ -81,11 +96,14 @@ def _block(
     share = shape.n_heads // shape.n_kv_heads
     value_bias = b_V.view(shape.n_kv_heads, shape.d_head).repeat_interleave(share, 0).flatten()
     # A pattern sums to 1 over the positions it reads: what every value contains is written once.
-    W_O, b_O = _written((W_O, b_O + value_bias @ W_O), center)
+    W_O, b_O = _written((W_O, b_O + value_bias @ W_O), center, attn_post, residual_scale)
     W_in, b_in = _read_through(ln2, _affine(ff["in"]), center)
     gate = _read_through(ln2, _affine(ff["gate"]), center) if "gate" in ff else (None, None)
-    W_out, b_out = _written(_affine(ff["out"]), center)
+    W_out, b_out = _written(_affine(ff["out"]), center, mlp_post, residual_scale)
+    _refuse_biases(folder, {"attention": (attn_post, b_O), "MLP": (mlp_post, b_out)})
     q_norm, k_norm = (_norm(attn[x], shape.d_head, offset)[0] if x in attn else None for x in ("q_norm", "k_norm"))
+    if q_norm is not None and k_norm is not None and q_norm.numel() > shape.d_head:
+        q_norm, k_norm = (weights.unflatten(0, (-1, shape.d_head)) for weights in (q_norm, k_norm))
     if q_norm is None:
         W_Q, b_Q = W_Q * score_factor, b_Q * score_factor
     else:
@@ -104,6 +122,8 @@ def _block(
         b_out=b_out,
         q_norm=q_norm,
         k_norm=k_norm,
+        attn_post=attn_post,
+        mlp_post=mlp_post,
     )
     return made, value_bias
 
@@ -112,7 +132,7 @@ def _epsilon(folder: Folder, bridge: Any) -> float:
     """Return what the norms add to the variance, from their own attributes: configurations name it in many ways."""
     norms = [
         bridge.ln_final,
-        *(block._modules[name] for block in bridge.blocks for name in ("ln1", "ln2") if name in block._modules),
+        *(block._modules[name] for block in bridge.blocks for name in _NORMS if name in block._modules),
     ]
     norms += [
         block.attn._modules[name]
@@ -154,6 +174,14 @@ def _norm(part: Any, size: int, offset: float) -> Affine:
     )
 
 
+def _post(parts: dict[str, Any], name: str, size: int, offset: float) -> Tensor | None:
+    """Return the weights of a norm after attention or MLP, none of them zero, or nothing if the layer has none."""
+    if name not in parts:
+        return None
+    weights = _norm(parts[name], size, offset)[0]
+    return torch.where(weights == 0, _NO_WEIGHT, weights)
+
+
 def _read_through(norm: Affine, read: Affine, center: bool) -> Affine:
     """Fold a norm into what reads through it: x w + b, then W, becomes x, then w W, b W added to the bias."""
     (weight, bias), (W, b) = norm, read
@@ -161,10 +189,13 @@ def _read_through(norm: Affine, read: Affine, center: bool) -> Affine:
     return folded.sub_(folded.mean(0)) if center else folded, b + bias @ W
 
 
-def _written(write: Affine, center: bool) -> Affine:
-    """Centre what is written to the stream of a LayerNorm model, every reader of which subtracts the mean."""
-    W, b = write
-    return (W - W.mean(1, keepdim=True), b - b.mean()) if center else write
+def _written(write: Affine, center: bool, post: Tensor | None, scale: float) -> Affine:
+    """Centre what is written to the stream of a LayerNorm model, every reader of which subtracts the mean.
+
+    scale: by which it is multiplied; post: weights of the norm that it goes through, times that.
+    """
+    W, b = (x * (scale if post is None else post) for x in write)
+    return (W - W.mean(1, keepdim=True), b - b.mean()) if center else (W, b)
 
 
 def _embeddings(bridge: Any, shape: Shape, rotary: Rotary | None, center: bool) -> tuple[Tensor, Tensor | None]:
@@ -190,6 +221,18 @@ def _softmax_scale(attention: nn.Module, shape: Shape) -> float:
         if hasattr(attention, name):
             return 1 / float(getattr(attention, name))
     return 1.0 if type(attention).__name__ == "GPTNeoSelfAttention" else shape.d_head**-0.5
+
+
+def _refuse_biases(folder: Folder, written: dict[str, tuple[Tensor | None, Tensor]]) -> None:
+    """Refuse a bias in what a norm after attention or MLP reads: divided by the norm's scale it is no constant."""
+    for name, (post, bias) in written.items():
+        if post is not None and bias.any():
+            said = listing([f"{key} = {folder.config[key]!r}" for key in _BIAS_KEYS if folder.config.get(key)])
+            raise ReproError(
+                f"{folder.path}: not supported: {said or 'biases'} in config.json, biases of what the norm after the "
+                f"{name} reads",
+                Exit.UNAVAILABLE,
+            )
 
 
 def _refuse_sizes(folder: Folder, read: dict[str, tuple[Tensor, int]]) -> None:

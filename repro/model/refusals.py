@@ -14,6 +14,7 @@ from repro.model.config_keys import READ
 from repro.model.folder import Folder
 from repro.model.linear import ACTIVATIONS
 from repro.model.native_keys import READ as NATIVE_READ
+from repro.model.windows import window_key, windows
 
 _ACTIVATION_KEYS = ("activation_function", "hidden_activation", "hidden_act", "activation")
 
@@ -21,29 +22,29 @@ _ACTIVATION_KEYS = ("activation_function", "hidden_activation", "hidden_act", "a
 _REFUSED: dict[str, Callable[[Any], bool]] = {
     "add_cross_attention": bool,
     "alibi": bool,
-    "attn_logit_softcapping": bool,
+    "attn_logit_softcapping": lambda cap: cap is not None and cap <= 0,
     "clip_qkv": lambda value: value is not None,
     "do_layer_norm_before": lambda value: value is False,
-    "embedding_multiplier": lambda value: value not in (None, 1),
-    "final_logit_softcapping": bool,
+    "final_logit_softcapping": lambda cap: cap is not None and cap <= 0,
     "is_encoder_decoder": bool,
     "num_experts": bool,
     "num_local_experts": bool,
     "n_routed_experts": bool,
     "qk_layernorm": bool,
-    "residual_multiplier": lambda value: value not in (None, 1),
     "use_bidirectional_attention": bool,
     "use_qk_norm": bool,
 }
 
 
-def refuse_settings(folder: Folder, config: Any, length: int) -> None:
+def refuse_settings(folder: Folder, config: Any, whole: bool) -> None:
     """Refuse settings of a Hugging Face configuration that are not computed here, by their keys.
 
-    length: tokens of the longest prompt, which no attention window may be shorter than. Raises ReproError (exit 4).
-    Agreement: tests/model/test_selfcheck.py.
+    whole: whether prompts may be longer than those that are compared, which then must not reach an attention window.
+    Raises ReproError (exit 4). Agreement: tests/model/test_selfcheck.py.
     """
     named = [f"{key} = {value!r}" for key, refused in _REFUSED.items() if refused(value := getattr(config, key, None))]
+    if config.model_type == "gemma3_text" and config.attn_logit_softcapping is not None:
+        named.append(f"attn_logit_softcapping = {config.attn_logit_softcapping!r} (transformers' own model ignores it)")
     projected = getattr(config, "word_embed_proj_dim", config.hidden_size)
     if projected != config.hidden_size:
         named.append(f"word_embed_proj_dim = {projected!r} (hidden_size = {config.hidden_size!r})")
@@ -52,35 +53,29 @@ def refuse_settings(folder: Folder, config: Any, length: int) -> None:
         named.append(f"{key} = {getattr(config, key)!r} ({listing(list(ACTIVATIONS))} are)")
     if named:
         raise ReproError(f"{folder.path}: not supported: {listing(named)} in config.json", Exit.UNAVAILABLE)
-    key, window = _window(config)
-    if window is not None and window < length:
+    window, key = min(windows(config).values(), default=None), window_key(config)
+    if whole and window is not None and window < folder.shape.n_ctx:
         raise ReproError(
-            f"{folder.path}: not supported: {key} = {window} in config.json, an attention window shorter than prompts "
-            f"of {length} tokens; prompts of at most {window} tokens would do",
+            f"{folder.path}: not supported: {key} = {window} in config.json, an attention window, with prompts of any "
+            f"length: what it does is compared with the original on prompts that reach it; load the model with the "
+            "prompts that it will be given",
             Exit.UNAVAILABLE,
         )
 
 
-def _window(config: Any) -> tuple[str, int | None]:
-    """Return the key of the attention window of a model, and the window if some layer has it."""
-    if "local" in getattr(config, "attention_layers", ()):
-        return "window_size", config.window_size
-    kinds = getattr(config, "layer_types", None)
-    windowed = getattr(config, "use_sliding_window", True) and (kinds is None or "sliding_attention" in kinds)
-    return "sliding_window", getattr(config, "sliding_window", None) if windowed else None
-
-
 def refuse_layout(folder: Folder, mapping: Mapping[str, Any]) -> None:
-    """Refuse layers that are not an attention and an MLP that each read the stream through a norm and add to it.
+    """Refuse layers that are not an attention and an MLP that each read the stream and add to it, through norms.
 
-    mapping: TransformerLens' parts of the architecture. Raises ReproError (exit 4).
+    The norms are before both, after both, or both. mapping: TransformerLens' parts of the architecture. Raises
+    ReproError (exit 4).
     """
     layer = mapping["blocks"].submodules if "blocks" in mapping else {}
     attn, mlp = (getattr(layer.get(name), "submodules", {}) for name in ("attn", "mlp"))
-    wanted = {"a norm before attention": "ln1" in layer, "attention heads": "o" in attn, "an MLP": "out" in mlp}
+    norm = "ln1" in layer or "ln1_post" in layer
+    wanted = {"a norm before or after attention": norm, "attention heads": "o" in attn, "an MLP": "out" in mlp}
     lacking = [f"layers without {name}" for name, present in wanted.items() if not present]
-    if {"ln1_post", "ln2_post"} & set(layer):
-        lacking.append("norms after attention or MLP")
+    if ("ln1_post" in layer) != ("ln2_post" in layer) or ("ln2" in layer and "ln1" not in layer):
+        lacking.append("norms of attention in other places than those of the MLP")
     if "ln_final" not in mapping:
         lacking.append("no final norm")
     if "embed_ln" in mapping:
@@ -96,7 +91,8 @@ def refuse_parts(folder: Folder, bridge: Any) -> None:
     first = bridge.blocks[0]
     q_norm = first.attn._modules.get("q_norm")
     unsupported = {
-        "query/key norms of all heads at once": q_norm is not None and q_norm.weight.numel() != folder.shape.d_head,
+        "query/key norms of some other size than a head or all heads": q_norm is not None
+        and tuple(q_norm.weight.shape) not in ((folder.shape.d_head,), (folder.shape.n_heads * folder.shape.d_head,)),
         "query/key norms after rotation": bool(getattr(cfg, "qk_norm_after_rope", False)),
         f"normalization_type = {cfg.normalization_type!r}": not norm.startswith(("LN", "RMS")),
         f"positional_embedding_type = {cfg.positional_embedding_type!r}": cfg.positional_embedding_type

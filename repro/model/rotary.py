@@ -9,46 +9,56 @@ from torch import nn
 
 from repro.errors import Exit, ReproError
 from repro.model.config_keys import ROTARY_KINDS
+from repro.model.decoder import Rotary
 from repro.model.folder import Folder
-from repro.model.forward import Rotary
 
 _ADJACENT = frozenset({"cohere", "cohere2", "ernie4_5", "glm", "glm4", "helium"})
 """Architectures that rotate dimensions (2i, 2i+1) together, among those that hold frequencies."""
 
 
-def rotary_of_module(folder: Folder, module: nn.Module) -> Rotary | None:
-    """Return the tables of a Hugging Face model, or nothing if it has no rotary positions.
+def rotary_of_module(folder: Folder, module: nn.Module) -> tuple[Rotary | None, Rotary | None]:
+    """Return the tables of a Hugging Face model, and those of its layers with a window where they have their own.
 
-    Raises ReproError (exit 4) for frequencies that depend on the prompt or on the layer.
+    Nothing if it has no rotary positions. Raises ReproError (exit 4) for frequencies that depend on the prompt.
     Agreement: tests/model/test_architectures.py.
     """
+    adjacent = getattr(module.config, "model_type", "") in _ADJACENT
     for part in module.modules():
         if isinstance(getattr(part, "inv_freq", None), torch.Tensor):
-            return _of_frequencies(folder, part, getattr(module.config, "model_type", "") in _ADJACENT)
+            return _of_frequencies(folder, part, "", adjacent), None
+        if isinstance(kinds := getattr(part, "rope_type", None), dict):
+            full, local = (
+                _of_frequencies(folder, part, f"{kind}_", adjacent) if kind in kinds else None
+                for kind in ("full_attention", "sliding_attention")
+            )
+            return full or local, local
         table = getattr(part, "embed_positions", None)
         if isinstance(table, torch.Tensor):  # GPT-J: sines, then cosines
             sin, cos = table[: folder.shape.n_ctx].chunk(2, dim=-1)
-            return Rotary(cos.contiguous(), sin.contiguous(), adjacent=True)
-    return None
+            return Rotary(cos.contiguous(), sin.contiguous(), adjacent=True), None
+    return None, None
 
 
-def _of_frequencies(folder: Folder, part: Any, adjacent: bool) -> Rotary:
+def _of_frequencies(folder: Folder, part: Any, prefix: str, adjacent: bool) -> Rotary:
+    """Return the tables of a module's frequencies; prefix: of its attributes, where kinds of layers have their own."""
     kind = getattr(part, "rope_type", "default")
+    kind = kind.get(prefix[:-1], "default") if isinstance(kind, dict) else kind
     if kind not in ROTARY_KINDS:
         raise ReproError(
             f"{folder.path}: not supported: rotary positions of kind {kind!r} (rope_parameters or rope_scaling in "
             f"config.json); {', '.join(ROTARY_KINDS)} are",
             Exit.UNAVAILABLE,
         )
-    angles = torch.arange(folder.shape.n_ctx, dtype=torch.float32)[:, None] * part.inv_freq.float()[None, :]
-    strength = float(getattr(part, "attention_scaling", 1.0))
+    frequencies = getattr(part, f"{prefix}inv_freq").float()
+    angles = torch.arange(folder.shape.n_ctx, dtype=torch.float32)[:, None] * frequencies[None, :]
+    strength = float(getattr(part, f"{prefix}attention_scaling", 1.0))
     return Rotary(angles.cos() * strength, angles.sin() * strength, adjacent)
 
 
 def unrotated_layers(config: Any) -> frozenset[int]:
     """Return the layers of a Hugging Face model with rotary positions that do without them."""
-    kinds = getattr(config, "layer_types", None) or ()
-    if getattr(config, "model_type", "") == "cohere2":
+    kinds, model = getattr(config, "layer_types", None) or (), getattr(config, "model_type", "")
+    if model == "cohere2" or (model == "exaone4" and config.sliding_window is not None):
         return frozenset(layer for layer, kind in enumerate(kinds) if kind == "full_attention")
     return frozenset(
         layer for layer, rotated in enumerate(getattr(config, "no_rope_layers", None) or ()) if not rotated

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from repro.errors import Exit, ReproError, listing, plain
 from repro.model import forward
+from repro.model.decoder import Model
 from repro.model.folder import Folder
-from repro.model.forward import Model, logits, trace
+from repro.model.forward import logits, trace
 from repro.model.original import Original, Seen
 
 # Largest deviation allowed, relative to the largest value of the same quantity: the original computes in another order.
@@ -33,32 +34,36 @@ def check_against_original(folder: Folder, original: Original, model: Model, val
     """Compare our pass with the original's over the same tokens: every site, z, what is written, and the logits.
 
     Processing moves the stream of a LayerNorm model by its mean, z by the value bias (of each layer [H K]), and logits
-    by a constant per position. Positions where the original's own stream is not finite are left out. Raises ReproError
-    (exit 4) naming the first quantity that deviates. Agreement: tests/model/test_selfcheck.py.
+    by a constant per position; where logits are capped, those before the cap, and the cap itself, are compared.
+    Positions where the original's own stream is not finite are left out. Raises ReproError (exit 4) naming the first
+    quantity that deviates. Agreement: tests/model/test_selfcheck.py.
     """
     limit = TOLERANCE[model.W_E.dtype]
     for seen in original.seen:
         finite = torch.isfinite(seen.parts["final"]).all(-1)
-        for name, ours, theirs in _pairs(model, seen, value_biases):
+        for name, ours, theirs in _pairs(model, original, seen, value_biases):
             rows = finite[:, -ours.shape[1] :]
             if rows.any():
                 _compare(folder, original, name, ours[rows], theirs[rows], limit)
 
 
-def _pairs(model: Model, seen: Seen, value_biases: Sequence[Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
+def _pairs(
+    model: Model, original: Original, seen: Seen, value_biases: Sequence[Tensor]
+) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Yield each quantity: its name, ours and the original's, both [B, P, ...]."""
     passed = trace(model, seen.tokens)
 
     def theirs(name: str) -> Tensor:
         """Return what the original writes or reads, centred where writing weights are."""
-        value = seen.parts[name]
+        value = seen.parts[name] * (original.residual_scale if name.startswith(("attention", "MLP")) else 1)
         return value - value.mean(-1, keepdim=True) if model.center else value
 
     written = passed.sites[0]
     for layer, attention in enumerate(passed.attention):
         pre, mid = passed.sites[2 * layer], passed.sites[2 * layer + 1]
         yield f"resid_pre{layer}", pre, theirs(f"resid_pre{layer}")
-        yield f"z of layer {layer}", attention.z.flatten(2) + value_biases[layer], seen.parts[f"z{layer}"]
+        mix = attention.z / attention.gain[..., None, None]
+        yield f"z of layer {layer}", mix.flatten(2) + value_biases[layer], seen.parts[f"z{layer}"]
         yield f"ln1 scale of layer {layer}", *_scaled(model, pre)
         out = forward.attn_out(model, layer, attention.z)
         heads = torch.einsum("bphk,hkd->bpd", attention.z, model.blocks[layer].W_O) + model.blocks[layer].b_O
@@ -73,11 +78,13 @@ def _pairs(model: Model, seen: Seen, value_biases: Sequence[Tensor]) -> Iterator
     yield "final stream", passed.final, theirs("final")
     yield "final norm scale", *_scaled(model, passed.final)
     ours = logits(model, passed.final[:, -seen.logits.shape[1] :])
-    yield (
-        "the vector of logits",
-        ours - ours.mean(-1, keepdim=True),
-        seen.logits - seen.logits.mean(-1, keepdim=True),
-    )
+    uncapped = seen.logits
+    if model.logit_cap is not None:
+        # A cap moves no logit past another; what is attributed are the logits before it.
+        uncapped = seen.unembedded
+        yield "the cap of the logits", (uncapped / model.logit_cap).tanh() * model.logit_cap, seen.logits
+    theirs_centred = uncapped - uncapped.mean(-1, keepdim=True)
+    yield "the vector of logits", ours - ours.mean(-1, keepdim=True), theirs_centred
 
 
 def _scaled(model: Model, x: Tensor) -> tuple[Tensor, Tensor]:

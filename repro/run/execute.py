@@ -131,6 +131,8 @@ class _Pass:
         )
         if item.precision != FLOAT32:
             dataset.attrs["precision"] = item.precision
+        if (cap := self.session.engine(item.precision).model.logit_cap) is not None:
+            dataset.attrs["logits"] = f"before the cap {cap:g} tanh(l / {cap:g})"
         dataset.attrs.setdefault("examples", "named" if self.plan.subject.subject.examples != "auto" else "mined")
         result.finalise(dataset)
 

@@ -20,7 +20,19 @@ import torch
 from torch import Tensor
 
 from repro.labels import head_index, is_head, layer_of, step_of
-from repro.model.forward import Model, Trace, attend, attn_out, mlp, mlp_of_normed, norm_scale, trace
+from repro.model.attention import weights
+from repro.model.forward import (
+    Model,
+    Trace,
+    attend,
+    attention_gain,
+    attn_out,
+    mlp,
+    mlp_gain,
+    mlp_of_normed,
+    read_scale,
+    trace,
+)
 from repro.model.paths import centred
 from repro.scan.confirmation import Confirmation
 
@@ -82,8 +94,8 @@ def output_without(model: Model, run: Trace, component: str, h: Tensor, own_scal
     resid = run.sites[model.mlp_site(layer)]
     if own_scale:
         return centred(model, mlp(model, layer, resid - h))
-    read = centred(model, resid - h) / norm_scale(model, resid)[..., None]
-    return centred(model, mlp_of_normed(model, layer, read))
+    read = centred(model, resid - h) / read_scale(model, resid)[..., None]
+    return centred(model, mlp_of_normed(model, layer, read, mlp_gain(model, layer, resid)))
 
 
 def _patched_head(model: Model, run: Trace, component: str, h: Tensor, own_scale: bool) -> Tensor:
@@ -93,12 +105,16 @@ def _patched_head(model: Model, run: Trace, component: str, h: Tensor, own_scale
     group = head * shape.n_kv_heads // shape.n_heads
     resid = run.sites[2 * layer]
     left = resid - h
-    scale = norm_scale(model, left if own_scale else resid)
+    scale = read_scale(model, left if own_scale else resid)
     values = centred(model, left) / scale[..., None] @ block.W_V[group]
     scores = seen.q[:, :, head] @ seen.k[:, :, group].transpose(1, 2) * model.softmax_scale
-    hidden = torch.ones(scores.shape[1:], dtype=torch.bool, device=scores.device).triu(1)
-    A = scores.masked_fill_(hidden, -torch.inf).softmax(-1)
-    return A @ values @ centred(model, block.W_O[head])
+    mix = weights(model, layer, scores, torch.arange(scores.shape[-1])) @ values
+    gain = seen.gain
+    if own_scale and block.attn_post is not None:  # the other heads of the layer as they were
+        everything = seen.z / seen.gain[..., None, None]
+        everything[:, :, head] = mix
+        gain = attention_gain(model, layer, everything)
+    return (mix * gain[..., None]) @ centred(model, block.W_O[head])
 
 
 def _rerun(

@@ -52,8 +52,9 @@ def corrected_dla(
 
     Returns by node [node] or [node, prompt], in logits: `dla`, `taken_back`, `remainder`, `net_effect`, `halves`,
     `gradient`, and `total_effect` if asked for; `verdict` in words; `erases` [node, component]; `logit_diff`; and
-    `rest`, what biases add: embed + pos_embed + rest of `net_effect` is the logit difference. Raises ReproError: exit
-    2 for tokens that do not fit, exit 4 for a model that cannot be had. Agreement: tests/scan/test_corrected.py.
+    `rest`, what biases add: embed + pos_embed + rest of `net_effect` is the logit difference. Logits are those before a
+    cap, if the model has one, which the attribute `logits` then says. Raises ReproError: exit 2 for tokens that do not
+    fit, exit 4 for a model that cannot be had. Agreement: tests/scan/test_corrected.py.
     """
     import torch
 
@@ -88,6 +89,8 @@ def corrected_dla(
         {"node": labels, "component": components},
         {"position": at, "erasers_from": "shares" if erasers is None else "given"},
     )
+    if (cap := made.logit_cap) is not None:
+        dataset.attrs["logits"] = f"before the cap {cap:g} tanh(l / {cap:g})"
     return dataset.isel(prompt=0) if one else dataset
 
 

@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from repro.labels import head_index, is_head, layer_of
+from repro.model.decoder import Block, Model, Rotary
 from repro.model.folder import Shape
-from repro.model.forward import Block, Model, Rotary, trace
+from repro.model.forward import trace
 from repro.model.paths import centred
 
 ROTARY_BASE = 10_000.0

@@ -41,7 +41,7 @@ def reduced(experiment: DLACard, shown: Scene) -> xr.Dataset:
     return experiment.reduce(shown.context, ValidPrompts(raw, []), shown.prepared(experiment), str)
 
 
-@pytest.fixture(scope="module", params=["native", "llama", "pythia"])
+@pytest.fixture(scope="module", params=["native", "llama", "pythia", "gemma2", "gemma3"])
 def given(request: pytest.FixtureRequest) -> Scene:
     """A toy with three prompts of eleven tokens."""
     return scene(request.param)

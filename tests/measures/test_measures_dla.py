@@ -46,7 +46,8 @@ def direction(kind: str, target: str) -> np.ndarray:
 def same_position(shown: Scene, head: int) -> np.ndarray:
     """LN_n(h_w)[t] W_V W_O with no pattern at all: [B, P, D]."""
     weights, layer = oracle.head_weights(shown.model, shown.roles.layers[0], head), shown.roles.layers[0]
-    return oracle.normed(shown.model, shown.writer, shown.clean.scales[layer]) @ weights["W_V"] @ weights["W_O"]
+    read = oracle.normed(shown.model, shown.writer, shown.clean.scales[layer])
+    return read @ weights["W_V"] @ weights["W_O"] / shown.clean.scales_after[layer, 0, ..., None]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -136,12 +137,16 @@ def with_examples(kind: str) -> Scene:
     return replace(scene(kind), examples=examples(kind))
 
 
-def resampled_last(shown: Scene, layer: int, head: int, own: oracle.Run, row: int, T: int) -> np.ndarray:
-    """What a head writes at T-1 when its query, key and value there are those of an unrelated text: [D]."""
-    q, k, v = (getattr(own, name)[layer, head, 0].copy() for name in "qkv")
-    q[T - 1], k[T - 1], v[T - 1] = (getattr(shown.clean, name)[layer, head, row, T - 1] for name in "qkv")
-    pattern = oracle.pattern_of(q, k, shown.model.softmax_scale)
-    return pattern[T - 1] @ v @ oracle.head_weights(shown.model, layer, head)["W_O"]
+def resampled_last(shown: Scene, layer: int, own: oracle.Run, row: int, T: int) -> np.ndarray:
+    """What a layer's heads write at T-1 when queries, keys and values there are those of an unrelated text: [H, D]."""
+    heads = []
+    for head in range(shown.model.shape.n_heads):
+        q, k, v = (getattr(own, name)[layer, head, 0].copy() for name in "qkv")
+        q[T - 1], k[T - 1], v[T - 1] = (getattr(shown.clean, name)[layer, head, row, T - 1] for name in "qkv")
+        pattern = oracle.pattern_of(shown.model, layer, q, k)
+        heads.append(pattern[T - 1] @ v @ oracle.head_weights(shown.model, layer, head)["W_O"])
+    out = np.array(heads)
+    return out / oracle.post_scale(shown.model, out.sum(0), shown.model.blocks[layer].attn_post)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -163,7 +168,7 @@ def test_resampled_dla_equals_explicit_passes(kind: str) -> None:
                 elsewhere = oracle.forward(model, tokens[None, :T])  # the text's first T tokens and nothing else
                 written = {
                     "all_positions": elsewhere.heads[layer, head, 0, T - 1],
-                    "last_position": resampled_last(shown, layer, head, own, row, T),
+                    "last_position": resampled_last(shown, layer, own, row, T)[head],
                 }
                 for variant, vector in written.items():
                     centred = vector - vector.mean() if model.center else vector

@@ -33,6 +33,9 @@ CASES = {
     "llama": [Roles("L0H3", ("MLP0", "L1H1", "MLP1")), Roles("MLP0", ("L2H0", "L1H3"))],
     "qwen3": [Roles("L0H0", ("L1H2", "MLP1")), Roles("L1H1", ("MLP1",))],
     "lopsided": [Roles("L0H2", ("MLP1", "L1H1"))],
+    "gemma2": [Roles("L0H3", ("MLP0", "L1H1", "MLP2")), Roles("MLP0", ("L2H0", "L1H3"))],
+    "gemma3": [Roles("L0H3", ("L1H0", "MLP1", "L2H1"))],
+    "olmo2": [Roles("L0H3", ("MLP0", "L1H1", "L2H1"))],
     "pythia": [Roles("L0H1", ("MLP1", "L1H0")), Roles("MLP0", ("L1H3", "MLP2"))],
 }
 EVERY = [(kind, roles) for kind, cases in CASES.items() for roles in cases]
@@ -59,8 +62,10 @@ def patched_by_hand(shown: Scene, scale: str, own: bool = False) -> oracle.Run:
     parallel, edits = shown.model.parallel, []
     for layer, mlp in places(shown):
         site = shown.clean.sites[2 * layer + (1 if mlp and not parallel else 0)]
-        given = oracle.scale_of(shown.model, site) if scale == "frozen" and not own else None
-        edits.append(oracle.Edit(layer, shown.writer, scale, mlp, given))
+        held = scale == "frozen" and not own
+        given = oracle.read_scale(shown.model, site) if held else None
+        after = shown.clean.scales_after[layer, int(mlp)] if held else None
+        edits.append(oracle.Edit(layer, shown.writer, scale, mlp, given, after))
     return oracle.forward(shown.model, shown.tokens, *edits)
 
 

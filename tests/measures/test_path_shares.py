@@ -14,7 +14,7 @@ from repro.model.forward import trace
 from repro.model.paths import sampled, strata, written
 from tests.scenes import Scene, scene, single_precision
 
-KINDS = ("native", "llama")
+KINDS = ("native", "llama", "gemma2")
 MEASURE = PathShares(measure="path_shares", stride=4, decoys=8)
 
 

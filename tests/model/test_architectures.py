@@ -29,8 +29,9 @@ NAMES = tuple(toys.ARCHITECTURES)
 TOKENS = torch.from_numpy(prompts(2, 40, seed=11))
 WITHIN = 2e-5  # transformers computes norms, softmax and rotary tables in float32 whatever the type of the weights
 
-# Where each kind keeps its layers; of a layer its first norm, value matrix, output matrix and last matrix of the MLP.
-PLACES = {
+# Where each kind keeps its layers; of a layer what first reads the stream, value matrix, output matrix and last matrix
+# of the MLP; then what writes to the stream, where these do not.
+PLACES: dict[str, tuple[str, ...]] = {
     "gpt_neox": ("gpt_neox.layers", "input_layernorm", "", "attention.dense", "mlp.dense_4h_to_h"),
     "gptj": ("transformer.h", "ln_1", "attn.v_proj", "attn.out_proj", "mlp.fc_out"),
     "gpt2": ("transformer.h", "ln_1", "", "attn.c_proj", "mlp.c_proj"),
@@ -39,7 +40,17 @@ PLACES = {
     "phi3": ("model.layers", "input_layernorm", "", "self_attn.o_proj", "mlp.down_proj"),
     "starcoder2": ("model.layers", "input_layernorm", "self_attn.v_proj", "self_attn.o_proj", "mlp.c_proj"),
 }
-LLAMA = ("model.layers", "input_layernorm", "self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj")
+AFTER = (
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.down_proj",
+    "post_attention_layernorm",
+    "post_feedforward_layernorm",
+)
+ONLY_AFTER = ("olmo2", "olmo3", "exaone4")
+PLACES |= dict.fromkeys(("gemma2", "gemma3_text"), ("model.layers", "input_layernorm", *AFTER))
+PLACES |= dict.fromkeys(ONLY_AFTER, ("model.layers", "self_attn.q_proj", *AFTER))
+LLAMA: tuple[str, ...] = ("model.layers", "input_layernorm", "self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj")
 FINAL = ("gpt_neox.final_layer_norm", "transformer.ln_f", "model.decoder.final_layer_norm", "model.final_layernorm")
 
 
@@ -51,9 +62,15 @@ class Case:
     original: Any
 
     def place(self, layer: int, part: int) -> Any:
-        """One of the four parts of a layer, by its number in PLACES."""
+        """One of the parts of a layer, by its number in PLACES."""
         names = PLACES.get(self.original.config.model_type, LLAMA)
+        names = (*names, *names[3:5]) if len(names) == 5 else names
         return self.original.get_submodule(f"{names[0]}.{layer}.{names[part]}")
+
+    @property
+    def times(self) -> float:
+        """What the original multiplies all that attention and MLP write by."""
+        return float(getattr(self.original.config, "residual_multiplier", 1))
 
     @property
     def final_norm(self) -> nn.Module:
@@ -84,15 +101,23 @@ class Pass:
 
     pre: list[Tensor]
     z: list[Tensor]
+    raw: list[Tensor]
     attention: list[Tensor]
     mlp: list[Tensor]
     patterns: list[Tensor]
     logits: Tensor
 
 
-def run(shown: Case, edits: dict[nn.Module, Callable[[Tensor], Tensor]] | None = None) -> Pass:
-    """A pass of the original with hooks of its own modules; edits: of what a module reads."""
-    seen = Pass([], [], [], [], [], torch.zeros(()))
+def run(
+    shown: Case,
+    edits: dict[nn.Module, Callable[[Tensor], Tensor]] | None = None,
+    held: dict[nn.Module, Tensor] | None = None,
+) -> Pass:
+    """A pass of the original with hooks of its own modules.
+
+    edits: of what a module reads; held: by what it multiplies that, and does nothing else.
+    """
+    seen = Pass([], [], [], [], [], [], torch.zeros(()))
     B, P = TOKENS.shape
 
     def reads(module: nn.Module, into: list[Tensor]) -> Any:
@@ -105,14 +130,20 @@ def run(shown: Case, edits: dict[nn.Module, Callable[[Tensor], Tensor]] | None =
         module.register_forward_pre_hook(lambda _, given, edit=edit: (edit(given[0]), *given[1:]))
         for module, edit in (edits or {}).items()
     ]
+    hooks += [
+        module.register_forward_hook(lambda _, given, out, factor=factor: given[0] * factor)
+        for module, factor in (held or {}).items()
+    ]
     for layer in range(shown.ours.shape.n_layers):
         hooks += [reads(shown.place(layer, 1), seen.pre), reads(shown.place(layer, 3), seen.z)]
-        hooks += [writes(shown.place(layer, 3), seen.attention), writes(shown.place(layer, 4), seen.mlp)]
+        hooks += [writes(shown.place(layer, 3), seen.raw)]
+        hooks += [writes(shown.place(layer, 5), seen.attention), writes(shown.place(layer, 6), seen.mlp)]
     hooks.append(reads(shown.final_norm, seen.pre))
     with torch.no_grad():
         out = shown.original(TOKENS, output_attentions=True, use_cache=False)
     for hook in hooks:
         hook.remove()
+    seen.attention, seen.mlp = ([shown.times * part for part in parts] for parts in (seen.attention, seen.mlp))
     seen.patterns, seen.logits = list(out.attentions), out.logits
     return seen
 
@@ -121,6 +152,11 @@ def run(shown: Case, edits: dict[nn.Module, Callable[[Tensor], Tensor]] | None =
 def clean(name: str) -> Pass:
     """The original's own pass."""
     return run(case(name))
+
+
+def factor(name: str, layer: int) -> Tensor:
+    """What becomes of what the heads write, on its way to the stream: [B, P, D]; 1 without a norm or a multiplier."""
+    return clean(name).attention[layer] / clean(name).raw[layer]
 
 
 def assert_near(ours: Tensor, theirs: Tensor, within: float = WITHIN) -> None:
@@ -156,6 +192,7 @@ def test_every_heads_output_is_the_originals_but_for_its_value_bias(name: str) -
         module = shown.place(layer, 3)
         weight = module.weight if type(module).__name__ == "Conv1D" else module.weight.T
         raw = torch.einsum("bphk,hkd->bphd", seen.z[layer].unflatten(2, (H, K)), weight.detach().unflatten(0, (H, K)))
+        raw = raw * factor(name, layer)[:, :, None]
         ours = torch.einsum("bphk,hkd->bphd", trace(shown.ours, TOKENS).attention[layer].z, block.W_O)
         apart = shown.moved(raw) - ours
         constant = apart[:1, :1].expand_as(apart)
@@ -172,7 +209,10 @@ def test_patterns_are_the_originals(name: str) -> None:
     for layer, attention in enumerate(trace(shown.ours, TOKENS).attention):
         keys = attention.k.repeat_interleave(share, 2)
         scores = torch.einsum("bthk,bihk->bhti", attention.q, keys) * shown.ours.softmax_scale
-        pattern = (scores + torch.full((P, P), -torch.inf).triu(1)).softmax(-1)
+        cap, window = getattr(shown.original.config, "attn_logit_softcapping", None), shown.ours.blocks[layer].window
+        scores = scores if cap is None else cap * torch.tanh(scores / cap)
+        hidden = torch.ones(P, P).triu(1) + torch.ones(P, P).tril(-(window or P))
+        pattern = scores.masked_fill(hidden.bool(), -torch.inf).softmax(-1)
         assert_near(pattern, seen.patterns[layer].double())
 
 
@@ -180,6 +220,11 @@ def test_patterns_are_the_originals(name: str) -> None:
 def test_logits_are_the_originals_but_for_a_constant_per_position(name: str) -> None:
     shown, seen = case(name), clean(name)
     ours = logits(shown.ours, trace(shown.ours, TOKENS).final)
+    cap = shown.ours.logit_cap
+    if cap is not None:  # the original's are those before the cap, which changes no order
+        assert_near(ours.argsort(-1)[..., -2:].double(), seen.logits.argsort(-1)[..., -2:].double())
+        assert float((ours - ours.mean() - seen.logits + seen.logits.mean()).abs().max()) > 1e-2
+        seen = replace(seen, logits=cap * (seen.logits / cap).atanh())
     assert_near(ours - ours.mean(-1, keepdim=True), seen.logits - seen.logits.mean(-1, keepdim=True))
 
 
@@ -197,9 +242,12 @@ def test_a_patched_value_input_is_what_the_original_does_with_it(name: str) -> N
     shown, layer = case(name), 1
     patched = batch(shown, "L0H2")
     norm = shown.place(layer, 1)
-    offset = 1.0 if shown.original.config.model_type == "gemma" else 0.0
-    removed = shown.moved(patched.writer) / patched.scale(layer)[..., None] * (norm.weight.detach() + offset)
-    after = run(shown, {shown.place(layer, 2): lambda value_input: value_input - removed})
+    kind = shown.original.config.model_type
+    weight = norm.weight.detach() + (1.0 if kind.startswith("gemma") else 0.0) if shown.ours.pre_norm else 1.0
+    removed = shown.moved(patched.writer) / patched.scale(layer)[..., None] * weight
+    # The scale of a norm after attention is that of the clean run, as every scale of the layer is.
+    held = {shown.place(layer, 5): factor(name, layer)} if shown.ours.blocks[layer].attn_post is not None else None
+    after = run(shown, {shown.place(layer, 2): lambda value_input: value_input - removed}, held)
     _, total = patched.composition(layer)
     sites = patched.rest(layer, patched.sites[2 * layer + 1] - total)
     assert_near(sites[0], shown.moved(after.pre[layer] + after.attention[layer]))
@@ -208,9 +256,15 @@ def test_a_patched_value_input_is_what_the_original_does_with_it(name: str) -> N
 
 
 def test_the_scene_is_one_of_awkward_shapes() -> None:
+    models = {name: case(name).ours for name in NAMES}
+    assert {name for name in NAMES if models[name].blocks[0].attn_post is not None} == {"gemma2", "gemma3", *ONLY_AFTER}
+    assert {name for name in NAMES if not models[name].pre_norm} == set(ONLY_AFTER)
+    assert {name for name in NAMES if models[name].rotary_local is not None} == {"gemma3", "olmo3"}
+    reached = {name for name in NAMES if any((block.window or 99) < TOKENS.shape[1] for block in models[name].blocks)}
+    assert reached == {"gemma2", "gemma3", "olmo3", "exaone4", "mistral, window reached"}
     shapes = {name: case(name).ours.shape for name in NAMES}
     assert shapes["qwen3"].n_heads * shapes["qwen3"].d_head != shapes["qwen3"].d_model
     assert {name for name in NAMES if case(name).ours.parallel} == {"pythia", "gpt-j", "phi"}
-    assert {name for name in NAMES if case(name).ours.blocks[0].q_norm is not None} == {"qwen3"}
+    assert {name for name in NAMES if case(name).ours.blocks[0].q_norm is not None} == {"qwen3", "gemma3", *ONLY_AFTER}
     assert all(shapes[name].d_mlp == shapes[name].d_model for name in NAMES if "square" in name)
     assert np.isclose(case("gpt2, unscaled scores").ours.softmax_scale, 1)

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from repro.model.forward import Rotary, forward_from, logits, norm_scale, normed, rotate, trace
+from repro.model.forward import Rotary, forward_from, logits, norm_scale, normed, read_scale, rotate, trace
 from repro.model.linear import ACTIVATIONS
 from tests import oracle
 from tests.scenes import KINDS, assert_close, changed_block, is_close, scene
+
+WITHOUT_BIAS = ("llama", "qwen3", "gemma2", "gemma3", "olmo2")
 
 
 def traced(kind: str) -> tuple[torch.Tensor, ...]:
@@ -22,7 +24,7 @@ def traced(kind: str) -> tuple[torch.Tensor, ...]:
         torch.einsum("bphk,hkd->hbpd", seen.z, block.W_O)
         for seen, block in zip(passed.attention, shown.model.blocks, strict=True)
     ]
-    inputs = [norm_scale(shown.model, passed.sites[2 * layer]) for layer in range(len(passed.attention))]
+    inputs = [read_scale(shown.model, passed.sites[2 * layer]) for layer in range(len(passed.attention))]
     scales = torch.stack([*inputs, passed.scale_final])
     return passed.sites, torch.stack(heads), torch.stack(passed.mlp_out), scales
 
@@ -59,9 +61,9 @@ def test_a_site_is_exactly_the_sum_of_what_was_written_before(kind: str) -> None
             missing = sum(part for other, part in parts.items() if other != name)
             assert is_close(stream, missing) == (not parts[name].any()), name
     absent = {name for name, part in parts.items() if not part.any()}
-    # Rotary models have no positional summand, and only the Llama and Qwen3 here have no attention bias.
+    # Rotary models have no positional summand, and many of Llama's kind have no attention bias.
     assert ("positions" in absent) == (shown.model.W_pos is None)
-    assert {name[:3] for name in absent} <= ({"pos", "b_O"} if kind in ("llama", "qwen3") else {"pos"})
+    assert {name[:3] for name in absent} <= ({"pos", "b_O"} if kind in WITHOUT_BIAS else {"pos"})
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -98,7 +100,7 @@ def test_a_norm_is_its_numerator_over_its_scale(kind: str) -> None:
     given, x = scene(kind).model, torch.from_numpy(scene(kind).clean.sites[-1])
     numerator = x - x.mean(-1, keepdim=True) if given.center else x
     assert_close(normed(given, x), numerator / norm_scale(given, x)[..., None])
-    assert given.center == (kind not in ("llama", "rotary", "qwen3"))
+    assert given.center == (kind not in ("rotary", *WITHOUT_BIAS))
     shifted = is_close(normed(given, x + 3), normed(given, x))
     assert shifted == given.center
 

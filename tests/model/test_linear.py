@@ -77,7 +77,8 @@ def test_bf16_rounds_weights_and_products_and_nothing_else(kind: str) -> None:
         for ours, theirs in ((block.W_O, fine.W_O), (block.W_V, fine.W_V)):
             assert torch.equal(ours, theirs.float().to(BRAIN).float())
     # Products are on the grid of bf16, their sums in the stream are not.
-    assert torch.equal(passed.mlp_out[0], passed.mlp_out[0].to(BRAIN).float())
+    if given.blocks[0].mlp_post is None:  # a norm after them is not rounded
+        assert torch.equal(passed.mlp_out[0], passed.mlp_out[0].to(BRAIN).float())
     assert not torch.equal(passed.final, passed.final.to(BRAIN).float())
     # Close to the model whose weights alone are rounded, but not equal to it: activations are rounded too.
     true = trace(coarse(model(kind)), tokens).sites

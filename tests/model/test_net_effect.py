@@ -114,28 +114,44 @@ def pass_with(given: Model, tokens: Tensor, form: str, gain: Callable[[str], Ten
             return times(a.detach(), b)
         return times(a, b) if moves else (times(a, b.detach()) + times(a.detach(), b)) / 2
 
-    def turned(x: Tensor, weight: Tensor | None, rotated: bool) -> Tensor:
+    def read(x: Tensor) -> Tensor:
+        return norm(x) if given.pre_norm else x
+
+    def turned(x: Tensor, weight: Tensor | None, layer: int) -> Tensor:
         if weight is not None:
-            x = x / held(torch.sqrt(x.square().mean(-1, keepdim=True) + given.eps)) * weight
-        return rotate(given.rotary, x[None])[0] if given.rotary is not None and rotated else x
+            over = tuple(range(-weight.ndim, 0))
+            x = x / held(torch.sqrt(x.square().mean(over, keepdim=True) + given.eps)) * weight
+        block, rotary = given.blocks[layer], given.rotary
+        if block.window is not None and given.rotary_local is not None:
+            rotary = given.rotary_local
+        return rotate(rotary, x[None])[0] if rotary is not None and block.rotated else x
+
+    def after(outs: Tensor, weights: Tensor | None) -> Tensor:
+        """What the norm after attention or MLP, if there is one, makes of each thing that is written: [n, P, D]."""
+        if weights is None:
+            return outs
+        return outs / held(torch.sqrt((outs.sum(0) / weights).square().mean(-1, keepdim=True) + given.eps))
 
     x = gain("embed") * given.W_E[tokens]
     if given.W_pos is not None:
         x = x + gain("pos_embed") * given.W_pos[:P]
-    later = torch.ones(P, P).triu(1).bool()
+    back = torch.arange(P)[:, None] - torch.arange(P)
     for layer, block in enumerate(given.blocks):
-        parts = (norm(x) @ block.W_QKV + block.b_QKV).view(P, -1, K).split((H, G, G), 1)
-        q, k = turned(parts[0], block.q_norm, block.rotated), turned(parts[1], block.k_norm, block.rotated)
-        written = x + block.b_O
+        parts = (read(x) @ block.W_QKV + block.b_QKV).view(P, -1, K).split((H, G, G), 1)
+        q, k = turned(parts[0], block.q_norm, layer), turned(parts[1], block.k_norm, layer)
+        unread, outs = (back < 0) | (back >= (block.window or P)), []
         for head in range(H):
             own_q, own_k, v = q[:, head], k[:, head * G // H], parts[2][:, head * G // H]
             S = product(own_q, own_k, lambda a, b: a @ b.T) * given.softmax_scale
             if form == "held":
                 S = S.detach()
-            A = S.masked_fill(later, -torch.inf).softmax(-1)
-            z = product(A, v, lambda a, b: a @ b)
-            written = written + gain(f"L{layer}H{head}") * (z @ block.W_O[head])
-        y = norm(x if given.parallel else written)
+            if given.score_cap is not None:
+                S = given.score_cap * torch.tanh(S / given.score_cap)
+            A = S.masked_fill(unread, -torch.inf).softmax(-1)
+            outs.append(product(A, v, lambda a, b: a @ b) @ block.W_O[head])
+        gains = torch.stack([gain(f"L{layer}H{head}") for head in range(H)])
+        written = x + block.b_O + (gains[:, None, None] * after(torch.stack(outs), block.attn_post)).sum(0)
+        y = read(x if given.parallel else written)
         u = y @ block.W_in + block.b_in
         if block.W_gate is None or block.b_gate is None:
             hidden = ACTIVATIONS[given.act](u) if moves else u * secant(given.act, u).detach()
@@ -143,7 +159,7 @@ def pass_with(given: Model, tokens: Tensor, form: str, gain: Callable[[str], Ten
             gate = y @ block.W_gate + block.b_gate
             open_ = ACTIVATIONS[given.act](gate) if moves else gate * secant(given.act, gate).detach()
             hidden = product(open_, u, lambda a, b: a * b)
-        x = written + gain(f"MLP{layer}") * (hidden @ block.W_out + block.b_out)
+        x = written + gain(f"MLP{layer}") * after((hidden @ block.W_out + block.b_out)[None], block.mlp_post)[0]
     return norm(x)
 
 

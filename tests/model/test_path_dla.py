@@ -7,7 +7,7 @@ import torch
 
 from repro.labels import nodes, step_of
 from repro.model.ablate import output_of, rerun, total_effects
-from repro.model.forward import norm_scale, normed
+from repro.model.forward import normed, read_scale
 from repro.model.net_effect import net_effects
 from repro.model.path_dla import onto_paths
 from repro.model.paths import gates, pattern
@@ -35,15 +35,16 @@ def path(here: Seen, writer: str, component: str) -> torch.Tensor:
     with torch.inference_mode():
         if component.startswith("MLP"):
             stream = run.sites[given.mlp_site(layer), ROW]
-            inner = h / norm_scale(given, stream)[:, None] @ block.W_in
-            return (gates(given, layer, stream) * inner) @ block.W_out
+            inner = h / read_scale(given, stream)[:, None] @ block.W_in
+            return (gates(given, layer, stream) * inner) @ block.W_out  # gates hold the scale of a norm after them
         head = int(component.split("H")[1])
         values = (
             h
-            / norm_scale(given, run.sites[2 * layer, ROW])[:, None]
+            / read_scale(given, run.sites[2 * layer, ROW])[:, None]
             @ block.W_V[head * given.shape.n_kv_heads // given.shape.n_heads]
         )
-        return pattern(given, run, layer, ROW, everywhere)[head] @ values @ block.W_O[head]
+        mix = pattern(given, run, layer, ROW, everywhere)[head] @ values
+        return mix @ block.W_O[head] * run.attention[layer].gain[ROW, :, None]
 
 
 def test_dla_of_paths_is_that_of_their_vectors(seen: Seen) -> None:

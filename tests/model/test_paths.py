@@ -14,7 +14,7 @@ from repro.model.linear import ACTIVATIONS
 from repro.model.paths import Decoys, Written, make_decoys, path_dots, pattern, sampled, strata, written
 from tests.scenes import model, prompts
 
-KINDS = ("native", "gpt2", "llama")
+KINDS = ("native", "gpt2", "llama", "gemma2", "gemma3", "olmo2")
 ROW, LENGTH = 1, 37
 POSITIONS = sampled(LENGTH, 5)
 
@@ -44,22 +44,43 @@ def centred(given: Model, v: Tensor) -> Tensor:
     return v - v.mean(-1, keepdim=True) if given.center else v
 
 
+def scale_of(given: Model, x: Tensor) -> Tensor:
+    """What a layer divides the stream by: [P, 1] of [P, D]."""
+    return norm_scale(given, x)[:, None] if given.pre_norm else torch.ones(len(x), 1).double()
+
+
+def after(given: Model, raw: Tensor, weights: Tensor | None) -> Tensor:
+    """The scale of the norm that reads `raw` [P, D], its weights in it already: [P, 1]."""
+    if weights is None:
+        return torch.ones(len(raw), 1).double()
+    return ((raw / weights).square().mean(-1, keepdim=True) + given.eps).sqrt()
+
+
+def mix(given: Model, run: Trace, layer: int, head: int, read: Tensor) -> Tensor:
+    """What a head's pattern and its OV circuit make of what it reads, before any norm after it: [P, D]."""
+    block, group = given.blocks[layer], head * given.shape.n_kv_heads // given.shape.n_heads
+    return pattern(given, run, layer, ROW, torch.arange(LENGTH))[head] @ read @ block.W_V[group] @ block.W_O[head]
+
+
 def head_path(given: Model, run: Trace, layer: int, head: int, v: Tensor) -> Tensor:
     """The definition, one vector per position: [P, D]."""
-    block, scale = given.blocks[layer], norm_scale(given, run.sites[2 * layer, ROW])
-    group = head * given.shape.n_kv_heads // given.shape.n_heads
-    A = pattern(given, run, layer, ROW, torch.arange(LENGTH))[head]
-    return A @ (centred(given, v) / scale[:, None]) @ block.W_V[group] @ block.W_O[head]
+    stream, heads = run.sites[2 * layer, ROW], range(given.shape.n_heads)
+    scale = scale_of(given, stream)
+    # Only models without biases have a norm after attention.
+    raw = sum((mix(given, run, layer, h, stream / scale) for h in heads), torch.zeros(()))
+    made = mix(given, run, layer, head, centred(given, v) / scale)
+    return made / after(given, raw, given.blocks[layer].attn_post)
 
 
 def mlp_path(given: Model, run: Trace, layer: int, v: Tensor, bias: bool = False) -> Tensor:
     """The definition, with what the bias of W_in adds if asked for: [P, D]."""
     block, mid = given.blocks[layer], run.sites[2 * layer + 1, ROW]
-    x, act = normed(given, mid), ACTIVATIONS[given.act]
+    x, act = normed(given, mid) if given.pre_norm else mid, ACTIVATIONS[given.act]
     u = x @ block.W_in + block.b_in
     g = act(u) / u if block.W_gate is None or block.b_gate is None else act(x @ block.W_gate + block.b_gate)
-    hidden = centred(given, v) / norm_scale(given, mid)[:, None] @ block.W_in
-    return (g * (hidden + block.b_in if bias else hidden)) @ block.W_out + bias * block.b_out
+    hidden = centred(given, v) / scale_of(given, mid) @ block.W_in
+    made = (g * (hidden + block.b_in if bias else hidden)) @ block.W_out + bias * block.b_out
+    return made / after(given, (g * u) @ block.W_out + block.b_out, block.mlp_post)
 
 
 def test_the_paths_into_a_component_add_up_to_what_it_writes(seen: tuple[Model, Trace, Written, Decoys]) -> None:

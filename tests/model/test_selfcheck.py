@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from collections.abc import Callable
@@ -54,24 +55,37 @@ def made(path: Path, kind: str, **changes: Any) -> tuple[Path, Any]:
     if kind in ("GPTNeoX", "OPT"):
         sizes = {key: value for key, value in sizes.items() if key not in ("num_key_value_heads", "intermediate_size")}
     config = getattr(transformers, f"{kind}Config")(**(sizes | changes))
-    module = getattr(transformers, f"{kind}ForCausalLM" if kind != "GPT2" else "GPT2LMHeadModel")(config)
+    named = kind.removesuffix("Text")
+    module = getattr(transformers, f"{named}ForCausalLM" if named != "GPT2" else "GPT2LMHeadModel")(config)
     return toys.save_hugging_face(module, path), module.eval()
 
 
-WINDOWED = "not supported: sliding_window = {} in config.json, an attention window shorter than prompts of {} tokens"
+WINDOWED = "not supported: sliding_window = {} in config.json, an attention window, with prompts of any length: "
+GEMMA: dict[str, Any] = {"head_dim": 8, "query_pre_attn_scalar": 8}
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "sliding window": ("Mistral", {"sliding_window": 8}, WINDOWED.format(8, 64)),
+    "sliding window": ("Mistral", {"sliding_window": 8}, WINDOWED.format(8)),
     # Wider than the check's probe is long: the configuration, and not a difference of numbers, tells.
-    "wide window": ("Mistral", {"sliding_window": 40}, WINDOWED.format(40, 64)),
+    "wide window": ("Mistral", {"sliding_window": 40}, WINDOWED.format(40)),
     "some windows": (
         "Qwen2",
         {"use_sliding_window": True, "sliding_window": 40, "max_window_layers": 1},
-        WINDOWED.format(40, 64),
+        WINDOWED.format(40),
     ),
-    "soft caps, post-norms": (
+    "biases before a norm": (
         "Gemma2",
-        {"head_dim": 8},
-        "model_type = 'gemma2' in config.json (what attention and MLP",
+        GEMMA | {"attention_bias": True},
+        "not supported: attention_bias = True in config",
+    ),
+    "a cap of zero": ("Gemma2", GEMMA | {"attn_logit_softcapping": 0.0}, "not supported: attn_logit_softcapping = 0.0"),
+    "a cap below zero": (
+        "Gemma2",
+        GEMMA | {"final_logit_softcapping": -3.0},
+        "not supported: final_logit_softcapping = -3",
+    ),
+    "a cap that the original ignores": (
+        "Gemma3Text",
+        GEMMA | {"attn_logit_softcapping": 5.0},
+        "not supported: attn_logit_softcapping = 5.0 (transformers' own model ignores it)",
     ),
     "experts": (
         "Mixtral",
@@ -89,10 +103,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         "not supported: do_layer_norm_before = False, word_embed_proj_dim = 16 in config.json",
     ),
     "no final norm": ("OPT", {"_remove_final_layer_norm": True}, "not supported: _remove_final_layer_norm = True"),
-    "norms of queries over all heads": ("Olmo2", {}, "model_type = 'olmo2' in config.json (what attention and MLP"),
     "norms of queries": ("StableLm", {"qk_layernorm": True}, "not supported: qk_layernorm = True"),
-    "scaled residuals": ("Granite", {"residual_multiplier": 0.5}, "not supported: residual_multiplier = 0.5"),
-    "scaled embeddings": ("Granite", {"embedding_multiplier": 2.0}, "not supported: embedding_multiplier = 2.0"),
     "clipped queries": ("Olmo", {"clip_qkv": 8.0}, "not supported: clip_qkv = 8.0"),
     "no rotary": ("Falcon", {"alibi": True}, "not supported: model_type = 'falcon'"),
     "an activation": ("GPT2", {"activation_function": "tanh"}, "not supported: activation_function = 'tanh' (gelu, "),
@@ -121,6 +132,8 @@ ACCEPTED: dict[str, tuple[str, dict[str, Any]]] = {
     "heads narrower than their share": ("Llama", {"head_dim": 6}),
     "another activation and eps": ("GPT2", {"activation_function": "relu", "layer_norm_epsilon": 1e-3}),
     "sequential blocks": ("GPTNeoX", {"use_parallel_residual": False}),
+    "multipliers": ("Granite", {"residual_multiplier": 0.5, "embedding_multiplier": 2.0, "logits_scaling": 3.0}),
+    "norms after attention, of queries over all heads": ("Olmo2", {}),
     "a window as long as the context": ("Mistral", {"sliding_window": 64}),
     "scaled logits, parallel, interleaved rotary": ("Cohere", {"logit_scale": 0.0625}),
     "scaled scores and logits": ("Granite", {"attention_multiplier": 0.2, "logits_scaling": 4.0}),
@@ -276,16 +289,77 @@ def test_what_binds_late_is_seen_on_the_subjects_own_prompt(
     assert not [path for path in tmp_path.rglob("*") if path.name in ("units", "COMMIT")]
 
 
-def test_windows_that_the_prompts_do_not_reach_are_no_obstacle(tmp_path: Path) -> None:
-    path, module = made(tmp_path / "model", "Mistral", sliding_window=40)
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("Mistral", {"sliding_window": 10}),
+        ("GPTNeo", {"window_size": 10}),
+        ("Gemma3Text", GEMMA | {"sliding_window": 10}),
+    ],
+)
+def test_windows_that_the_prompts_reach_are_compared_with_the_originals(
+    kind: str, changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, module = made(tmp_path / "model", kind, **changes)
     ours = load(read_folder(path), prompts=prompts(2, 40))
     with torch.no_grad():
-        moved = logits(ours, trace(ours, TOKENS[:, :40]).final) - module(TOKENS[:, :40]).logits
-        beyond = logits(ours, trace(ours, TOKENS).final) - module(TOKENS).logits
+        moved = logits(ours, trace(ours, TOKENS).final) - module(TOKENS).logits
     assert float((moved - moved.mean(-1, keepdim=True)).abs().max()) < 1e-4
-    assert float((beyond - beyond.mean(-1, keepdim=True)).abs().max()) > 1e-2
-    with pytest.raises(ReproError, match="shorter than prompts of 41 tokens; prompts of at most 40 tokens would do"):
-        load(read_folder(path), prompts=prompts(2, 41))
+    # Negative control: a window that is longer by one position, or none, is refused where prompts reach it.
+    for wider in (lambda _: dict.fromkeys(range(3), 11), lambda _: {}):
+        monkeypatch.setattr(repro.model.original, "windows", wider)
+        with pytest.raises(ReproError, match=f"z of layer [01] {DIFFERS}"):
+            load(read_folder(path), prompts=prompts(2, 40))
+
+
+def test_gemma_3_loads_with_the_keys_of_its_own_repositories(tmp_path: Path) -> None:
+    """Those of 2025: bases of rotary positions by name, a number that says which layers have a window."""
+    path = toys.make_kind(tmp_path / "model", "gemma3")
+    config = json.loads((path / "config.json").read_text())
+    new = load(read_folder(path), prompts=prompts(1, 40))
+    old = {key: value for key, value in config.items() if key not in ("layer_types", "rope_parameters")}
+    old |= {"rope_theta": 1_000_000, "rope_local_base_freq": 10_000, "rope_scaling": None, "sliding_window_pattern": 2}
+    (path / "config.json").write_text(json.dumps(old | {"cache_implementation": "hybrid", "torch_dtype": "bfloat16"}))
+    found = load(read_folder(path), prompts=prompts(1, 40))
+    assert [block.window for block in found.blocks] == [block.window for block in new.blocks] == [5, None, 5]
+    assert (trace(found, TOKENS).final == trace(new, TOKENS).final).all()
+    # Negative control: another local base is another model.
+    (path / "config.json").write_text(json.dumps(old | {"rope_local_base_freq": 500}))
+    assert (trace(load(read_folder(path), prompts=prompts(1, 40)), TOKENS).final != trace(new, TOKENS).final).any()
+
+
+def test_a_norm_after_attention_may_silence_dimensions(tmp_path: Path) -> None:
+    """Weights of exactly zero, as -1 + 1 is in bf16: what is written there is nothing, and the scale is not lost."""
+    path = toys.make_kind(tmp_path / "model", "gemma2")
+    weights = load_file(str(path / "model.safetensors"))
+    for name in weights:
+        if "post_" in name:
+            weights[name][::3] = -1.0
+    save_file(weights, path / "model.safetensors", {"format": "pt"})
+    found = load(read_folder(path), "float64", prompts=prompts(1, 40))
+    assert float(found.blocks[0].W_O[..., ::3].abs().max()) < 1e-14
+    out = trace(found, TOKENS).mlp_out[1]
+    assert float(out[..., ::3].abs().max()) < 1e-12 * float(out.abs().max())
+
+
+def test_a_cap_of_logits_is_compared_with_the_originals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe that is too small for the cap to bind would not show it, nor do logits before it."""
+    path, module = made(tmp_path / "model", "Gemma2", **GEMMA, sliding_window=64)
+    ours = load(read_folder(path))
+    assert (ours.logit_cap, ours.score_cap) == (30.0, 50.0)
+    with torch.no_grad():
+        scores, theirs = logits(ours, trace(ours, TOKENS).final), module(TOKENS).logits
+    assert torch.equal(scores.topk(2).indices, theirs.topk(2).indices)
+    process = repro.model.load.process
+    for changed, said in (({"logit_cap": 29.0}, "the cap of the logits"), ({"score_cap": 1.0}, "z of layer 0")):
+
+        def other(*given: Any, changed: dict[str, Any] = changed) -> Any:
+            model, biases = process(*given)
+            return replace(model, **changed), biases
+
+        monkeypatch.setattr(repro.model.load, "process", other)
+        with pytest.raises(ReproError, match=f"{said} {DIFFERS}"):
+            load(read_folder(path))
 
 
 def agreeing(given: Model, raw_logits: torch.Tensor) -> Original:
@@ -297,7 +371,7 @@ def agreeing(given: Model, raw_logits: torch.Tensor) -> Original:
         parts |= {f"resid_{at}{layer}": passed.sites[2 * layer + step] for step, at in enumerate(("pre", "mid"))}
         parts |= {f"z{layer}": seen.z.flatten(2), f"attention{layer}": heads + given.blocks[layer].b_O}
         parts[f"MLP{layer}"] = passed.mlp_out[layer]
-    return Original(None, None, (Seen(TOKENS, parts, raw_logits),), {"seed": 0, "n_head": 4})
+    return Original(None, None, (Seen(TOKENS, parts, raw_logits, raw_logits),), {"seed": 0, "n_head": 4})
 
 
 def test_the_logits_must_be_the_originals_but_for_a_constant(folders: dict[str, Path]) -> None:

@@ -28,7 +28,7 @@ TOKENS = prompts(2, 14)
 ANSWERS, OTHERS = [5, 9], [7, 3]
 
 
-@pytest.fixture(scope="module", params=["native", "llama", "qwen3"])
+@pytest.fixture(scope="module", params=["native", "llama", "qwen3", "gemma2"])
 def given(request: pytest.FixtureRequest) -> Model:
     """A toy in float64."""
     return model(request.param)
@@ -56,6 +56,7 @@ def test_the_parts_are_what_they_are_called(given: Model, found: xr.Dataset) -> 
             given, run, torch.from_numpy(TOKENS), row, torch.tensor([13]), direction[row : row + 1], "gradient"
         )
         np.testing.assert_allclose(found["gradient"][:, row], expected.nodes[:, 0], atol=1e-9)
+    assert found.attrs.get("logits") == ("before the cap 5 tanh(l / 5)" if given.logit_cap else None)
     # Negative control: what ablation says is not what DLA says.
     assert not np.allclose(found["total_effect"], found["dla"], atol=1e-2)
 

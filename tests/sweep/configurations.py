@@ -39,6 +39,7 @@ _SIZES: dict[str, Any] = {
 }
 _OWN_SIZES: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "max_position_embeddings": LENGTH},
+    "glm4": {"attention_bias": False},
 }
 _ROTARY: list[dict[str, Any]] = [
     {"rope_type": "default", "rope_theta": 500.0},
@@ -82,6 +83,7 @@ _CHOICES: dict[str, list[Any]] = {
     "no_rope_layers": [[1, 0], [1, 1], [0, 0]],
     "num_key_value_heads": [1, 2, 4],
     "partial_rotary_factor": [0.5, 1.0],
+    "query_pre_attn_scalar": [4, 100],
     "rope_parameters": _ROTARY,
     "rotary_dim": [2, 8, None],
     "rotary_pct": [0.25, 1.0],
@@ -89,6 +91,19 @@ _CHOICES: dict[str, list[Any]] = {
     "use_sliding_window": [True, False],
     "window_size": [8, 64],
     "word_embed_proj_dim": [16, 32],
+}
+# Layers with a window and those without may turn by tables of their own.
+_BY_LAYER: list[Any] = [
+    {"full_attention": {"rope_type": "linear", "rope_theta": 1e5, "factor": 4.0}, "sliding_attention": _ROTARY[0]},
+    {"full_attention": _ROTARY[3], "sliding_attention": {"rope_type": "default", "rope_theta": 50.0}},
+    {"full_attention": _ROTARY[0], "sliding_attention": _ROTARY[2]},
+]
+_RARELY: dict[str, list[Any]] = {key: [False, False, True] for key in ("attention_bias", "use_bidirectional_attention")}
+"""What is refused wherever it is set."""
+_OWN_CHOICES: dict[str, dict[str, list[Any]]] = {
+    "gemma2": _RARELY,
+    "gemma3_text": _RARELY | {"rope_parameters": _BY_LAYER, "attn_logit_softcapping": [None, None, 4.0]},
+    "olmo3": {"rope_parameters": _BY_LAYER},
 }
 
 
@@ -122,9 +137,10 @@ def others() -> list[str]:
 def draw(kind: str, number: int) -> Drawn:
     """One configuration of a listed architecture; number 0 is as transformers makes it."""
     rng = random.Random(f"{kind} {number}")
-    known = sorted(set(_CHOICES) & set(defaults(kind)))
+    choices = _CHOICES | _OWN_CHOICES.get(kind, {})
+    known = sorted(set(choices) & set(defaults(kind)))
     chosen = rng.sample(known, min(len(known), rng.randint(1, 4))) if number else []
-    return Drawn(kind, number, {key: deepcopy(rng.choice(_CHOICES[key])) for key in chosen})
+    return Drawn(kind, number, {key: deepcopy(rng.choice(choices[key])) for key in chosen})
 
 
 def defaults(kind: str) -> dict[str, Any]:

@@ -113,6 +113,7 @@ def assert_same(model: Model, tokens: Tensor, seen: Truth) -> None:
         _near(f"resid_mid{layer}", passed.sites[2 * layer + 1], moved(pre + attention))
         _near(f"MLP{layer}", passed.mlp_out[layer], moved(posts[layer] - pre - attention))
         raw = torch.einsum("bphk,hkd->bphd", seen.z[layer].unflatten(2, (H, K)), seen.W_O[layer].unflatten(0, (H, K)))
+        raw = raw * seen.factor[layer][:, :, None]
         heads = torch.einsum("bphk,hkd->bphd", passed.attention[layer].z, block.W_O)
         # A head's own value bias is written at every position, and is in b_O here.
         apart = moved(raw) - heads

@@ -33,12 +33,17 @@ class Precise(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class Truth:
-    """One pass over tokens [B, P]: per layer what it reads, its heads' z [B, P, H K] and what its attention adds."""
+    """One pass over tokens [B, P]: per layer what it reads, its heads' z [B, P, H K] and what its attention adds.
+
+    z W_O factor is what the heads add, factor [B, P, D] what becomes of what the last matrix writes on its way to the
+    stream: one over the scale of a norm after it, times the norm's weights; or a multiplier.
+    """
 
     pre: list[Tensor]
     z: list[Tensor]
     attention: list[Tensor]
     W_O: list[Tensor]  # [H K, D]
+    factor: list[Tensor]
     final: Tensor
     logits: Tensor
 
@@ -49,8 +54,11 @@ def truth(path: Path, tokens: Tensor) -> Truth:
 
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64).eval()
     B, P = tokens.shape
-    pre, z, attention, post = [], [], [], []
+    pre, z, written, attention, post = [], [], [], [], []
+    unembedded: list[Tensor] = []
     with ExitStack() as hooks, torch.no_grad(), Precise():
+        unembeds = model.get_output_embeddings().register_forward_hook(lambda _, given, made: unembedded.append(made))
+        hooks.callback(unembeds.remove)
         layers = layers_of(model)
         for layer in layers:
             out = output_matrix(layer)
@@ -61,12 +69,28 @@ def truth(path: Path, tokens: Tensor) -> Truth:
                 lambda _, given, made: post.append(made if torch.is_tensor(made) else made[0])
             )
             inside = out.register_forward_pre_hook(lambda _, given: z.append(given[0].reshape(B, P, -1)))
-            writes = out.register_forward_hook(lambda _, given, made: attention.append(made.reshape(B, P, -1)))
-            for hook in (reads, ends, inside, writes):
+            writes = out.register_forward_hook(lambda _, given, made: written.append(made.reshape(B, P, -1)))
+            adds = norm_after(layer, out).register_forward_hook(lambda _, given, made: attention.append(made))
+            for hook in (reads, ends, inside, writes, adds):
                 hooks.callback(hook.remove)
         logits = model(tokens, use_cache=False).logits
     matrices = [matrix(output_matrix(layer)) for layer in layers]
-    return Truth(pre, z, attention, matrices, post[-1], logits)
+    times = getattr(model.config, "residual_multiplier", 1.0)
+    added = [times * made.reshape(B, P, -1) for made in attention]
+    factor = [made / raw for made, raw in zip(added, written, strict=True)]
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    if cap is not None:  # what is attributed are logits before the cap
+        torch.testing.assert_close(logits, cap * torch.tanh(unembedded[0] / cap))
+        logits = unembedded[0]
+    return Truth(pre, z, added, matrices, factor, post[-1], logits)
+
+
+def norm_after(layer: nn.Module, out: Any) -> Any:
+    """The norm that reads what the heads of a layer write, by its name in four architectures, or else their matrix."""
+    parts = dict(layer.named_children())
+    if "post_feedforward_layernorm" in parts:
+        return parts["post_attention_layernorm"]
+    return parts.get("post_self_attn_layernorm", out)
 
 
 def layers_of(model: nn.Module) -> nn.ModuleList:
