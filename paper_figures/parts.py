@@ -22,7 +22,7 @@ TOP, STRIP = 18, 20
 
 def data(rows: Iterable[Row]) -> dict[str, list[Row]]:
     """Return rows as inline data: no row limit, no type guessed, and nothing global to set."""
-    return {"values": tuple(rows)}
+    return {"values": list(rows)}
 
 
 def table(name: str, **columns: np.ndarray) -> alt.InlineData:

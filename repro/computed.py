@@ -18,7 +18,7 @@ def run_named(
     subject: str | Path,
     *names: str,
     prompts: int | None = None,
-    text: Sequence[Path | str] | None = None,
+    text: Path | Sequence[Path] | None = None,
     spec: Path | str = "experiments.toml",
     out: Path | str | None = None,
     say: Callable[[str], None] = print,
@@ -27,13 +27,14 @@ def run_named(
 
     subject: declared in the spec, a model directory, a hub name, or pypi:NAME==VERSION. names: of experiments, figures
     or groups in the spec; nothing: its default groups. What finds writer and erasers, where an experiment needs them
-    and the subject names none, is computed first. prompts: only the first so many; text: files of plain text in place
-    of the subject's prompts. spec: the paper as a TOML file; out: the root of store/, by default the spec's directory.
-    say: told of the plan and of progress, a line at a time.
+    and the subject names none, is computed first. prompts: only the first so many; text: files of plain text, as
+    `pathlib.Path`, in place of the subject's prompts. spec: the paper as a TOML file; out: the root of store/, by
+    default the spec's directory. say: told of the plan and of progress, a line at a time.
 
-    Returns by name, for a group by the names of its experiments, a Dataset whose variables have `units` and
-    `long_name`. Raises ReproError: exit 1 where an experiment failed, exit 2 for an unknown name, exit 4 for a model
-    that cannot be had. Agreement: tests/test_notebook.py, with the command's own result.
+    Returns Datasets, whose variables have `units` and `long_name`, by the names of all experiments that were asked for,
+    a figure's under its own name, too. Raises ReproError: exit 1 where an experiment failed, exit 2 for an unknown name
+    or a text that is not a path, exit 4 for a model that cannot be had. Agreement: tests/test_notebook.py, with the
+    command's own result.
     """
     from repro.store.result import read_summary
 
@@ -42,7 +43,7 @@ def run_named(
         subject=str(subject),
         only=",".join(names),
         prompts=prompts,
-        text=None if text is None else [Path(part) for part in text],
+        text=_files(text),
         out=None if out is None else Path(out),
         watchdog="0",  # it ends the process, which here is the user's own
     )
@@ -53,6 +54,13 @@ def run_named(
     unfinished = [f"{name} ({item.state})" for name, item in items.items() if not item.fresh]
     if unfinished:
         raise ReproError(f"not finished: {', '.join(unfinished)}; the lines before this one say why", Exit.FAILED)
-    # By the names of experiments, but for a figure that was asked for by its own.
-    own = {figures[name].experiment: name for name in names if name in figures and name not in experiments}
-    return {own.get(name, name): read_summary(item.path) for name, item in items.items()}
+    found = {name: read_summary(item.path) for name, item in items.items()}
+    return found | {name: found[figures[name].experiment] for name in names if name in figures}
+
+
+def _files(text: Path | Sequence[Path] | None) -> list[Path] | None:
+    """Return files of text as a list; a string is refused, since `repro.scan` takes it for a document."""
+    given = [text] if isinstance(text, str | Path) else text
+    if given is not None and not all(isinstance(part, Path) for part in given):
+        raise ReproError(f"text: given {text!r:.80}; give files as pathlib.Path, their documents are what is read")
+    return None if given is None else list(given)

@@ -9,6 +9,7 @@ import xarray as xr
 
 from repro.errors import AbsentError, ReproError, did_you_mean
 from repro.figures.draw import Source
+from repro.options import DEFAULT_SPEC
 from repro.request import Request, Workspace
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ def open_result(
     from repro.store.result import read_summary
 
     workspace = _workspace(subject, name, prompts, spec, out)
-    experiments, declared = workspace.selection[0], workspace.loaded.spec.figure
+    experiments, declared = workspace.loaded.spec.experiment, workspace.loaded.spec.figure
+    if name not in experiments and name not in declared:
+        raise ReproError(f"{name!r} is not the name of one experiment or figure; ask for each by its own name")
     return read_summary(_found(workspace, name if name in experiments else declared[name].experiment).path)
 
 
@@ -59,7 +62,7 @@ def figure(
     workspace = _workspace(subject, name, prompts, spec, out)
     declared = workspace.loaded.spec.figure
     if name not in declared:
-        raise ReproError(f"{name!r} is no figure.{did_you_mean(name, declared)} Known: {', '.join(declared)}")
+        raise ReproError(f"{name!r} is not a figure.{did_you_mean(name, declared)} Known: {', '.join(declared)}")
     at = _found(workspace, declared[name].experiment)
     dataset = prepared(declared[name], read_summary(at.path), at, workspace.loaded.spec.run.paper_subject)
     chart: alt.ConcatChart = paper_figures.load(declared[name].chart).chart(dataset)
@@ -68,6 +71,8 @@ def figure(
 
 def _workspace(subject: str, name: str, prompts: int | None, spec: Path | str, out: Path | str | None) -> Workspace:
     root = None if out is None else Path(out)
+    if prompts is not None and (type(prompts) is not int or prompts < 1):
+        raise ReproError(f"prompts: given {prompts!r}; a whole number from 1 on is allowed")
     workspace = Workspace(Request(Path(spec), subject, name, prompts, out=root), lambda line: None)
     _ = workspace.selection  # an unknown name is refused before anything is looked for
     return workspace
@@ -84,8 +89,12 @@ def _found(workspace: Workspace, experiment: str) -> Source:
         return Source(item.path, roles=plan.roles.attrs())
     if workspace.request.prompts is None and (copy / "COMMIT").is_file():
         return Source(copy, "COMMITTED")
-    asked = workspace.request.subject
+    asked = workspace.request
+    options = [f"--subject {asked.subject}"]
+    options += [f"--prompts {asked.prompts}"] if asked.prompts is not None else []
+    options += [f"--spec {asked.spec}"] if asked.spec != DEFAULT_SPEC else []
+    options += [f"--out {asked.out}"] if asked.out is not None else []
     raise AbsentError(
-        f"no result of {experiment} for {asked} in {workspace.store} ({item.state}); compute it with "
-        f"`python -m repro run {experiment} --subject {asked}`"
+        f"no result of {experiment} for {asked.subject} in {workspace.store} ({item.state}); compute it with "
+        f"`python -m repro run {experiment} {' '.join(options)}`"
     )

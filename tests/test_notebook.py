@@ -61,6 +61,13 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
         repro.open("mini", "post_99", spec=PAPER)
     with pytest.raises(ReproError, match=r"no result of pr_by_position .*python -m repro run pr_by_position"):
         repro.open("mini", "by_position", spec=PAPER, out=tmp_path)
+    with pytest.raises(ReproError, match=rf"--subject mini --prompts 2 --spec \S+ --out {tmp_path}`"):
+        repro.open("mini", "by_position", prompts=2, spec=PAPER, out=tmp_path)
+    for several in ("paper", "post_1_top,post_2"):
+        with pytest.raises(ReproError, match=f"'{several}' is not the name of one experiment or figure"):
+            repro.open("mini", several, spec=PAPER)
+    with pytest.raises(ReproError, match="prompts: given '8'; a whole number from 1 on"):
+        repro.open("mini", "post_2", prompts="8", spec=PAPER)  # type: ignore[arg-type]
 
 
 def test_few_prompts_are_opened_by_their_number_and_never_taken_from_the_copy(tmp_path: Path) -> None:
@@ -81,7 +88,7 @@ def test_a_figure_is_the_one_that_the_command_draws(tmp_path: Path) -> None:
     assert own == drawn
     assert "COMMITTED" in own
     assert other != drawn
-    with pytest.raises(ReproError, match="'nodes_onto_writer' is no figure"):
+    with pytest.raises(ReproError, match="'nodes_onto_writer' is not a figure"):
         repro.figure("mini", "nodes_onto_writer", spec=PAPER)
 
 
@@ -90,21 +97,28 @@ def test_run_computes_what_the_command_computes(
 ) -> None:
     whole, said = finished("native"), list[str]()
     found = repro.run(whole.model, "post_2", "v_patch", spec=PAPER, out=tmp_path, say=said.append)
-    assert list(found) == ["post_2", "v_patch"]
+    assert set(found) == {"nodes_onto_writer", "post_2", "v_patch"}
     assert any("never computed" in line for line in said)
     for name, experiment in (("post_2", "nodes_onto_writer"), ("v_patch", "v_patch")):
         theirs = read_summary(whole.result(experiment))
         xr.testing.assert_allclose(found[name], theirs)
         assert found[name].attrs["writer"] == theirs.attrs["writer"]
     before = tree(tmp_path)
-    again = repro.run(whole.model, "post_2", spec=PAPER, out=tmp_path, say=said.append)
-    xr.testing.assert_identical(again["post_2"], found["post_2"])
+    again = repro.run(whole.model, "post_2", "paper_2", spec=PAPER, out=tmp_path, say=said.append)
+    assert set(again) == {"nodes_onto_writer", "post_2", "paper_2"}, "two figures of one experiment"
+    for name in again:
+        xr.testing.assert_identical(again[name], found["post_2"])
     assert tree(tmp_path) == before
     few = repro.run(whole.model, "nodes_onto_writer", prompts=2, spec=PAPER, out=tmp_path, say=said.append)
     assert few["nodes_onto_writer"].attrs["n_prompts"] == 2
     assert not few["nodes_onto_writer"]["pr"].equals(found["post_2"]["pr"])
     opened = repro.open(str(whole.model), "post_2", prompts=2, spec=PAPER, out=tmp_path)
     xr.testing.assert_identical(opened, few["nodes_onto_writer"])
+
+
+def test_a_text_for_run_is_a_path(tmp_path: Path) -> None:
+    with pytest.raises(ReproError, match=r"text: given 'README.md'; give files as pathlib.Path"):
+        repro.run("mini", "post_2", text="README.md", spec=PAPER, out=tmp_path)  # type: ignore[arg-type]
 
 
 def test_run_says_what_failed(

@@ -58,7 +58,7 @@ class ScanPart:
 
     @property
     def minor(self) -> list[Writer]:
-        """Return the others."""
+        """Return the others: of which less is erased, in few positions, or whose presence does not fall."""
         return [w for w in self.writers if w not in self.clear]
 
 

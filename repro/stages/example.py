@@ -68,7 +68,7 @@ def example(workspace: Workspace, figure: str, path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw it from the command line; what is wrong is a sentence."""
     parser = argparse.ArgumentParser("python -m repro.stages.example", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--subject", default="mini")
+    parser.add_argument("--subject", default="smollm2")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--to", type=Path, default=Path("paper_figures/example.png"))
     given = parser.parse_args(arguments)
