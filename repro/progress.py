@@ -61,8 +61,13 @@ def pace(done: int, total: int, seconds: float) -> str:
     if done < 1 or done >= total or seconds <= 0:
         return ""
     rate = done / seconds
-    words = f"{rate:.2g} a second" if rate >= 1 else f"{1 / rate:.2g} s each"
+    words = f"{_few(rate)} a second" if rate >= 1 else f"{duration(1 / rate)} each"
     return f"{words}, {duration((total - done) / rate)} left"
+
+
+def _few(number: float) -> str:
+    """Return a number with two digits that count, whole from 10 on."""
+    return f"{number:.2g}" if number < 10 else f"{number:,.0f}"
 
 
 def duration(seconds: float) -> str:

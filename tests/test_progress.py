@@ -26,7 +26,9 @@ def test_plain_lines_are_few_and_end_with_the_last_step() -> None:
 
 
 def test_rate_and_time_left_are_said() -> None:
-    assert pace(10, 40, 20.0) == "2 s each, 1 min left"
+    assert pace(10, 40, 20.0) == "2.0 s each, 1 min left"
+    assert pace(1, 2, 170.0) == "2 min 50 s each, 2 min 50 s left"
+    assert pace(1234, 2468, 1.0) == "1,234 a second, 1.0 s left"
     assert pace(10, 40, 2.0) == "5 a second, 6.0 s left"
     assert pace(0, 40, 2.0) == pace(40, 40, 2.0) == ""
 

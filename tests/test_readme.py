@@ -87,6 +87,14 @@ def test_the_worked_example_is_the_specs_own_entry() -> None:
     assert all(line in declared for line in entry.splitlines())
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_every_entry_shown_is_the_specs_own_or_runs(page: str) -> None:
+    declared = PAPER.read_text().splitlines()
+    (run,) = re.findall(r"```toml\n(\[subject\.mine\].*?)```", README, re.DOTALL)
+    for entry in re.findall(r"```toml\n(.*?)```", PAGES[page], re.DOTALL):
+        assert entry == run or all(line in declared for line in entry.splitlines()), entry
+
+
 def test_every_experiment_of_the_paper_is_in_the_table() -> None:
     spec = read_spec(PAPER, MEASURES).spec
     for name, experiment in spec.experiment.items():
