@@ -262,7 +262,7 @@ def _fit(asked: _Claims, statistic: str) -> list[tuple[str, _Estimate]]:
 _ASKED: tuple[tuple[str, str, Rule, Callable[[_Claims], Any]], ...] = (
     ("absent_before", "the stream holds nothing of the writer before it writes", Rule(-0.1, 0.1), _absent),
     ("present_after_writing", "wholly present after writing, until its erasers", Rule(0.9, 1.1), _present),
-    ("falls_across_erasers", "falls across its erasers by a quarter or more", Rule(0.25), _falls),
+    ("falls_across_erasers", "its presence falls across its erasers by 0.25 or more", Rule(0.25), _falls),
     ("erasers_negative", "every eraser writes against it", Rule(high=0.0), _negative),
     (
         "falls_less_patched",

@@ -139,6 +139,8 @@ def _map(
     """Return every pair of both strata: arrays as base64 of float32 or of bytes, row by row."""
     pairs = found["rest"].pairs
     n, size = len(pairs.writers), len(pairs.writers) * len(pairs.components)
+    read = np.flatnonzero(np.isfinite(pairs.path).any(axis=1))  # others write behind every component looked at
+    names = [pairs.writers[i] for i in read]
     strata = {}
     for name, one in found.items():
         p = one.pairs
@@ -156,19 +158,20 @@ def _map(
             arrays["low"], arrays["high"] = (_quantile(path, level) for level in (0.25, 0.75))
         strata[name] = {
             "about": STRATA[name],
-            "conditions": base64.b64encode(conditions.astype(np.uint8).tobytes()).decode(),
-            **{key: packed(values) for key, values in arrays.items()},
+            "conditions": base64.b64encode(conditions[read].astype(np.uint8).tobytes()).decode(),
+            **{key: packed(values[read]) if values.ndim > 1 else packed(values) for key, values in arrays.items()},
         }
     rows = [[w, c, *_outcome(pairs, w, c, one)] for (w, c), one in confirmed.items()]
+    w, c = _start(pairs, found["rest"].writers)
     return {
-        "writers": list(pairs.writers),
+        "writers": names,
         "components": list(pairs.components),
         "sites": [str(s) for s in raw["site"].values],
-        "steps": [[step_of(label) for label in labels] for labels in (pairs.writers, pairs.components)],
+        "steps": [[step_of(label) for label in labels] for labels in (names, pairs.components)],
         "prompts": pairs.n_prompts,
         "strata": strata,
         "confirmed": rows,
-        "start": _start(pairs, found["rest"].writers),
+        "start": [names.index(pairs.writers[w]), c],
         "bits": [REPLICABLE, SPECIFIC, NET, CLAIMED],
     }
 

@@ -30,7 +30,14 @@ def shortfalls(
     comparison: with the published numbers; scan: None where none was computed; results: summaries by experiment;
     missing: figures without a result, and why. Agreement: tests/report/test_parts.py.
     """
-    return [*_differences(comparison), *_prompts(results), *_of_scan(scan), *_roles(results), *_absent(missing)]
+    return [
+        *_differences(comparison),
+        *_prompts(results),
+        *_of_scan(scan),
+        *_roles(results),
+        *_fewer(results),
+        *_absent(missing),
+    ]
 
 
 def _differences(comparison: Comparison | None) -> list[Shortfall]:
@@ -61,6 +68,18 @@ def _prompts(results: Mapping[str, xr.Dataset]) -> list[Shortfall]:
     return [Shortfall(note, f"{why}: {', '.join(names)}") for note, names in short.items()]
 
 
+def _fewer(results: Mapping[str, xr.Dataset]) -> list[Shortfall]:
+    """Return which results rest on fewer prompts than others do."""
+    counts = {name: int(found.attrs["n_prompts"]) for name, found in results.items() if "n_prompts" in found.attrs}
+    most = max(counts.values(), default=0)
+    fewer: dict[int, list[str]] = {}
+    for name, count in counts.items():
+        if count < most:
+            fewer.setdefault(count, []).append(name)
+    why = "declared so, or all of them would hold more than 1 GiB of raw values"
+    return [Shortfall(f"The first {n} of {most} prompts", f"{', '.join(names)}: {why}") for n, names in fewer.items()]
+
+
 def _of_scan(scan: ScanPart | None) -> list[Shortfall]:
     if scan is None:
         return [Shortfall("No scan", "which components take back what others wrote was not computed")]
@@ -73,7 +92,7 @@ def _of_scan(scan: ScanPart | None) -> list[Shortfall]:
         found.append(Shortfall("Not confirmed", "no claim was tried by real forwards with the writer taken out"))
     words = list(scan.words.values())
     if count := words.count("taken back, not cleared"):
-        said = "later components take it back, but as much of it stands in the stream afterwards; not called erased"
+        said = "later components take it back, but its presence does not fall by half of that; not called erased"
         found.append(Shortfall(f"{count} writer{'s' if count > 1 else ''} taken back, not cleared", said))
     return found
 

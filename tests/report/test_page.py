@@ -32,7 +32,13 @@ FIGURES = {
     *("post_1_top", "post_1_bottom", "post_2", "post_3a", "post_3b", "post_4a", "post_4b", "post_5"),
     *("paper_2", "paper_3", "paper_5", "appendix"),
 }
-HEADINGS = ("The answer", "The figures", "Every pair of the scan", "What does not hold", "Where the numbers come from")
+HEADINGS = (
+    "The answer",
+    "The figures",
+    "Every pair that was tested",
+    "What does not hold",
+    "Where the numbers come from",
+)
 
 
 class Outline(HTMLParser):

@@ -196,7 +196,7 @@ def test_the_map_holds_every_pair() -> None:
     rest = part.map["strata"]["rest"]
     path = unpacked(rest["path"]).reshape(len(writers), len(components))
     stored = raw["path"].sel(stratum="rest").median("prompt")
-    for writer, component in (("L0H1", "MLP1"), ("L0H0", "L2H1"), ("MLP2", "L0H0")):
+    for writer, component in (("L0H1", "MLP1"), ("L0H0", "L2H1"), ("MLP1", "L0H0")):
         ours = path[writers.index(writer), components.index(component)]
         np.testing.assert_allclose(ours, stored.sel(writer=writer, component=component), rtol=1e-6)
     conditions = np.frombuffer(base64.b64decode(rest["conditions"]), np.uint8).reshape(path.shape)
@@ -204,6 +204,8 @@ def test_the_map_holds_every_pair() -> None:
     assert claimed == [("L0H1", "MLP1")]
     assert part.map["start"] == [writers.index("L0H1"), components.index("MLP1")]
     assert not [label for label in writers if label.startswith("decoy")]
+    assert "MLP1" in writers
+    assert "MLP2" not in writers, "nothing that was looked at reads it"
 
 
 def test_what_was_confirmed_is_taken_over_and_what_was_not_is_said() -> None:
@@ -261,3 +263,7 @@ def test_everything_that_falls_short_is_said() -> None:
     whole = xr.Dataset(attrs={"found": 1, "n_prompts": 8})
     confirmed = scan_part(erased(), "toy", 64, kept())
     assert shortfalls(None, confirmed, {"v_patch": whole}, {}) == []
+    few = xr.Dataset(attrs={"found": 1, "n_prompts": 3})
+    (said_of_few,) = shortfalls(None, confirmed, {"v_patch": whole, "dla_scatter": few, "scan": whole}, {})
+    assert said_of_few.what == "The first 3 of 8 prompts"
+    assert said_of_few.detail.startswith("dla_scatter: declared so")

@@ -7,11 +7,14 @@ if (MAP) {
   const [stratumBox, valueBox] = [document.getElementById("map-stratum"), document.getElementById("map-value")];
   const [W, C, S] = [MAP.writers.length, MAP.components.length, MAP.sites.length];
   const [REPLICABLE, SPECIFIC, NET, CLAIMED] = MAP.bits;
-  const FULL = { path: 0.5, clean: 0.5, z: 30 };
+  // The strongest colours are kept for what is claimed.
+  const largest = (name) => Math.max(0, ...Object.values(MAP.strata).flatMap((one) => { const { conditions, [name]: values } = arrays(one); return [...values].filter((v, i) => conditions[i] & CLAIMED).map(Math.abs); }));
+  const FULL = { path: Math.max(0.5, Math.ceil(10 * largest("path")) / 10), clean: Math.max(0.5, Math.ceil(10 * largest("clean")) / 10), z: 30 };
   const SHADES = { light: ["#0072B2", "#F4F5F6", "#D55E00", "#1F2933"], dark: ["#5AB4EE", "#242B32", "#FF9147", "#E6EAEE"] };
   const LEFT = 74, TOP = 46;
   const room = Math.min(620, root.parentElement.clientWidth - LEFT - 8);
-  const CELL = Math.max(5, Math.min(15, Math.floor(room / C)));
+  // Few components beside many writers make a tall map: its cells are small, too.
+  const CELL = Math.max(5, Math.min(15, Math.floor(room / C), Math.floor(1600 / W)));
   const outcomes = new Map(MAP.confirmed.map(([w, c, outcome, left]) => [`${w} ${c}`, [outcome, left]]));
   const strata = Object.fromEntries(Object.entries(MAP.strata).map(([name, one]) => [name, arrays(one)]));
   let chosen = MAP.start[0] * C + MAP.start[1];
@@ -114,21 +117,21 @@ if (MAP) {
     const spread = one.low ? ` (quartiles ${shown(one.low[chosen])} to ${shown(one.high[chosen])})` : "";
     const facts = [
       ["path share", shown(one.path[chosen]) + spread],
-      ["beyond the usual", shown(one.path[chosen] - one.usual[c])],
+      ["beyond the median writer", shown(one.path[chosen] - one.usual[c])],
       ["clean share", shown(one.clean[chosen])],
       ["z against decoys", shown(one.z[chosen], 1)],
-      ["adjusted p", one.p[chosen] < 1e-6 ? "below 1e−6" : one.p[chosen].toPrecision(2)],
+      ["adjusted p", one.p[chosen] < 1e-6 ? "below 1e−6" : Number.isFinite(one.p[chosen]) ? one.p[chosen].toPrecision(2) : "– (one observation)"],
     ];
     for (const [name, text] of facts) list.append(element("dt", name), element("dd", text));
     const met = one.conditions[chosen];
     const conditions = element("ul");
-    for (const [bit, words] of [[REPLICABLE, "replicable over prompts"], [SPECIFIC, "beyond decoys and the usual"], [NET, "opposes on the whole, too"]]) {
+    for (const [bit, words] of [[REPLICABLE, "replicable over prompts"], [SPECIFIC, "beyond decoys and the median writer"], [NET, "its clean share is negative, too"]]) {
       conditions.append(element("li", `${met & bit ? "✓" : "✗"} ${words}`));
     }
     const [outcome, left] = outcomes.get(`${writer} ${component}`) ?? [];
     const tried = outcome ? `, by real forwards: ${outcome}${left !== null && left <= 1 ? `, ${Math.round(100 * Math.max(left, 0))} % left after ablation` : ""}` : "";
     conditions.append(element("li", met & CLAIMED ? `Claimed${tried}.` : `Not claimed${tried}.`));
-    const where = element("p", `${one.about[0].toUpperCase()}${one.about.slice(1)}. Median over ${MAP.prompts} prompts.`);
+    const where = element("p", `${one.about[0].toUpperCase()}${one.about.slice(1)}. ${MAP.prompts} prompts.`);
     panel.replaceChildren(title, where, list, conditions, course(one, w, c), element("p", `Presence of ${writer} along the stream; dashed: ${component}.`));
   }
 
@@ -143,7 +146,7 @@ if (MAP) {
       return node;
     };
     const svg = made("svg", { viewBox: "0 0 340 130", class: "presence", role: "img", "aria-label": `Presence of ${MAP.writers[w]}: ${values.map((v, i) => `${MAP.sites[i]} ${shown(v, 2)}`).join(", ")}` });
-    for (const v of [0, 1]) {
+    for (const v of y(0) - y(1) > 14 ? [0, 1] : [0]) {
       const tick = made("text", { class: "tick", x: 22, y: y(v) + 4, "text-anchor": "end" });
       tick.textContent = v;
       svg.append(made("line", { class: "grid", x1: 30, x2: 330, y1: y(v), y2: y(v) }), tick);
@@ -163,6 +166,8 @@ if (MAP) {
     chosen = Math.max(0, Math.min(W * C - 1, index));
     paint();
     describe();
+    const [at, view] = [TOP + Math.floor(chosen / C) * CELL, canvas.parentElement];
+    if (at < view.scrollTop + TOP || at > view.scrollTop + view.clientHeight - 3 * CELL) view.scrollTop = at - view.clientHeight / 2;
   }
 
   canvas.addEventListener("pointerdown", (event) => {
@@ -177,14 +182,12 @@ if (MAP) {
     canvas.title = c >= 0 && c < C && w >= 0 && w < W && Number.isFinite(value) ? `${MAP.writers[w]} → ${MAP.components[c]}: ${shown(value)}` : "";
   });
   canvas.addEventListener("keydown", (event) => {
-    const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -C, ArrowDown: C };
-    const step = steps[event.key];
-    if (step === undefined) return;
+    const [down, right] = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key] ?? [0, 0];
+    if (!down && !right) return;
     event.preventDefault();
-    const [w, c] = [Math.floor(chosen / C), chosen % C];
     // No step leaves the map at its sides.
-    if ((step === -1 && c === 0) || (step === 1 && c === C - 1) || (step === -C && w === 0) || (step === C && w === W - 1)) return;
-    choose(chosen + step);
+    const [w, c] = [Math.floor(chosen / C) + down, (chosen % C) + right];
+    if (w >= 0 && w < W && c >= 0 && c < C) choose(w * C + c);
   });
   for (const [name, one] of Object.entries(strata)) stratumBox.append(new Option(one.about, name, name === "rest", name === "rest"));
   for (const box of [stratumBox, valueBox]) box.addEventListener("change", () => choose(chosen));
