@@ -20,7 +20,7 @@ from repro.scan.twin import Twin
 from repro.scan.verdict import Scan, scan
 
 if TYPE_CHECKING:
-    from repro.model.forward import Model
+    from repro.model.decoder import Model
 
 FILE = "scan.json"
 """Beside the figures: the answer as data."""

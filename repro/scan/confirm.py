@@ -21,18 +21,8 @@ from torch import Tensor
 
 from repro.labels import head_index, is_head, layer_of, step_of
 from repro.model.attention import weights
-from repro.model.forward import (
-    Model,
-    Trace,
-    attend,
-    attention_gain,
-    attn_out,
-    mlp,
-    mlp_gain,
-    mlp_of_normed,
-    read_scale,
-    trace,
-)
+from repro.model.decoder import Model
+from repro.model.forward import Trace, attend, attention_gain, attn_out, mlp, mlp_gain, mlp_of_normed, read_scale, trace
 from repro.model.paths import centred
 from repro.scan.confirmation import Confirmation
 

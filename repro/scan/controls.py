@@ -27,8 +27,8 @@ from repro.errors import Exit, ReproError
 from repro.files import disk, write_durably
 from repro.labels import heads_of, is_head, layer_of, sites
 from repro.measures.path_shares import PathShares
+from repro.model.decoder import Model
 from repro.model.folder import Shape
-from repro.model.forward import Model
 from repro.scan.claims import Thresholds, site_before
 from repro.scan.examine import examine, measured
 from repro.scan.untrained import KINDS, copied, opposed, planted, scaled, untrained

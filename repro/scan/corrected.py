@@ -17,7 +17,8 @@ from repro.scan.verdict import Scan
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from repro.model.forward import Model, Trace
+    from repro.model.decoder import Model
+    from repro.model.forward import Trace
     from repro.scan.in_memory import ScanResult
 
 TOGETHER = 32

@@ -26,7 +26,7 @@ from repro.subjects.text import read_files, read_sample
 from repro.subjects.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from repro.model.forward import Model
+    from repro.model.decoder import Model
 
 SAMPLE_ROWS = 30
 """Documents of the bundled sample that a model without prompts is given."""

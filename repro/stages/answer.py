@@ -13,7 +13,7 @@ from repro.stages.paper import Paper, answering
 from repro.store.excluded import kept
 
 if TYPE_CHECKING:
-    from repro.model.forward import Model
+    from repro.model.decoder import Model
 
 
 def answer(paper: Paper) -> Paper:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from repro.model.forward import Rotary, forward_from, logits, norm_scale, normed, read_scale, rotate, trace
+from repro.model.decoder import Rotary
+from repro.model.forward import forward_from, logits, norm_scale, normed, read_scale, rotate, trace
 from repro.model.linear import ACTIVATIONS
 from tests import oracle
 from tests.scenes import KINDS, assert_close, changed_block, is_close, scene

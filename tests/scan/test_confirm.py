@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from repro.labels import head_index, is_head, layer_of
-from repro.model.forward import Model, Trace, trace
+from repro.model.decoder import Model
+from repro.model.forward import Trace, trace
 from repro.model.paths import make_decoys, path_dots, sampled, written
 from repro.scan.confirm import confirm, output_of
 from repro.scan.confirmation import Confirmation
