@@ -105,10 +105,11 @@ def twin(model: Model, seed: int, scale: float | None) -> Model:
     """Return the untrained twin of a model at hand: all that is not a weight is kept, and weights are drawn anew.
 
     N(0, scale²), what writes to the stream narrower where there is LayerNorm, as `untrained` does it; None: every
-    matrix, queries, keys and values apart, with the root mean square that the model's own has, which holds the weights
-    of norms before attention and MLP. Biases are zero, weights of norms of queries and keys and of those after
-    attention and MLP one: the root mean square of a matrix before such a norm is that without them. What the original multiplies by (`Scales`, a layer's factor of scores) multiplies what is drawn,
-    and is part of a root mean square. Embedding and unembedding are drawn apart, where the model ties them, too.
+    matrix, queries, keys and values apart, with the root mean square that the model's own has, which holds the
+    weights of norms before attention and MLP. Biases are zero, weights of norms of queries and keys and of those
+    after attention and MLP one: the root mean square of a matrix before such a norm is that without them. What the
+    original multiplies by (`Scales`, a layer's factor of scores) multiplies what is drawn, and is part of a root mean
+    square. Embedding and unembedding are drawn apart, where the model ties them, too.
     Agreement: tests/scan/test_twin.py.
     """
     generator, shape = torch.Generator().manual_seed(seed), model.shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from repro.labels import is_node
 from repro.scan import expected
 from repro.scan.expected import Case, Reported, compare, read_expected, recall_line
 from repro.scan.table import answer
-from repro.scan.verdict import scan
+from repro.scan.verdict import Scan, scan
 from tests import toys
+from tests.runs import Run
 from tests.scan.made import erase, quiet
 from tests.scenes import prompts
 
@@ -135,3 +137,17 @@ def test_where_nothing_is_expected_a_claim_is_told(listed: list[Reported]) -> No
 def test_the_list_is_part_of_the_package() -> None:
     declared = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     assert f'"scan/{expected.FILE.name}"' in declared
+
+
+def test_the_command_goes_by_the_source_and_the_directory(
+    finished: Callable[[str], Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, asked = finished("native").copy(tmp_path), []
+
+    def seen(source: str, directory: str, *scans: Scan) -> tuple[Case, ...]:
+        asked.append((source, directory))
+        return ()
+
+    monkeypatch.setattr("repro.scan.answer.compare", seen)
+    assert run.cli("scan").code == 0
+    assert asked == [(str(run.model.resolve()), run.model.name)]

@@ -47,18 +47,13 @@ def document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     entry = Reported(model="a/b", stratum="rest", writer="L0H1", erasers=("MLP1",), source="me")
     monkeypatch.setattr(expected, "read_expected", lambda: (entry,))
     twins = tuple(Twin(scale, 0, (("L0H1", "MLP1", -0.2),), True) for scale in SCALES)
+
+    def model() -> Any:
+        return None
+
     path = tmp_path / "one"
     path.mkdir()
-    answer.answered(
-        raw,
-        path,
-        "toy",
-        np.zeros((20, 64), np.int64),
-        lambda: None,
-        tmp_path,
-        lambda: twins,
-        ("a/b", ""),  # type: ignore[arg-type, return-value]
-    )
+    answer.answered(raw, path, "toy", np.zeros((20, 64), np.int64), model, tmp_path, lambda: twins, ("a/b", ""))
     found: dict[str, Any] = json.loads((tmp_path / answer.FILE).read_text(encoding="utf-8"))
     return found
 

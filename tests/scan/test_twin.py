@@ -79,8 +79,8 @@ def without(model: Model) -> Model:
         assert block.mlp_post is not None
         dead = torch.ones_like(block.attn_post)
         dead[3] = 1e-15
-        posts = {"attn_post": block.attn_post * dead, "mlp_post": block.mlp_post * dead}
-        blocks.append(replace(block, W_O=block.W_O * dead, W_out=block.W_out * dead, **posts))
+        made = replace(block, W_O=block.W_O * dead, W_out=block.W_out * dead)
+        blocks.append(replace(made, attn_post=block.attn_post * dead, mlp_post=block.mlp_post * dead))
     return replace(model, blocks=tuple(blocks))
 
 
