@@ -30,7 +30,7 @@ class Scales:
     logits: float = 1.0
     """What the unembedding gives (Cohere, Granite)."""
     initial: float = 0.02
-    """Standard deviation of its initialiser: `initializer_range` of its configuration, 0.02 where that has none."""
+    """Standard deviation of its initialiser: `initializer_range` of a Hugging Face configuration, else 0.02."""
 
 
 @dataclass(frozen=True)
