@@ -24,7 +24,7 @@ from repro.subjects.resolve import ResolvedSubject
 if TYPE_CHECKING:
     import xarray as xr
 
-    from repro.model.forward import Model
+    from repro.model.decoder import Model
     from repro.run.cluster import Cluster
     from repro.run.session import Session
 

@@ -19,8 +19,8 @@ from repro.measures.batch import Batch, Engine
 from repro.measures.directions import Directions
 from repro.measures.roles import ExampleTokens, Roles
 from repro.model.casting import cast
+from repro.model.decoder import Model
 from repro.model.folder import read_folder
-from repro.model.forward import Model
 from repro.model.load import load
 from tests import oracle, toys
 

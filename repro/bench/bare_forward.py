@@ -9,7 +9,8 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from repro.model.forward import Model, logits, trace
+from repro.model.decoder import Model
+from repro.model.forward import logits, trace
 
 
 class Bare:

@@ -37,7 +37,12 @@ Labels = Mapping[str, Sequence[str]]
 
 
 def library_model(folder: Folder) -> Any:
-    """Return the library's own model of a directory in float32, its weights processed as `repro.model.load` does."""
+    """Return the library's own model of a directory in float32, its weights processed as `repro.model.load` does.
+
+    The end-to-end benchmark makes its model itself, of the paper's shape and without windows. Raises ReproError (exit
+    4) for a model with an attention window shorter than its context, whatever the prompts: `_composed` reads all
+    positions before.
+    """
     from repro.model.original import read_original
 
     with torch.no_grad(), quiet(), warnings.catch_warnings():

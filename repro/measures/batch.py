@@ -15,7 +15,8 @@ from repro.labels import head_index, is_head, is_node, layer_of
 from repro.measures.directions import Directions
 from repro.measures.roles import Roles
 from repro.model.attention import is_plain, mixed
-from repro.model.forward import Attention, Model, Trace, forward_from, normed, post_gain, read_scale, trace
+from repro.model.decoder import Attention, Model
+from repro.model.forward import Trace, forward_from, normed, post_gain, read_scale, trace
 from repro.model.paths import centred
 
 HEADS_TOGETHER = 32

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from repro.labels import head_index, is_head, layer_of, writers
 from repro.model.attributions import targets
-from repro.model.forward import Model, logits, trace
+from repro.model.decoder import Model
+from repro.model.forward import logits, trace
 from repro.model.paths import centred, written
 
 

@@ -67,3 +67,12 @@ def described(dataset: xr.Dataset, layout: Layout) -> xr.Dataset:
             long_name = DIMENSIONS.get(known, known.replace("_", " "))
         dataset[name].attrs = {"units": units, "long_name": long_name} | variable.attrs
     return dataset
+
+
+def mark_capped(dataset: xr.Dataset, cap: float | None) -> None:
+    """Say of a result in logits, in its attribute `logits`, that they are those before the model's cap, if it has one.
+
+    Results without a variable in logits depend on no cap. Agreement: tests/measures/test_summaries.py.
+    """
+    if cap is not None and any(variable.attrs.get("units") == "logits" for variable in dataset.variables.values()):
+        dataset.attrs["logits"] = f"before the cap {cap:g} tanh(l / {cap:g})"

@@ -13,17 +13,20 @@ from repro.model.forward import Trace, attend, attn_out, forward_from, normed
 from repro.model.paths import centred
 
 
-def output_of(model: Model, trace: Trace, tokens: Tensor, row: int, label: str) -> Tensor:
-    """Return what a node wrote in one prompt of a clean pass over tokens [B, P]: [P, D], less what the norm ignores."""
+def output_of(model: Model, trace: Trace, tokens: Tensor, rows: int | slice, label: str) -> Tensor:
+    """Return what a node wrote in a clean pass over tokens [B, P], less what the norm ignores.
+
+    rows: one prompt, of which it is [P, D], or several: [rows, P, D].
+    """
     if label == "embed":
-        return centred(model, F.embedding(tokens[row], model.W_E))
+        return centred(model, F.embedding(tokens[rows], model.W_E))
     if label == "pos_embed":
         assert model.W_pos is not None, "a model with rotary positions has no such node"
-        return centred(model, model.W_pos[: tokens.shape[1]])
+        return centred(model, model.W_pos[: tokens.shape[1]]).expand(*tokens[rows].shape, -1)
     if is_head(label):
         layer, head = head_index(label)
-        return trace.attention[layer].z[row, :, head] @ centred(model, model.blocks[layer].W_O[head])
-    return centred(model, trace.mlp_out[layer_of(label)][row])
+        return trace.attention[layer].z[rows, :, head] @ centred(model, model.blocks[layer].W_O[head])
+    return centred(model, trace.mlp_out[layer_of(label)][rows])
 
 
 def rerun(model: Model, trace: Trace, label: str, change: Tensor) -> Tensor:

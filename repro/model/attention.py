@@ -22,7 +22,11 @@ def is_plain(model: Model, layer: int, length: int) -> bool:
 
 def capped(model: Model, scores: Tensor) -> Tensor:
     """Return cap tanh(scores / cap), or the scores of a model that does not cap them."""
-    return scores if model.score_cap is None else (scores / model.score_cap).tanh_().mul_(model.score_cap)
+    if model.score_cap is None:
+        return scores
+    share = scores / model.score_cap
+    # In place where no gradient is wanted, of which the backward pass would need what is overwritten.
+    return share.tanh() * model.score_cap if share.requires_grad else share.tanh_().mul_(model.score_cap)
 
 
 def hidden_keys(model: Model, layer: int, positions: Tensor, length: int) -> Tensor:

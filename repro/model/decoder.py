@@ -20,6 +20,20 @@ class Rotary:
 
 
 @dataclass(frozen=True)
+class Scales:
+    """By what the original multiplies, which weights here contain, and how wide its weights are drawn at first."""
+
+    embedding: float = 1.0
+    """What is looked up in W_E: the root of D in Gemma, a multiplier in Granite."""
+    residual: float = 1.0
+    """What attention and MLP add to the stream (Granite)."""
+    logits: float = 1.0
+    """What the unembedding gives (Cohere, Granite)."""
+    initial: float = 0.02
+    """Standard deviation of its initialiser: `initializer_range` of a Hugging Face configuration, else 0.02."""
+
+
+@dataclass(frozen=True)
 class Block:
     """Processed weights of one layer. H heads, G key/value heads, K = d_head, D = d_model, M = d_mlp.
 
@@ -47,6 +61,8 @@ class Block:
     attn_post: Tensor | None = None  # [D]
     mlp_post: Tensor | None = None  # [D]
     """Weights of RMS norms of what attention and MLP write, which W_O and W_out contain."""
+    score_factor: float = 1.0
+    """Of the scores of this layer beyond `softmax_scale`, which W_Q or, where there is one, q_norm contains."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +91,7 @@ class Model:
     """Scores s of attention become cap tanh(s / cap)."""
     logit_cap: float | None = None
     """The original's logits are cap tanh(l / cap) of what is the logit l here, the order the same."""
+    scales: Scales = Scales()
     longest: int | None = None
     """Positions up to which it was compared with the original; None: what binds anywhere in its context was refused."""
 

@@ -66,6 +66,8 @@ class Original:
     score_cap: float | None = None
     logit_cap: float | None = None
     """Caps of attention scores and of logits (Gemma 2)."""
+    initial: float = 0.02
+    """Standard deviation that its weights are drawn with at first."""
 
 
 def read_original(folder: Folder, dtype: torch.dtype, tokens: Sequence[Tensor], whole: bool) -> Original:
@@ -140,7 +142,17 @@ def _hugging_face(folder: Folder, dtype: torch.dtype, tokens: Sequence[Tensor], 
         residual_scale=float(getattr(config, "residual_multiplier", 1.0)),
         score_cap=getattr(config, "attn_logit_softcapping", None),
         logit_cap=getattr(config, "final_logit_softcapping", None),
+        initial=_initial(config),
     )
+
+
+def _initial(config: Any) -> float:
+    """Return the standard deviation of a configuration's initialiser; 0.02 where it names none or a strange one."""
+    for name in ("initializer_range", "init_std"):  # OPT's is the second
+        found = getattr(config, name, None)
+        if isinstance(found, int | float) and 0 < found < 1:
+            return float(found)
+    return Original.initial
 
 
 def _find(module: nn.Module, mapping: Any, name: str) -> nn.Module:

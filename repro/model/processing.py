@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from repro.errors import Exit, ReproError, listing
-from repro.model.decoder import Block, Model, Rotary
+from repro.model.decoder import Block, Model, Rotary, Scales
 from repro.model.folder import Folder, Shape
 from repro.model.original import Original
 
@@ -41,23 +41,25 @@ def process(folder: Folder, original: Original, dtype: torch.dtype) -> tuple[Mod
     cfg = bridge.cfg
     center = str(cfg.normalization_type).upper().startswith("LN")
     offset = 1.0 if getattr(cfg, "rmsnorm_uses_offset", False) else 0.0
-    scales = [_softmax_scale(_module(block.attn), shape) for block in bridge.blocks]
+    factors = [_softmax_scale(_module(block.attn), shape) for block in bridge.blocks]
     blocks: list[Block] = []
     value_biases: list[Tensor] = []
-    for layer, (block, scale) in enumerate(zip(bridge.blocks, scales, strict=True)):
-        made, value_bias = _block(folder, block._modules, center, offset, scale / scales[0], original.residual_scale)
+    for layer, (block, factor) in enumerate(zip(bridge.blocks, factors, strict=True)):
+        made, value_bias = _block(folder, block._modules, center, offset, factor / factors[0], original.residual_scale)
         made = replace(made, rotated=layer not in original.unrotated, window=original.windows.get(layer))
         blocks.append(_cast(made, dtype))
         value_biases.append(value_bias.to(dtype))
     W_U, b_U = _read_through(_norm(bridge.ln_final, shape.d_model, offset), _affine(bridge.unembed), center)
     W_E, W_pos = _embeddings(bridge, shape, original.rotary, center)
+    looked_up = float(getattr(_module(bridge.embed), "embed_scale", 1.0)) * original.embedding_scale
+    scales = Scales(looked_up, original.residual_scale, original.logit_scale, original.initial)
     rotary, local = (None if each is None else _cast(each, dtype) for each in (original.rotary, original.rotary_local))
     model = Model(
         shape=replace(shape, d_mlp=blocks[0].W_in.shape[1]),
         center=center,
         eps=_epsilon(folder, bridge),
         act=cfg.act_fn,
-        softmax_scale=scales[0],
+        softmax_scale=factors[0],
         W_E=W_E.mul_(original.embedding_scale),
         W_pos=W_pos,
         rotary=rotary,
@@ -69,6 +71,7 @@ def process(folder: Folder, original: Original, dtype: torch.dtype) -> tuple[Mod
         pre_norm="ln1" in bridge.blocks[0]._modules,
         score_cap=original.score_cap,
         logit_cap=original.logit_cap,
+        scales=scales,
     )
     return _cast(model, dtype), value_biases
 
@@ -124,6 +127,7 @@ def _block(
         k_norm=k_norm,
         attn_post=attn_post,
         mlp_post=mlp_post,
+        score_factor=score_factor,
     )
     return made, value_bias
 

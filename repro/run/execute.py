@@ -13,6 +13,7 @@ import torch
 
 from repro.labels import FLOAT32, in_precision
 from repro.measures.base import Stream
+from repro.measures.describe import mark_capped
 from repro.measures.reduce import summarise
 from repro.plan.plan import Item, Plan
 from repro.process import effective_settings
@@ -131,8 +132,7 @@ class _Pass:
         )
         if item.precision != FLOAT32:
             dataset.attrs["precision"] = item.precision
-        if (cap := self.session.engine(item.precision).model.logit_cap) is not None:
-            dataset.attrs["logits"] = f"before the cap {cap:g} tanh(l / {cap:g})"
+        mark_capped(dataset, self.session.engine(item.precision).model.logit_cap)
         dataset.attrs.setdefault("examples", "named" if self.plan.subject.subject.examples != "auto" else "mined")
         result.finalise(dataset)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from repro.scan.twin import Twin
 from repro.scan.verdict import Scan, scan
 
 if TYPE_CHECKING:
-    from repro.model.forward import Model
+    from repro.model.decoder import Model
 
 FILE = "scan.json"
 """Beside the figures: the answer as data."""
@@ -34,13 +34,14 @@ def answered(
     model: Callable[[], Model],
     directory: Path,
     twins: Callable[[], tuple[Twin, ...]] | None = None,
-    names: Iterable[str] = (),
+    origin: tuple[str, str] = ("", ""),
 ) -> list[str]:
     """Return the lines of the answer, and write it as `scan.json`.
 
     raw: the raw arrays of the result at `path`, its `positions_sampled` in the attributes; tokens: the prompts; model:
     loads it, called only where claims are not confirmed yet; twins: looks at untrained twins, where somebody asks for
-    them: once for each result, and told from then on; names: of the model, for what is known of it elsewhere.
+    them: once for each result, and told from then on; origin: where the model comes from and the name of its
+    directory, for what is known of it elsewhere.
     Agreement: tests/scan/test_answer.py.
     """
     kept = settled(path, lambda: raw, tokens, model)
@@ -50,7 +51,7 @@ def answered(
     decoys = sum(str(label).startswith("decoy") for label in raw["writer"].values)
     directory.mkdir(parents=True, exist_ok=True)
     document = {"key": path.name, "subject": subject, "confirmed": _rows(confirmed), **_data(rest)}
-    known = compare(names, rest, first)
+    known = compare(*origin, rest, first)
     document["expected"] = [asdict(case) for case in known]
     document["untrained_twins"] = [asdict(twin) for twin in kept.twins] or None
     write_json(directory / FILE, document)

@@ -17,7 +17,7 @@ from repro.scan.twin import Twin
 from repro.scan.verdict import Scan, scan, to_confirm
 
 if TYPE_CHECKING:
-    from repro.model.forward import Model
+    from repro.model.decoder import Model
 
 _RANKS = ("slightly", "in few positions", "taken back, not cleared")
 

@@ -2,8 +2,9 @@
 
 (a) direct patch: h_w is taken out of the component's input alone (the value input of a head, whose pattern is held; the
     input of an MLP, its gates recomputed), with the clean norm scale and with the scale of what is left.
-(b) ablation: h_w is taken out of the stream where it was written (zero, its mean over the prompts at each position, or
-    another prompt's), and everything after it runs anew.
+(b) ablation: h_w is taken out of the stream where it was written (zero, its mean over the other prompts at each
+    position, or another prompt's), and everything after it runs anew. The mean does not hold the prompt's own
+    activations: of three prompts they would leave a third of the writer in place.
 
 The clean share k of the component's output onto the clean h_w is measured before and after, over positions 1 and later
 of a few prompts. A claim says that |p| of the writer is taken back because it was written, so both interventions should
@@ -20,24 +21,16 @@ import torch
 from torch import Tensor
 
 from repro.labels import head_index, is_head, layer_of, step_of
+from repro.model.ablate import output_of
 from repro.model.attention import weights
-from repro.model.forward import (
-    Model,
-    Trace,
-    attend,
-    attention_gain,
-    attn_out,
-    mlp,
-    mlp_gain,
-    mlp_of_normed,
-    read_scale,
-    trace,
-)
+from repro.model.decoder import Model
+from repro.model.forward import Trace, attend, attention_gain, attn_out, mlp, mlp_gain, mlp_of_normed, read_scale, trace
 from repro.model.paths import centred
 from repro.scan.confirmation import Confirmation
 
 PROMPTS = 3
 """Prompts that claims are confirmed on."""
+_ALL = slice(None)
 
 
 def confirm(model: Model, tokens: Tensor, pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Confirmation]:
@@ -51,11 +44,11 @@ def confirm(model: Model, tokens: Tensor, pairs: Iterable[tuple[str, str]]) -> d
         wanted.setdefault(writer, []).append(component)
     found = {}
     for writer, components in wanted.items():
-        h = output_of(model, clean, tokens, writer)
-        before = {c: _share(output_of(model, clean, tokens, c), h) for c in components}
+        h = output_of(model, clean, tokens, _ALL, writer)
+        before = {c: _share(output_of(model, clean, tokens, _ALL, c), h) for c in components}
         ablated = [
             _rerun(model, clean, writer, components, h, instead)
-            for instead in (torch.zeros_like(h), h.mean(0, keepdim=True).expand_as(h), h.roll(1, 0))
+            for instead in (torch.zeros_like(h), mean_of_others(h), h.roll(1, 0))
         ]
         for c in components:
             patched, rescaled = (_share(output_without(model, clean, c, h, own), h) for own in (False, True))
@@ -63,17 +56,9 @@ def confirm(model: Model, tokens: Tensor, pairs: Iterable[tuple[str, str]]) -> d
     return found
 
 
-def output_of(model: Model, run: Trace, tokens: Tensor, label: str) -> Tensor:
-    """Return what a node wrote in a clean pass, without what the norm ignores: [B, P, D]."""
-    if label == "embed":
-        return centred(model, torch.nn.functional.embedding(tokens, model.W_E))
-    if label == "pos_embed":
-        assert model.W_pos is not None
-        return centred(model, model.W_pos[: tokens.shape[1]]).expand(*tokens.shape, -1)
-    if is_head(label):
-        layer, head = head_index(label)
-        return run.attention[layer].z[:, :, head] @ centred(model, model.blocks[layer].W_O[head])
-    return centred(model, run.mlp_out[layer_of(label)])
+def mean_of_others(h: Tensor) -> Tensor:
+    """Return the mean over the other prompts at every position of h [B, P, D]; NaN where there is no other."""
+    return (h.sum(0) - h) / (len(h) - 1)
 
 
 def _share(out: Tensor, h: Tensor) -> float:

@@ -18,7 +18,7 @@ class Confirmation:
     zero: float
     """k after zero ablation of the writer."""
     mean: float
-    """The same with the writer's mean over prompts at each position in its place."""
+    """The same with the writer's mean over the other prompts at each position in its place."""
     resampled: float
     """The same with another prompt's."""
 

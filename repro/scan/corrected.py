@@ -11,13 +11,15 @@ import xarray as xr
 from repro.errors import ReproError, plain
 from repro.labels import nodes, step_of, writers
 from repro.measures.card import FORMS, PARTLY_AT, RELIABLE, SMALL, likely_erasers
+from repro.measures.describe import mark_capped
 from repro.scan.card import claims_of
 from repro.scan.verdict import Scan
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from repro.model.forward import Model, Trace
+    from repro.model.decoder import Model
+    from repro.model.forward import Trace
     from repro.scan.in_memory import ScanResult
 
 TOGETHER = 32
@@ -89,8 +91,7 @@ def corrected_dla(
         {"node": labels, "component": components},
         {"position": at, "erasers_from": "shares" if erasers is None else "given"},
     )
-    if (cap := made.logit_cap) is not None:
-        dataset.attrs["logits"] = f"before the cap {cap:g} tanh(l / {cap:g})"
+    mark_capped(dataset, made.logit_cap)
     return dataset.isel(prompt=0) if one else dataset
 
 

@@ -14,7 +14,7 @@ from repro.measures.batch import Batch, Engine
 from repro.measures.directions import Directions
 from repro.measures.path_shares import PathShares
 from repro.measures.roles import Roles
-from repro.model.forward import Model
+from repro.model.decoder import Model
 from repro.scan.verdict import Scan, scan
 
 TOGETHER = 4

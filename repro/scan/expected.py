@@ -6,7 +6,7 @@ few, and only of models that somebody has looked at. How often it finds what is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,6 +36,7 @@ class Reported(BaseModel):
     erasers: tuple[str, ...] = ()
     after_layer: int | None = None
     source: str
+    """What says so: a title and its address, what was measured, or that the source of a report was not recorded."""
 
     @model_validator(mode="after")
     def _is_a_case_or_none(self) -> Reported:
@@ -65,21 +66,27 @@ def read_expected(path: Path = FILE) -> tuple[Reported, ...]:
         return tuple(Reported(**entry) for entry in tomli.load(file)["reported"])
 
 
-def compare(names: Iterable[str], rest: Scan, first: Scan) -> tuple[Case, ...]:
+def compare(source: str, directory: str, rest: Scan, first: Scan) -> tuple[Case, ...]:
     """Return the expected erasures of a model and whether a scan claims them; nothing for a model that is not listed.
 
-    names: what the model goes by: where it comes from, its directory's name, the name in its configuration; the last
-    part of a hub name is enough. What the model is too small for, or has too few prompts for, is no case.
+    source: where the model comes from, a hub name or pypi:NAME==VERSION, which is to be the listed one in full;
+    directory: the name of its directory, which is to be the last part of that. What its configuration calls it is not
+    asked: in a fine-tuned model that is often its base model. What the model is too small for, has too few prompts for,
+    or whose components the scan left out, is no case.
     """
-    known = {part.lower() for name in names if name for part in (name, name.rstrip("/").rsplit("/", 1)[-1])}
-    listed = [entry for entry in read_expected() if known & {entry.model.lower(), entry.model.lower().split("/")[-1]}]
+    listed = [
+        entry
+        for entry in read_expected()
+        if entry.model.lower() == source.lower() or entry.model.lower().rsplit("/", 1)[-1] == directory.lower()
+    ]
     scans = {"rest": rest, "first": first}
     return tuple(case for entry in listed for case in _cases(entry, scans[entry.stratum]))
 
 
 def _cases(entry: Reported, scan: Scan) -> Iterator[Case]:
     pairs, told = scan.pairs, (entry.stratum, entry.source)
-    if not scan.enough_prompts:
+    partial = pairs.n_pairs < pairs.family  # named roles: only their components were looked at
+    if not scan.enough_prompts or (partial and not entry.writer):
         return
     if entry.writer_layer is not None and entry.after_layer is not None:
         rows = [w for w, label in enumerate(pairs.writers) if is_node(label) and layer_of(label) == entry.writer_layer]

@@ -26,7 +26,7 @@ from repro.subjects.text import read_files, read_sample
 from repro.subjects.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from repro.model.forward import Model
+    from repro.model.decoder import Model
 
 SAMPLE_ROWS = 30
 """Documents of the bundled sample that a model without prompts is given."""
@@ -47,7 +47,7 @@ class ScanResult:
     twins: tuple[Twin, ...] = ()
     """What the same scan claims in untrained twins, where it was asked for."""
     known: tuple[Case, ...] = ()
-    """Expected erasures of this model, where it is listed, and whether they are claimed."""
+    """Expected erasures, where the model's directory has the name of a listed model, and whether they are claimed."""
 
     def __str__(self) -> str:
         decoys = sum(str(label).startswith("decoy") for label in self.raw["writer"].values)
@@ -94,12 +94,12 @@ def scan(
     made = loaded(model, ids)
     raw = measured(made, ids, measure)
     confirmed = _confirmed(made, ids, judge(raw, draws=0)) if confirm else {}
+    directory = Path(model).expanduser().resolve().name if isinstance(model, str | Path) else ""
     if name is None:
-        name = Path(model).name if isinstance(model, str | Path) else type(model).__name__
+        name = directory or type(model).__name__
     rest, first = judge(raw, confirmed=confirmed, draws=draws), judge(raw, "first", draws=0)
     twins = untrained_twins(made, ids, measure) if controls else ()
-    called = str(getattr(getattr(model, "config", None), "_name_or_path", ""))
-    return ScanResult(rest, first, raw, name, ids.shape[1], twins, compare((name, called), rest, first))
+    return ScanResult(rest, first, raw, name, ids.shape[1], twins, compare("", directory, rest, first))
 
 
 def _measure(**given: Any) -> PathShares:

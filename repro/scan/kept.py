@@ -1,4 +1,5 @@
-"""What is kept of a scan beside its result: what real forwards said of its claims, and the roles that follow.
+"""What is kept of a scan beside its result: what real forwards said of its claims, the roles that follow, and what is
+claimed in untrained twins.
 
 Apart from `verdict` and `confirm`, so that planning needs neither scipy nor torch.
 """
@@ -17,9 +18,9 @@ from repro.scan.confirmation import Confirmation
 from repro.scan.twin import Twin
 from repro.store.records import ROLES, plain
 
-VERSION = 1
-"""Raised with every change of the claims, of the confirmation or of the choice that alters what a scan says: what was
-kept by another version is stale, and made anew from the same result."""
+VERSION = 2
+"""Raised with every change of the claims, of the confirmation, of the choice or of the twins that alters what a scan
+says: what was kept by another version is stale, and made anew from the same result."""
 Pair = tuple[str, str]
 
 

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     import numpy as np
 
     from repro.measures.path_shares import PathShares
-    from repro.model.forward import Model
+    from repro.model.decoder import Model
 
 SEED = 0
-SCALES: dict[str, float | None] = {"of an initialiser": 0.02, "of the trained weights": None}
-"""Standard deviation of the weights: that of GPT-2's and Llama's initialisers, or of each trained matrix."""
+SCALES = ("of an initialiser", "of the trained weights")
+"""Standard deviation of the weights: that of the model's initialiser (`initializer_range` in its configuration, 0.02
+where it names none, as GPT-2's and Llama's is), or of each trained matrix."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ def untrained_twins(
 
     with progress(len(SCALES) * batches(tokens), "batches of prompts through untrained twins", say) as advance:
         return tuple(
-            claimed(twin(model, seed, scale), tokens, measure, name, seed, advance) for name, scale in SCALES.items()
+            claimed(twin(model, seed, scale), tokens, measure, name, seed, advance)
+            for name, scale in zip(SCALES, (model.scales.initial, None), strict=True)
         )
 
 
@@ -74,13 +76,13 @@ def claimed(
 
 
 def twins_line(twins: Sequence[Twin]) -> str:
-    """Return the claims as a phrase: `untrained twin: no claim`, or how many at which scale, and the strongest."""
+    """Return the claims as a phrase: `untrained twins: no claim`, or how many at which scale, and the strongest."""
     if not all(twin.enough for twin in twins):
-        return "untrained twin: too few prompts to claim anything"
+        return "untrained twins: too few prompts to claim anything"
     told = [
         f"{len(twin.claims)} claim{'s' * (len(twin.claims) > 1)} at the scale {twin.scale} "
         f"({twin.claims[0][0]} by {twin.claims[0][1]}, {twin.claims[0][2]:.2f})"
         for twin in twins
         if twin.claims
     ]
-    return f"untrained twin: {', '.join(told) or 'no claim'}"
+    return f"untrained twins: {', '.join(told) or 'no claim'}"

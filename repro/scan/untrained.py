@@ -105,45 +105,61 @@ def twin(model: Model, seed: int, scale: float | None) -> Model:
     """Return the untrained twin of a model at hand: all that is not a weight is kept, and weights are drawn anew.
 
     N(0, scale²), what writes to the stream narrower where there is LayerNorm, as `untrained` does it; None: every
-    matrix with the root mean square that the model's own has. Biases are zero, weights of query and key norms one.
+    matrix, queries, keys and values apart, with the root mean square that the model's own has, which holds the
+    weights of norms before attention and MLP. Biases are zero, weights of norms of queries and keys and of those
+    after attention and MLP one: the root mean square of a matrix before such a norm is that without them. What the
+    original multiplies by (`Scales`, a layer's factor of scores) multiplies what is drawn, and is part of a root mean
+    square. Embedding and unembedding are drawn apart, where the model ties them, too.
     Agreement: tests/scan/test_twin.py.
     """
-    generator = torch.Generator().manual_seed(seed)
-    narrow = (2 * model.shape.n_layers) ** -0.5 if model.center else 1.0
+    generator, shape = torch.Generator().manual_seed(seed), model.shape
+    narrow = (2 * shape.n_layers) ** -0.5 if model.center else 1.0
+    residual = model.scales.residual
 
     def drawn(given: Tensor, of: float = 1.0) -> Tensor:
         size = of * scale if scale is not None else float(given.float().square().mean().sqrt())
         return (torch.randn(given.shape, generator=generator) * size).to(given)
 
-    def writing(given: Tensor, of: float = 1.0) -> Tensor:
+    def writing(given: Tensor, post: Tensor | None = None) -> Tensor:
+        plain = given if post is None else given.float() / post.float() * residual
+        return centred(model, drawn(plain, narrow * residual).to(given))
+
+    def embedding(given: Tensor, of: float = 1.0) -> Tensor:
         return centred(model, drawn(given, of))
 
+    def ones(given: Tensor | None, of: float) -> Tensor | None:
+        return None if given is None else torch.full_like(given, of)
+
     def block(given: Block) -> Block:
-        W_QKV, norms = drawn(given.W_QKV), (given.q_norm, given.k_norm)
-        q_norm, k_norm = (None if norm is None else torch.ones_like(norm) for norm in norms)
+        queries, keys = shape.n_heads * shape.d_head, shape.n_kv_heads * shape.d_head
+        W_Q, W_K, W_V = given.W_QKV.split((queries, keys, keys), 1)
+        factor = given.score_factor if given.q_norm is None else 1.0
+        W_QKV = torch.cat((drawn(W_Q, factor), drawn(W_K), drawn(W_V)), 1)
         return replace(
             given,
             W_QKV=W_QKV,
             b_QKV=torch.zeros_like(given.b_QKV),
-            W_V=values_of(W_QKV, model.shape).to(given.W_V),
-            W_O=writing(given.W_O, narrow),
+            W_V=values_of(W_QKV, shape).to(given.W_V),
+            W_O=writing(given.W_O, given.attn_post),
             b_O=torch.zeros_like(given.b_O),
             W_in=drawn(given.W_in),
             b_in=torch.zeros_like(given.b_in),
             W_gate=None if given.W_gate is None else drawn(given.W_gate),
             b_gate=None if given.b_gate is None else torch.zeros_like(given.b_gate),
-            W_out=writing(given.W_out, narrow),
+            W_out=writing(given.W_out, given.mlp_post),
             b_out=torch.zeros_like(given.b_out),
-            q_norm=q_norm,
-            k_norm=k_norm,
+            q_norm=ones(given.q_norm, given.score_factor),
+            k_norm=ones(given.k_norm, 1.0),
+            attn_post=ones(given.attn_post, residual),
+            mlp_post=ones(given.mlp_post, residual),
         )
 
     return replace(
         model,
-        W_E=writing(model.W_E),
-        W_pos=None if model.W_pos is None else writing(model.W_pos),
+        W_E=embedding(model.W_E, model.scales.embedding),
+        W_pos=None if model.W_pos is None else embedding(model.W_pos),
         blocks=tuple(map(block, model.blocks)),
-        W_U=drawn(model.W_U),
+        W_U=drawn(model.W_U, model.scales.logits),
         b_U=torch.zeros_like(model.b_U),
     )
 

@@ -13,7 +13,7 @@ from repro.stages.paper import Paper, answering
 from repro.store.excluded import kept
 
 if TYPE_CHECKING:
-    from repro.model.forward import Model
+    from repro.model.decoder import Model
 
 
 def answer(paper: Paper) -> Paper:
@@ -48,8 +48,8 @@ def answer(paper: Paper) -> Paper:
         return untrained_twins(loaded(), tokens, item.experiment, say=paper.workspace.say)
 
     asked = twins if paper.workspace.request.controls else None
-    names = (paper.subject.subject.model, str(paper.subject.folder.config.get("_name_or_path") or ""))
-    *lines, last = answered(raw, item.path, paper.subject.name, tokens, model, out, asked, names)
+    origin = (paper.subject.subject.model, paper.subject.folder.path.name)
+    *lines, last = answered(raw, item.path, paper.subject.name, tokens, model, out, asked, origin)
     paper.workspace.say("")
     for line in lines:
         paper.workspace.say(line)

@@ -14,7 +14,7 @@ import xarray as xr
 from scipy.stats import linregress
 
 from repro.measures import DLAScatter, Measure, MineExamples, Projection, ResampledDLA, VPatch
-from repro.measures.describe import DERIVED, described
+from repro.measures.describe import DERIVED, described, mark_capped
 from repro.measures.mine_examples import mined_positions
 from repro.measures.reduce import summarise
 from repro.measures.roles import ExampleTokens
@@ -246,3 +246,13 @@ def test_a_measure_may_say_itself_what_its_variables_are() -> None:
     assert told["pr"].attrs == {"units": "1", "long_name": "mine"}
     assert told["mine_own"].attrs == {"units": "1", "long_name": "mine own"}
     assert told["site"].attrs == {"units": "", "long_name": DIMENSIONS["site"]}
+
+
+@pytest.mark.parametrize("experiment", [NODES, DLAScatter(measure="dla_scatter", prompts=5)])
+def test_only_results_in_logits_speak_of_a_cap(reduce: Reduce, experiment: Measure) -> None:
+    dataset, _ = reduce(experiment, small())
+    mark_capped(dataset, None)
+    assert "logits" not in dataset.attrs
+    mark_capped(dataset, 30.0)
+    expected = None if experiment is NODES else "before the cap 30 tanh(l / 30)"
+    assert dataset.attrs.get("logits") == expected

@@ -18,8 +18,9 @@ from repro.kernels.select import provider
 from repro.measures.batch import Batch, Engine
 from repro.measures.directions import Directions
 from repro.measures.roles import Roles
+from repro.model.decoder import Model
 from repro.model.folder import read_folder
-from repro.model.forward import Model, logits, trace
+from repro.model.forward import logits, trace
 from repro.model.load import load
 from repro.process import quiet
 from tests import toys

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from repro.model.forward import Rotary, forward_from, logits, norm_scale, normed, read_scale, rotate, trace
+from repro.model.attention import capped
+from repro.model.decoder import Rotary
+from repro.model.forward import attend, embed, forward_from, logits, norm_scale, normed, read_scale, rotate, trace
 from repro.model.linear import ACTIVATIONS
 from tests import oracle
 from tests.scenes import KINDS, assert_close, changed_block, is_close, scene
@@ -141,3 +143,24 @@ def test_the_two_pairings_differ() -> None:
     assert rotary is not None
     x = torch.randn(1, 9, 1, 8, generator=torch.Generator().manual_seed(0)).double()
     assert (rotate(rotary, x) - rotate(replace(rotary, adjacent=True), x)).abs().max() > 1e-2
+
+
+def test_a_capped_model_has_gradients() -> None:
+    """Through the caps of scores, as by finite differences; without a gradient the scores given are left alone, too."""
+    given = scene("gemma2").model
+    tokens = torch.from_numpy(scene("gemma2").tokens)
+    W = given.blocks[0].W_QKV.clone().requires_grad_()
+    along = torch.randn(W.shape, generator=torch.Generator().manual_seed(0)).double()
+
+    def total(weights: torch.Tensor) -> torch.Tensor:
+        changed = changed_block(given, 0, W_QKV=weights)
+        return attend(changed, 0, embed(changed, tokens)).z[..., 0].sum()
+
+    total(W).backward()
+    assert W.grad is not None
+    with torch.no_grad():
+        slope = (total(W + 1e-6 * along) - total(W - 1e-6 * along)) / 2e-6
+    assert float((W.grad * along).sum()) == pytest.approx(float(slope), rel=1e-4)
+    scores = torch.linspace(-9, 9, 7).double()
+    assert torch.equal(capped(given, scores), capped(given, scores.clone().requires_grad_()).detach())
+    assert torch.equal(scores, torch.linspace(-9, 9, 7).double())

@@ -15,8 +15,9 @@ from torch import Tensor
 from repro.errors import Exit, ReproError
 from repro.kernels.select import provider
 from repro.measures.batch import Engine
+from repro.model.decoder import Model
 from repro.model.folder import read_folder
-from repro.model.forward import Model, logits, trace
+from repro.model.forward import logits, trace
 from repro.model.load import load
 from tests import oracle, toys
 from tests.scenes import assert_close, prompts

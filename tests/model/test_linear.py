@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from repro.model.casting import rounded
-from repro.model.forward import Model, logits, trace
+from repro.model.decoder import Model
+from repro.model.forward import logits, trace
 from repro.model.linear import ACTIVATIONS, linear
 from tests import oracle
 from tests.scenes import KINDS, model, prompts, scene, single_precision

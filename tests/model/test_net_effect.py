@@ -12,9 +12,10 @@ from torch import Tensor
 
 from repro.labels import writers
 from repro.measures.batch import Engine
+from repro.model.decoder import Model
 from repro.model.derivatives import DERIVATIVES, secant
 from repro.model.folder import Shape
-from repro.model.forward import Model, Trace, logits, norm_scale, rotate, trace
+from repro.model.forward import Trace, logits, norm_scale, rotate, trace
 from repro.model.linear import ACTIVATIONS
 from repro.model.net_effect import FORMS, TOGETHER, Effects, net_effects
 from tests.scenes import KINDS, model, prompts, scaled_head, single_precision

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from repro.labels import step_of
-from repro.model.forward import Model, Trace, norm_scale, normed, trace
+from repro.model.decoder import Model
+from repro.model.forward import Trace, norm_scale, normed, trace
 from repro.model.linear import ACTIVATIONS
 from repro.model.paths import Decoys, Written, make_decoys, path_dots, pattern, sampled, strata, written
 from tests.scenes import model, prompts

@@ -18,8 +18,9 @@ from torch.nn import functional as F
 import repro.model.forward
 import repro.model.linear
 from repro.errors import Exit, ReproError
+from repro.model.decoder import Model, Rotary
 from repro.model.folder import read_folder
-from repro.model.forward import Model, Rotary, logits, trace
+from repro.model.forward import logits, trace
 from repro.model.load import load
 from repro.model.original import Original, Seen
 from repro.model.selfcheck import check_against_original

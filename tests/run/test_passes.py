@@ -12,7 +12,7 @@ from repro.kernels import tiled
 from repro.measures import batch as stream
 from repro.measures.path_shares import REFERENCES
 from repro.model import forward
-from repro.model.forward import Model
+from repro.model.decoder import Model
 from repro.request import Request, Workspace
 from repro.run import execute as run
 from tests.runs import PAPER

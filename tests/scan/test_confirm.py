@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from repro.labels import head_index, is_head, layer_of
-from repro.model.forward import Model, Trace, trace
+from repro.model.ablate import output_of
+from repro.model.decoder import Model
+from repro.model.forward import Trace, trace
 from repro.model.paths import make_decoys, path_dots, sampled, written
-from repro.scan.confirm import confirm, output_of
+from repro.scan.confirm import confirm, mean_of_others
 from repro.scan.confirmation import Confirmation
 from tests.scenes import changed_block, model, prompts
 
@@ -16,6 +18,7 @@ KINDS = ("native", "llama", "pythia")
 AFTER = ("gemma2", "gemma3", "olmo2")
 """Kinds in which a norm after attention is held: without a head the model has another one, and patches are as exact."""
 TOKENS = torch.from_numpy(prompts(2, 24, seed=4)).long()
+ALL = slice(None)
 PAIRS = [("L0H1", "L1H0"), ("L0H1", "L2H3"), ("L0H1", "MLP1"), ("L0H1", "MLP2"), ("L1H2", "MLP2"), ("MLP0", "L1H1")]
 
 
@@ -64,10 +67,25 @@ def test_zero_ablation_is_a_model_without_the_writer(given: Model) -> None:
                 without = changed_block(
                     given, layer, W_out=torch.zeros_like(block.W_out), b_out=torch.zeros_like(block.b_out)
                 )
-            h = output_of(given, run, TOKENS, writer)
-            after = output_of(without, trace(without, TOKENS), TOKENS, component)
+            h = output_of(given, run, TOKENS, ALL, writer)
+            after = output_of(without, trace(without, TOKENS), TOKENS, ALL, component)
             assert told.zero == pytest.approx(share(after, h), abs=1e-6)
-            assert told.before == pytest.approx(share(output_of(given, run, TOKENS, component), h), abs=1e-9)
+            assert told.before == pytest.approx(share(output_of(given, run, TOKENS, ALL, component), h), abs=1e-9)
+
+
+def test_mean_ablation_leaves_nothing_of_the_prompt_itself(given: Model) -> None:
+    """Of two prompts the mean of the other one is the other one; with its own activations half of it would stay."""
+    with torch.inference_mode():
+        for found in confirm(given, TOKENS, PAIRS).values():
+            assert found.mean == pytest.approx(found.resampled, abs=1e-6)
+    h = torch.arange(24.0).reshape(4, 3, 2).square()
+    others = mean_of_others(h)
+    assert torch.allclose(others[1], h[[0, 2, 3]].mean(0))
+    changed = h.clone()
+    changed[1] += 7
+    assert torch.allclose(mean_of_others(changed)[1], others[1])
+    assert not torch.allclose(mean_of_others(changed)[0], others[0])
+    assert not torch.allclose(h.mean(0), others[1])  # the mean over all prompts
 
 
 @pytest.mark.parametrize(

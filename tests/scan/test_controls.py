@@ -14,7 +14,8 @@ import torch
 from repro.errors import ReproError
 from repro.labels import heads_of
 from repro.measures.path_shares import PathShares
-from repro.model.forward import Model, attend, mlp, normed, trace
+from repro.model.decoder import Model
+from repro.model.forward import attend, mlp, normed, trace
 from repro.model.paths import pattern
 from repro.scan import controls
 from repro.scan.controls import MADE_WITH, SETTINGS, Outcomes, Setting, bounds, campaign, measured, outcome, summary

@@ -12,7 +12,8 @@ import xarray as xr
 import repro
 from repro.errors import ReproError
 from repro.measures.path_shares import PathShares
-from repro.model.forward import Model, logits, trace
+from repro.model.decoder import Model
+from repro.model.forward import logits, trace
 from repro.model.given import as_tokens, loaded
 from repro.model.net_effect import net_effects
 from repro.scan.card import card, claims_of

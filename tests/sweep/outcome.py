@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from repro.errors import Exit, ReproError
+from repro.model.decoder import Model
 from repro.model.folder import read_folder, read_prompts
-from repro.model.forward import Model, logits, trace
+from repro.model.forward import logits, trace
 from repro.model.load import load
 from repro.process import quiet
 from tests.sweep.configurations import LENGTH, VOCAB, Drawn, build
