@@ -48,7 +48,7 @@ def _tested(scan: Scan) -> str:
     if pairs.family == pairs.n_pairs:
         return f"{pairs.n_pairs:,} pairs tested"
     through = _listed(pairs.components)
-    return f"{pairs.n_pairs:,} pairs tested through {through} alone (at the level of all {pairs.family:,})"
+    return f"{pairs.n_pairs:,} pairs tested, all through {through} (p corrected for all {pairs.family:,})"
 
 
 def verdict(scan: Scan) -> str:
