@@ -107,7 +107,7 @@ def _float(value: float | None) -> float:
 def _with_intervals(writers: tuple[Writer, ...], document: Mapping[str, Any] | None) -> tuple[Writer, ...]:
     if document is None:
         return writers
-    kept = {row["label"]: row["interval"] for row in document["writers"]}
+    kept = {row["writer"]: row["interval"] for row in document["strata"]["rest"]["writers"]}
     return tuple(
         replace(w, interval=(_float(kept[w.label][0]), _float(kept[w.label][1]))) if w.label in kept else w
         for w in writers

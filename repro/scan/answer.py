@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +13,11 @@ import xarray as xr
 
 from repro.files import write_json
 from repro.scan.choose import settled, with_twins
-from repro.scan.confirmation import Confirmation
+from repro.scan.document import document
 from repro.scan.expected import compare
 from repro.scan.table import answer
 from repro.scan.twin import Twin
-from repro.scan.verdict import Scan, scan
+from repro.scan.verdict import scan
 
 if TYPE_CHECKING:
     from repro.model.decoder import Model
@@ -50,37 +50,18 @@ def answered(
     rest, first = scan(raw, confirmed=confirmed), scan(raw, "first", draws=0)
     decoys = sum(str(label).startswith("decoy") for label in raw["writer"].values)
     directory.mkdir(parents=True, exist_ok=True)
-    document = {"key": path.name, "subject": subject, "confirmed": _rows(confirmed), **_data(rest)}
     known = compare(*origin, rest, first)
-    document["expected"] = [asdict(case) for case in known]
-    document["untrained_twins"] = [asdict(twin) for twin in kept.twins] or None
-    write_json(directory / FILE, document)
+    data = {"key": path.name, "subject": subject, **document(raw, rest, first, confirmed)}
+    data["expected"] = [asdict(case) for case in known]
+    data["untrained_twins"] = [asdict(twin) for twin in kept.twins] or None
+    write_json(directory / FILE, data)
     return answer(rest, first, subject, tokens.shape[1], decoys, kept.twins, known)
-
-
-def _rows(confirmed: Mapping[tuple[str, str], Confirmation]) -> list[dict[str, Any]]:
-    return [{"writer": w, "component": c, **asdict(found)} for (w, c), found in confirmed.items()]
 
 
 def kept_answer(directory: Path, key: str) -> dict[str, Any] | None:
     """Return what was kept of the answer from a result; None where it is of another one or cannot be read."""
     try:
-        document: dict[str, Any] = json.loads((directory / FILE).read_text(encoding="utf-8"))
-        return document if document["key"] == key else None
+        found: dict[str, Any] = json.loads((directory / FILE).read_text(encoding="utf-8"))
+        return found if found["key"] == key and "strata" in found else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _data(found: Scan) -> dict[str, Any]:
-    """Return the answer as JSON values."""
-    pairs, t = found.pairs, found.thresholds
-    return {
-        "found": bool(found.erased),
-        "prompts": pairs.n_prompts,
-        "pairs": pairs.n_pairs,
-        "expected_false_pairs": pairs.false_pairs,
-        "writers": [{**asdict(writer), "verdict": writer.words(t)} for writer in found.writers],
-        "opposed": [list(row) for row in found.opposed[:50]],
-        "refuted": [list(pair) for pair in found.refuted],
-        "halves": found.halves,
-    }

@@ -181,7 +181,7 @@ def kept(**changes: Any) -> dict[str, Any]:
     found = dataclasses.asdict(Confirmation(-0.6, -0.1, -0.1, -0.1, -0.2, -0.2))
     return {
         "confirmed": [{"writer": "L0H1", "component": "MLP1", **found, **changes}],
-        "writers": [{"label": "L0H1", "interval": [0.5, 0.7]}],
+        "strata": {"rest": {"writers": [{"writer": "L0H1", "interval": [0.5, 0.7]}]}},
     }
 
 

@@ -64,7 +64,8 @@ def test_a_refuted_claim_is_no_claim(tmp_path: Path, asked: list[list[tuple[str,
     assert "refuted by intervention: L0H1 by MLP1" in lines
     document = json.loads((tmp_path / "scan.json").read_text())
     assert document["found"] is False
-    assert document["refuted"] == [["L0H1", "MLP1"]]
+    assert document["strata"]["rest"]["refuted"] == [["L0H1", "MLP1"]]
+    assert document["strata"]["rest"]["claims"] == []
 
 
 def test_nothing_found_is_said(tmp_path: Path, asked: list[list[tuple[str, str]]]) -> None:
@@ -96,9 +97,12 @@ def test_the_same_result_is_confirmed_once(tmp_path: Path, asked: list[list[tupl
 def test_what_is_kept_is_json(tmp_path: Path, asked: list[list[tuple[str, str]]]) -> None:
     said(erased(), tmp_path)
     document = json.loads((tmp_path / "scan.json").read_text(), parse_constant=pytest.fail)
-    (writer,) = document["writers"]
-    assert (writer["label"], writer["verdict"]) == ("L0H1", "mostly erased")
-    assert writer["erasers"][0]["outcome"] == "kept"
+    (writer,) = document["strata"]["rest"]["writers"]
+    assert (writer["writer"], writer["verdict"]) == ("L0H1", "mostly erased")
+    (claim,) = document["strata"]["rest"]["claims"]
+    assert (claim["writer"], claim["eraser"], claim["confirmed"]) == ("L0H1", "MLP1", "kept")
+    low, high = claim["interval"]
+    assert low <= claim["path_share"] <= high
     assert (document["untrained_twins"], document["expected"]) == (None, [])
 
 
