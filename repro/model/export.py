@@ -53,7 +53,7 @@ def export(model: Any, tokens: np.ndarray, folder: Path | str, tokenizer: Path |
 
 def _writer(model: Any) -> Callable[[Path], None]:
     if hasattr(model, "save_pretrained"):
-        return model.save_pretrained
+        return lambda folder: save_dequantised(model, folder)
     config = getattr(model, "cfg", None)
     if getattr(config, "architecture", None) == "TransformerLensNative":
         if getattr(model, "compatibility_mode", False):
@@ -64,6 +64,25 @@ def _writer(model: Any) -> Callable[[Path], None]:
         "bridge can",
         Exit.USAGE,
     )
+
+
+def save_dequantised(model: Any, folder: Path) -> None:
+    """Write a Hugging Face model; of one loaded from a GGUF file, the plain numbers that its weights are by now.
+
+    The library marks such a model as quantised and refuses to save it; the marks are put back afterwards. Other ways of
+    quantising keep weights packed, and are refused by the library.
+    """
+    quantised = getattr(model.config, "quantization_config", None)
+    if getattr(quantised, "quant_method", None) != "gguf":
+        model.save_pretrained(folder)
+        return
+    quantizer = model.hf_quantizer
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    try:
+        model.save_pretrained(folder)
+    finally:
+        model.hf_quantizer, model.config.quantization_config = quantizer, quantised
 
 
 def _write_native(config: Any, state: Mapping[str, Tensor], folder: Path) -> None:

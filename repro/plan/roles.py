@@ -136,15 +136,36 @@ def _attrs(path: Path) -> Mapping[Any, Any]:
 
 
 def _tokenised(subject: ResolvedSubject, item: Example) -> ExampleTokens:
+    """Return an adversarial prompt as token ids, and as words for the axes, whichever of them the spec gives."""
     tokenizer, n_ctx = subject.tokenizer, subject.folder.shape.n_ctx
     try:
-        tokens = (int(subject.tokens[0, 0]), *tokenizer.encode(item.text))
+        ids = tokenizer.encode(item.text) if isinstance(item.text, str) else _known(subject, item.text)
+        tokens = (int(subject.tokens[0, 0]), *ids)
         if len(tokens) > n_ctx:
             raise ReproError(f"text of {len(tokens)} tokens is longer than the model's context of {n_ctx}")
-        answer, other = tokenizer.single(item.answer), tokenizer.single(item.other)
+        (answer, answer_text), (other, other_text) = (_answer(subject, token) for token in (item.answer, item.other))
     except ReproError as error:
         raise error.at(f"[subject.{subject.name}] example {item.label!r}") from None
-    return ExampleTokens(item.label, tokens, answer, other, item.text, item.answer, item.other, item.head)
+    text = item.text if isinstance(item.text, str) else tokenizer.prompt(tokens)
+    return ExampleTokens(item.label, tokens, answer, other, text, answer_text, other_text, item.head)
+
+
+def _answer(subject: ResolvedSubject, token: str | int) -> tuple[int, str]:
+    """Return a prediction as a token id and as words."""
+    if isinstance(token, str):
+        return subject.tokenizer.single(token), token
+    return _known(subject, (token,))[0], subject.tokenizer.name(token)
+
+
+def _known(subject: ResolvedSubject, ids: tuple[int, ...]) -> tuple[int, ...]:
+    """Return token ids that the model has. Raises ReproError (exit 2) for another one, or none."""
+    d_vocab = subject.folder.shape.d_vocab
+    if not ids:
+        raise ReproError("text without a token; give at least one token id")
+    for token in ids:
+        if not 0 <= token < d_vocab:
+            raise ReproError(f"token id {token} is not one of the model's {d_vocab:,}, which are 0 to {d_vocab - 1}")
+    return ids
 
 
 def _mined(subject: ResolvedSubject, item: Mapping[str, Any]) -> ExampleTokens:

@@ -34,12 +34,12 @@ class Strict(BaseModel):
 class Example(Strict):
     """One adversarial prompt: a text whose next token the writer seems to predict."""
 
-    text: str
-    """The prompt, without BOS."""
-    answer: str
-    """The model's first prediction, a single token, leading space included."""
-    other: str
-    """The model's second prediction, a single token."""
+    text: str | tuple[int, ...]
+    """The prompt, without BOS; or its token ids."""
+    answer: str | int
+    """The model's first prediction, a single token, leading space included; or its id."""
+    other: str | int
+    """The model's second prediction, a single token; or its id."""
     head: str
     """The head shown beside the writer."""
     label: str

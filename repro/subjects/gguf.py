@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from repro.errors import unavailable, words_of
+from repro.model.export import save_dequantised
 from repro.process import quiet, suppress_stderr
 
 _DIGITS_APART = ("smollm",)
@@ -39,10 +40,7 @@ def _convert(gguf: Path, to: Path) -> None:
 
     source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
     model: Any = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **source)
-    # The weights are plain numbers by now; with these two left the library refuses to save them.
-    model.hf_quantizer = None
-    del model.config.quantization_config
-    model.save_pretrained(to)
+    save_dequantised(model, to)
     AutoTokenizer.from_pretrained(str(gguf.parent), **source).save_pretrained(to)
     _split_digits(gguf, to / "tokenizer.json")
 

@@ -371,12 +371,23 @@ def test_a_layer_that_does_not_read_the_writer_is_refused(tmp_path: Path, layer:
     [
         ({"answer": "one two"}, Exit.USAGE, "'one two' is 2 tokens of this model; an answer is a single token"),
         ({"text": "one " * 64}, Exit.USAGE, "text of 65 tokens is longer than the model's context of 64"),
+        ({"text": [1, 61]}, Exit.USAGE, "token id 61 is not one of the model's 61, which are 0 to 60"),
+        ({"answer": -1}, Exit.USAGE, "token id -1 is not one of the model's 61, which are 0 to 60"),
+        ({"text": []}, Exit.USAGE, "text without a token; give at least one token id"),
     ],
 )
 def test_an_example_that_does_not_fit_is_named(tmp_path: Path, change: Entries, code: Exit, sentence: str) -> None:
     write_tokenizer(make(tmp_path / "toy", TL) / "tokenizer.json")
     here = world(tmp_path, NAMED | {"examples": [EXAMPLE | change]}, dla={"measure": "resampled_dla"})
     assert refused(lambda: planned(here), code) == f"[subject.toy] example 'first': {sentence}"
+
+
+def test_examples_may_be_token_ids_with_or_without_a_tokenizer(tmp_path: Path) -> None:
+    ids = {"text": [3, 4, 5], "answer": 6, "other": 7}
+    here = world(tmp_path, NAMED | {"examples": [EXAMPLE | ids]}, dla={"measure": "resampled_dla"})
+    (example,) = planned(here).item("dla").context.examples
+    assert (example.tokens[1:], example.answer, example.other) == ((3, 4, 5), 6, 7)
+    assert (example.text, example.answer_text) == ("<3><4><5>", "<6>")
 
 
 def test_examples_as_text_need_a_tokenizer_and_nothing_else_does(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def tokenizer_json() -> bytes:
     """A byte-level tokenizer in which every answer of the paper's examples is one token."""
     subject = read_spec(ROOT / "experiments.toml", MEASURES).spec.subject["gelu-4l"]
     assert not isinstance(subject.examples, str)
-    texts = [part for item in subject.examples for part in (item.text, item.text + item.answer, item.text + item.other)]
+    texts = [f"{item.text}{end}" for item in subject.examples for end in ("", item.answer, item.other)]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

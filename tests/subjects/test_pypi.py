@@ -8,6 +8,7 @@ import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import torch
 from safetensors.numpy import load_file
 
 from repro.errors import AbsentError, Exit, ReproError
+from repro.model.export import export
 from repro.model.folder import read_folder
 from repro.model.forward import logits, trace
 from repro.model.load import load
@@ -118,6 +120,23 @@ def make_prompts(folder: Path) -> None:
     from tests.toys import write_prompts
 
     write_prompts(folder, vocab=len(wheels.WORDS))
+
+
+def test_a_model_from_a_gguf_is_exported(gguf: tuple[Path, dict[str, np.ndarray]], tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(gguf[0].parent, gguf_file=gguf[0].name)
+    with pytest.raises(ValueError, match="not serializable"):
+        model.save_pretrained(tmp_path / "refused")
+    folder = export(model, np.zeros((2, 8), np.int32), tmp_path / "exported")
+    written = load_file(folder / "model.safetensors")
+    for name, tensor in model.state_dict().items():
+        if name in written:
+            np.testing.assert_array_equal(written[name], tensor.numpy())
+    assert "quantization_config" not in (folder / "config.json").read_text()
+    assert read_folder(folder).shape.n_layers == model.config.num_hidden_layers
+    with pytest.raises(ValueError, match="not serializable"):
+        model.save_pretrained(tmp_path / "refused")  # its marks are where they were
 
 
 def test_the_tokenizer_splits_digits_as_the_gguf_says(fetched: Place, tmp_path: Path) -> None:
