@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import tempfile
@@ -89,6 +90,7 @@ def _near(first: str, second: str) -> bool:
 
 def main() -> None:
     """Execute all notebooks, and write their outputs into them."""
+    argparse.ArgumentParser(prog="python -m tests.notebooks", description=main.__doc__).parse_args()
     for path in notebooks():
         with tempfile.TemporaryDirectory() as place:
             nbformat.write(executed(path, Path(place)), path)

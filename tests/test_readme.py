@@ -81,6 +81,22 @@ def test_the_notebook_section_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         assert word in section
 
 
+def test_a_result_is_opened_as_the_readme_opens_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(
+        r"```python\n(import repro\n.*?)```", README[README.index("## Add an experiment") :], re.DOTALL
+    )
+    (tmp_path / "store").mkdir()
+    (tmp_path / "repro").mkdir()
+    for name in ("experiments.toml", "store/committed", "repro/subjects"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    made: dict[str, object] = {}
+    exec(code, made)
+    assert len(made["against_the_writer"]) == 5  # type: ignore[arg-type]
+    with xr.open_dataset("nodes_onto_writer.nc") as again:
+        assert "pr" in again
+
+
 def test_the_worked_example_is_the_specs_own_entry() -> None:
     (entry,) = re.findall(r"```toml\n(\[experiment\.pr_by_position\].*?)```", README, re.DOTALL)
     declared = PAPER.read_text()

@@ -48,6 +48,8 @@ def lack(experiment: str, state: str) -> str:
     """Return why nothing is shown of an experiment whose result is not whole."""
     if state.startswith("partial"):
         return f"the result of {experiment} is unfinished: {state} units"
+    if state.startswith("stale"):
+        return f"the result of {experiment} is {state}"
     return f"no result of {experiment} in the store"
 
 
@@ -234,4 +236,5 @@ def missing_error(drawn: Sequence[Drawn]) -> ReproError | None:
     if not absent:
         return None
     lines = [f"{item.name}: {item.skipped}" for item in absent]
-    return ReproError("; ".join(lines) + "; compute it with `python -m repro run`", Exit.FAILED)
+    command = f"python -m repro run {' '.join(item.name for item in absent)}"
+    return ReproError(f"{'; '.join(lines)}; compute it with `{command}` and the same options", Exit.FAILED)

@@ -133,7 +133,7 @@ def select(loaded: Loaded, only: Sequence[str]) -> tuple[list[str], list[str]]:
             figures.append(name)
             experiments.append(spec.figure[name].experiment)
         else:
-            known = [*spec.experiment, *spec.figure, *sorted(groups)]
+            known = list(dict.fromkeys([*sorted(groups), *spec.experiment, *spec.figure]))
             raise ReproError(
                 f"no experiment, figure or group {name!r}.{did_you_mean(name, known)} Known: {listing(known, 40)}"
             )

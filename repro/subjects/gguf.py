@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from repro.errors import unavailable, words_of
-from repro.model.export import save_dequantised
 from repro.process import quiet, suppress_stderr
 
 _DIGITS_APART = ("smollm",)
@@ -37,6 +36,8 @@ def convert(gguf: Path, to: Path, what: str) -> None:
 def _convert(gguf: Path, to: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from repro.model.export import save_dequantised
 
     source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
     model: Any = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **source)

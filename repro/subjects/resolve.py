@@ -108,6 +108,8 @@ def _named(loaded: Loaded, name: str) -> tuple[str, Subject]:
     refuse_no_directory(name, path)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return name.split("/")[1], Subject(model=name)
+    if name.startswith((".", "/", "~")):
+        raise ReproError(f"--subject {plain(name, _LONGEST)}: there is no such directory; give one that holds a model")
     raise ReproError(
         f"--subject {plain(name, _LONGEST)}: no such subject.{did_you_mean(name, declared)} Declared: "
         f"{listing(list(declared))}; a model folder or a hub name (owner/name) is also allowed"

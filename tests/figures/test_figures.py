@@ -172,7 +172,8 @@ def test_what_has_no_result_is_skipped_with_the_reason(finished: Finished, tmp_p
     assert error is not None
     assert error.code == Exit.FAILED
     assert error.message == (
-        "by_position: no result of pr_by_position in the store; compute it with `python -m repro run`"
+        "by_position: no result of pr_by_position in the store; compute it with "
+        "`python -m repro run by_position` and the same options"
     )
     assert missing_error([Drawn("a"), Drawn("b", skipped="unchanged")]) is None
 
@@ -192,7 +193,8 @@ def test_an_unfinished_result_is_refused_with_how_much_there_is(finished: Finish
     answer = run.cli("figures", "--only", "post_3a")
     assert answer.code == Exit.FAILED
     assert only_error(answer) == (
-        "post_3a: the result of v_patch is unfinished: partial 1/2 units; compute it with `python -m repro run`"
+        "post_3a: the result of v_patch is unfinished: partial 1/2 units; compute it with "
+        "`python -m repro run post_3a` and the same options"
     )
     assert tree(tmp_path / "paper_figures") == before
     checked = run.cli("check")

@@ -90,7 +90,7 @@ def test_a_figure_pulls_its_experiment_and_an_experiment_its_figures() -> None:
 def test_an_unknown_name_is_refused_with_a_hint() -> None:
     message = refused(lambda: select(read_spec(PAPER, MEASURES), ["post_33"]))
     assert message.startswith(
-        "no experiment, figure or group 'post_33'. Did you mean 'post_3b'? Known: examples, sites_onto_nodes, "
+        "no experiment, figure or group 'post_33'. Did you mean 'post_3b'? Known: answer, beyond, card, "
     )
 
 
