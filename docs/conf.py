@@ -19,3 +19,4 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 nitpicky = False
 smartquotes = False  # "--only" is an option, not a dash
+html_show_copyright = False

@@ -87,7 +87,7 @@ def _of_scan(scan: ScanPart | None) -> list[Shortfall]:
     if not scan.enough:
         found.append(Shortfall("Too few prompts", scan.verdict))
     elif not scan.found:
-        found.append(Shortfall("No erasure found", "every figure shows the strongest candidates, not a finding"))
+        found.append(Shortfall("No erasure found", "what figures show are the strongest candidates, not a finding"))
     if not scan.confirmed:
         found.append(Shortfall("Not confirmed", "no claim was tried by real forwards with the writer taken out"))
     words = list(scan.words.values())
