@@ -3,7 +3,7 @@
     python -m repro.scan.controls --seeds 200 --out store/committed/controls.json
 
 measures both on small random models of GPT-2's and Llama's kinds, at two scales of their weights: twins over all seeds,
-planted erasers over half as many. It goes on where it was stopped, prints a line per setting, and writes every seed's
+planted erasers over half as many, other strengths of one eraser over a tenth. It goes on where it was stopped, prints a line per setting, and writes every seed's
 outcome; a larger --seeds adds to what is there. A seed takes 0.4 to 1.6 seconds, three to five if 256 wide.
 Bounds are one-sided Clopper-Pearson bounds at 95 %. A tenth of it: tests/scan/test_controls.py.
 """
@@ -60,6 +60,8 @@ class Setting:
     layers: int = 5
     heads: int = 4
     width: int = 96
+    part: int = 2
+    """It takes one in so many of the campaign's seeds."""
 
     def shape(self, kind: str) -> Shape:
         """Return the sizes of its models; Llama's kind has two heads to a key/value head."""
@@ -85,6 +87,8 @@ class Setting:
 _TWIN = "any pair that meets conditions 1 to 3, a false claim"
 _ANY = "any planted pair that meets conditions 1 to 3"
 _NONE = "a pair that meets conditions 1 to 3 although nothing flows, a false claim"
+_CURVE = (0.05, 0.1, 0.5, 1.0)
+"""Strengths of the detection curve, beside -0.2."""
 _TEN = tuple(f"L2H{head}" for head in range(10))
 SETTINGS = (
     *(
@@ -99,6 +103,11 @@ SETTINGS = (
     Setting("in parallel, a bias", _NONE, ("MLP2",), -0.2, in_parallel=True),
     Setting("planted ten heads", _ANY, _TEN, -0.05, kinds=("gpt2",), prompts=16, layers=3, heads=16, width=256),
     Setting("planted MLP, wide", _ANY, ("MLP2",), -0.2, kinds=("gpt2",), prompts=16, layers=3, heads=16, width=256),
+    *(
+        Setting(f"planted {eraser}, {strength}", _ANY, (eraser,), -strength, part=10)
+        for eraser in ("L2H1", "MLP2")
+        for strength in _CURVE
+    ),
 )
 
 
@@ -248,11 +257,11 @@ class Outcomes:
 
 
 def seeds_of(setting: Setting, seeds: int) -> Iterator[int]:
-    """Yield a setting's seeds: the four kinds of twins share them, everything planted takes half."""
+    """Yield a setting's seeds: the four kinds of twins share them, everything planted takes half, its curve a tenth."""
     twins = [other.name for other in SETTINGS if not other.erasers]
     if setting.name in twins:
         return iter(range(twins.index(setting.name), seeds, len(twins)))
-    return iter(range(seeds // 2))
+    return iter(range(seeds // setting.part))
 
 
 def campaign(outcomes: Outcomes, seeds: int, tell: Callable[[str], None], every: float = 20.0) -> None:

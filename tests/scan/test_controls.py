@@ -203,7 +203,7 @@ def test_a_tenth_of_the_twins() -> None:
     assert all(row["smallest_path"] < -0.02 for row in rows)  # shares that decoys alone keep from being claimed
 
 
-@pytest.mark.parametrize("setting", [s for s in SETTINGS if s.erasers], ids=lambda s: s.name)
+@pytest.mark.parametrize("setting", [s for s in SETTINGS if s.erasers and s.part == 2], ids=lambda s: s.name)
 def test_a_tenth_of_what_is_planted(setting: Setting) -> None:
     n = len(setting.kinds) * len(setting.scales)  # each kind at each scale
     rows = rows_of(setting, n)
