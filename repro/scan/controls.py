@@ -3,9 +3,10 @@
     python -m repro.scan.controls --seeds 200 --out store/committed/controls.json
 
 measures both on small random models of GPT-2's and Llama's kinds, at two scales of their weights: twins over all seeds,
-planted erasers over half as many, other strengths of one eraser over a tenth. It goes on where it was stopped, prints a line per setting, and writes every seed's
-outcome; a larger --seeds adds to what is there. A seed takes 0.4 to 1.6 seconds, three to five if 256 wide.
-Bounds are one-sided Clopper-Pearson bounds at 95 %. A tenth of it: tests/scan/test_controls.py.
+planted erasers over half as many, other strengths of one eraser over a tenth. It goes on where it was stopped, prints a
+line per setting, and writes every seed's outcome; a larger --seeds adds to what is there. A seed takes 0.4 to 1.6
+seconds, three to five if 256 wide. Bounds are one-sided Clopper-Pearson bounds at 95 %. A tenth of it:
+tests/scan/test_controls.py.
 """
 
 from __future__ import annotations
