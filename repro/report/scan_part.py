@@ -14,7 +14,9 @@ from repro.labels import step_of
 from repro.report.presence import presence_svg
 from repro.scan.claims import Pairs
 from repro.scan.confirmation import Confirmation
+from repro.scan.expected import Case
 from repro.scan.table import answer, verdict
+from repro.scan.twin import Twin
 from repro.scan.verdict import DRAWS, Scan, Writer, scan
 
 STRATA = {"rest": "all positions but the first", "first": "the first position (one observation)"}
@@ -74,7 +76,13 @@ def scan_part(raw: xr.Dataset, subject: str, n_positions: int, document: Mapping
     rest = replace(rest, writers=_with_intervals(rest.writers, document))
     first = scan(raw, "first", draws=0)
     decoys = sum(str(label).startswith("decoy") for label in raw["writer"].values)
-    lines = answer(rest, first, subject, n_positions, decoys)
+    told = document or {}
+    twins = [
+        Twin(row["scale"], row["seed"], tuple(map(tuple, row["claims"])), row["enough"])
+        for row in told.get("untrained_twins") or ()
+    ]
+    known = [Case(**row) for row in told.get("expected") or ()]
+    lines = answer(rest, first, subject, n_positions, decoys, twins, known)
     sections = _sections(lines)
     top = rest.writers[0] if rest.writers else None
     return ScanPart(

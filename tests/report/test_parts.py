@@ -28,6 +28,7 @@ from repro.report.shortfalls import shortfalls
 from repro.report.svg import still
 from repro.report.toml import Declarations
 from repro.scan.confirmation import Confirmation
+from repro.scan.twin import SCALES
 from repro.spec.read import read_spec
 from tests.runs import PAPER
 from tests.scan.made import erase, quiet
@@ -206,6 +207,15 @@ def test_the_map_holds_every_pair() -> None:
     assert not [label for label in writers if label.startswith("decoy")]
     assert "MLP1" in writers
     assert "MLP2" not in writers, "nothing that was looked at reads it"
+
+
+def test_twins_and_expected_erasures_are_told() -> None:
+    twins = [{"scale": scale, "seed": 0, "claims": [["L0H1", "MLP1", -0.2]], "enough": True} for scale in SCALES]
+    case = {"stratum": "rest", "writer": "L0H1", "eraser": "MLP1", "source": "me", "claimed": True}
+    said = " ".join(scan_part(erased(), "toy", 64, kept() | {"untrained_twins": twins, "expected": [case]}).beside)
+    assert "expected erasures: 1 of 1 claimed" in said
+    assert "untrained twins" in said
+    assert "expected" not in " ".join(scan_part(erased(), "toy", 64, kept()).beside).replace("expected false", "")
 
 
 def test_what_was_confirmed_is_taken_over_and_what_was_not_is_said() -> None:
