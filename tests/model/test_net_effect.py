@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from repro.labels import writers
 from repro.measures.batch import Engine
+from repro.model import forward as forward_pass
+from repro.model import net_effect
 from repro.model.decoder import Model
 from repro.model.derivatives import DERIVATIVES, secant
 from repro.model.folder import Shape
@@ -268,3 +271,29 @@ def test_a_head_of_the_last_layer_has_its_dla_and_what_its_mlp_makes_of_it(seen:
         torch.testing.assert_close(seen.effects(form).nodes[-1], dla, rtol=1e-9, atol=1e-9)
     silent = Seen(scaled_head(seen.model, "L0H0", 0))
     assert float(silent.effects("held").nodes[silent.labels.index("L0H0")].abs().max()) == 0
+
+
+# --------------------------------------------------------------------------------------------------------------- passes
+
+
+def test_a_batch_of_targets_goes_down_once_for_each_form_and_forward_not_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three passes a batch of targets: one backward for each of the three forms, on the clean forward that is there."""
+    seen = Seen(model(KINDS[0]))
+    down: list[str] = []
+    whole = net_effect._through
+
+    def through(run: Any, one: Any, group: slice, stop: int) -> tuple[Tensor, Tensor]:
+        down.append(one.form)
+        return whole(run, one, group, stop)
+
+    def forward(*arguments: Any) -> Any:
+        raise AssertionError("another forward pass")
+
+    monkeypatch.setattr(net_effect, "_through", through)
+    for name in ("trace", "logits"):
+        monkeypatch.setattr(forward_pass, name, forward)
+    with torch.inference_mode():
+        net_effect.net_effects_of(seen.model, seen.run, seen.tokens, ROW, TARGETS, seen.direction, FORMS)
+    batches = -(-len(TARGETS) // TOGETHER)
+    assert {form: down.count(form) for form in FORMS} == dict.fromkeys(FORMS, batches * seen.model.shape.n_layers)
+    assert len(FORMS) == 3
