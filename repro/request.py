@@ -44,6 +44,11 @@ class Request:
     controls: bool = False
     """Whether untrained twins are scanned, too."""
 
+    def __post_init__(self) -> None:
+        """Refuse a number of prompts that is none: a notebook may give anything."""
+        if self.prompts is not None and (type(self.prompts) is not int or self.prompts < 1):
+            raise ReproError(f"prompts: given {self.prompts!r}; a whole number from 1 on is allowed")
+
 
 class Workspace:
     """The request resolved: spec, directories, subject, settings. Each is worked out when first needed."""

@@ -71,8 +71,6 @@ def figure(
 
 def _workspace(subject: str, name: str, prompts: int | None, spec: Path | str, out: Path | str | None) -> Workspace:
     root = None if out is None else Path(out)
-    if prompts is not None and (type(prompts) is not int or prompts < 1):
-        raise ReproError(f"prompts: given {prompts!r}; a whole number from 1 on is allowed")
     workspace = Workspace(Request(Path(spec), subject, name, prompts, out=root), lambda line: None)
     _ = workspace.selection  # an unknown name is refused before anything is looked for
     return workspace

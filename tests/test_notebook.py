@@ -66,8 +66,6 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     for several in ("paper", "post_1_top,post_2"):
         with pytest.raises(ReproError, match=f"'{several}' is not the name of one experiment or figure"):
             repro.open("mini", several, spec=PAPER)
-    with pytest.raises(ReproError, match="prompts: given '8'; a whole number from 1 on"):
-        repro.open("mini", "post_2", prompts="8", spec=PAPER)  # type: ignore[arg-type]
 
 
 def test_few_prompts_are_opened_by_their_number_and_never_taken_from_the_copy(tmp_path: Path) -> None:
@@ -119,6 +117,13 @@ def test_run_computes_what_the_command_computes(
 def test_a_text_for_run_is_a_path(tmp_path: Path) -> None:
     with pytest.raises(ReproError, match=r"text: given 'README.md'; give files as pathlib.Path"):
         repro.run("mini", "post_2", text="README.md", spec=PAPER, out=tmp_path)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("prompts", [0, "8", True])
+def test_a_number_of_prompts_that_is_none_is_refused(tmp_path: Path, prompts: Any) -> None:
+    for call in (repro.run, repro.open):
+        with pytest.raises(ReproError, match=f"prompts: given {prompts!r}; a whole number from 1 on"):
+            call("mini", "post_2", prompts=prompts, spec=PAPER, out=tmp_path)
 
 
 def test_run_says_what_failed(

@@ -37,6 +37,8 @@ class ScanPart:
     """What was looked at: prompts, pairs, decoys."""
     writers: tuple[Writer, ...]
     """With claimed erasers, the most erased first."""
+    clear: tuple[Writer, ...]
+    """Those that are called erased."""
     words: dict[str, str]
     """How much of each writer is erased."""
     beside: tuple[str, ...]
@@ -54,14 +56,10 @@ class ScanPart:
         return self.writers[0] if self.writers else None
 
     @property
-    def clear(self) -> list[Writer]:
-        """Return the writers of which a quarter or more is erased."""
-        return [w for w in self.writers if self.words[w.label] in ("mostly erased", "partly erased")]
-
-    @property
     def minor(self) -> list[Writer]:
         """Return the others: of which less is erased, in few positions, or whose presence does not fall."""
-        return [w for w in self.writers if w not in self.clear]
+        erased = {writer.label for writer in self.clear}
+        return [writer for writer in self.writers if writer.label not in erased]
 
 
 def scan_part(raw: xr.Dataset, subject: str, n_positions: int, document: Mapping[str, Any] | None) -> ScanPart:
@@ -91,6 +89,7 @@ def scan_part(raw: xr.Dataset, subject: str, n_positions: int, document: Mapping
         enough=rest.enough_prompts,
         size=lines[0].removeprefix(f"{subject}: "),
         writers=rest.writers,
+        clear=rest.erased,
         words={w.label: w.words(rest.thresholds) for w in rest.writers},
         beside=tuple(sections[-2]) if len(sections) > 2 else (),
         confirmed=bool(confirmed) or not rest.writers,
