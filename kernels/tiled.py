@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import repeat
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,6 +18,11 @@ TILE_BYTES = 4 << 20
 TILE_POSITIONS = 128
 # Queries that attend together: more, because their scores are a wider tile and their keys are read again for each.
 TILE_QUERIES = 128
+
+# Weights of some heads, their inputs at some positions, and where their inner products and norms go. Such views are
+# made for whole prompts, before the threads start: a thread gives Python's lock away at every call of torch, also for
+# a view, and with twenty small calls a tile two threads were hardly faster than one.
+Part: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @torch.no_grad()
@@ -38,21 +45,33 @@ def projection(z: Tensor, W_O: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
     norm2 = outputs.empty((H, B, P), dtype, z.device)
     weights = W_O.to(dtype)
     together = evenly(H, fit(TILE_POSITIONS * D, dtype))
+    jobs: list[tuple[Tensor, tuple[Part, ...]]] = []
+    for b in range(B):
+        parts = [
+            zip(
+                repeat(weights[h]),
+                z[b, :, h].transpose(0, 1).split(TILE_POSITIONS, 1),  # [BH, BT, K]
+                num[:, h, b].permute(2, 0, 1).split(TILE_POSITIONS),  # [BT, S, BH]
+                norm2[h, b].split(TILE_POSITIONS, 1),  # [BH, BT]
+            )
+            for h in tiles(H, together)
+        ]
+        jobs += zip(of[:, b].transpose(0, 1).split(TILE_POSITIONS), zip(*parts, strict=True), strict=True)
 
-    def start() -> Callable[[tuple[int, slice]], None]:
+    def start() -> Callable[[tuple[Tensor, tuple[Part, ...]]], None]:
         tile = weights.new_empty(together * TILE_POSITIONS * D)
 
-        def project(at: tuple[int, slice]) -> None:
-            b, t = at
-            directions = of[:, b, t].to(dtype)
-            for h in tiles(H, together):
-                heads = _product(z[b, t, h].transpose(0, 1).to(dtype), weights[h], tile)
-                num[:, h, b, t] = _dots(heads, directions).transpose(0, 1)
-                norm2[h, b, t] = torch.linalg.vector_norm(heads.view(-1, D), dim=-1).view(heads.shape[:2])
+        def project(job: tuple[Tensor, tuple[Part, ...]]) -> None:
+            directions, parts = job
+            directions = directions.to(dtype)  # [BT, S, D]
+            for weight, inputs, dots, norms in parts:
+                heads = _product(inputs.to(dtype), weight, tile)  # [BH, BT, D]
+                dots.copy_(torch.bmm(directions, heads.permute(1, 2, 0)))
+                torch.linalg.vector_norm(heads, dim=-1, out=norms)
 
         return project
 
-    each([(b, t) for b in range(B) for t in tiles(P, TILE_POSITIONS)], start)
+    each(jobs, start)
     return num, norm2.square_()
 
 
@@ -74,14 +93,27 @@ def projection_onto_vectors(v: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
     num = outputs.empty((S, M, B, P), dtype, v.device)
     norm2 = outputs.empty((M, B, P), dtype, v.device)
 
-    def project(at: tuple[int, slice]) -> None:
-        b, t = at
-        onto = v[:, b, t].to(dtype)
-        num[:, :, b, t] = _dots(onto, of[:, b, t].to(dtype)).transpose(0, 1)
-        norm2[:, b, t] = torch.linalg.vecdot(onto, onto)
+    step = fit((S + M) * D, dtype)
+    jobs = [
+        job
+        for b in range(B)
+        for job in zip(
+            v[:, b].split(step, 1),  # [M, BT, D]
+            of[:, b].transpose(0, 1).split(step),  # [BT, S, D]
+            num[:, :, b].permute(2, 0, 1).split(step),  # [BT, S, M]
+            norm2[:, b].split(step, 1),  # [M, BT]
+            strict=True,
+        )
+    ]
 
-    each([(b, t) for b in range(B) for t in tiles(P, fit((S + M) * D, dtype))], lambda: project)
-    return num, norm2
+    def project(job: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+        vectors, directions, dots, norms = job
+        vectors = vectors.to(dtype)
+        dots.copy_(torch.bmm(directions.to(dtype), vectors.permute(1, 2, 0)))
+        torch.linalg.vector_norm(vectors, dim=-1, out=norms)
+
+    each(jobs, lambda: project)
+    return num, norm2.square_()
 
 
 @torch.no_grad()
