@@ -46,7 +46,8 @@ def executed(path: Path, place: Path) -> Any:
     with environment(**own, IPYTHONDIR=str(place / ".ipython"), PYTHONPATH=paths, OMP_NUM_THREADS="1"):
         client = NotebookClient(
             notebook,
-            timeout=300,
+            timeout=None,
+            coalesce_streams=True,  # what is printed arrives in pieces, as many as a busy machine makes of it
             kernel_name="python3",
             resources={"metadata": {"path": str(folder)}},
             record_timing=False,

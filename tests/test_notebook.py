@@ -163,6 +163,14 @@ def test_a_notebook_in_which_a_cell_raises_fails(tmp_path: Path) -> None:
         executed(path, place)
 
 
+def test_what_a_cell_prints_is_one_output_however_long_it_takes(tmp_path: Path) -> None:
+    path, v4 = tmp_path / "slow.ipynb", nbformat.v4
+    code = "import time\nfor number in range(3):\n    print(number, flush=True)\n    time.sleep(0.3)"
+    nbformat.write(v4.new_notebook(cells=[v4.new_code_cell(code)]), path)
+    (place := tmp_path / "place").mkdir()
+    assert list(texts(executed(path, place))) == [(0, "0\n1\n2\n")]
+
+
 @pytest.mark.parametrize(
     ("kept", "now", "agree"),
     [
