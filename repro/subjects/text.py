@@ -69,7 +69,12 @@ def freeze_text(recipe: TextPrompts, model: Path, base: Path, cache: Path, where
     tokens, origins = _rows(encoded, documents, bos, length, one_each=sampled)
     if recipe.rows is not None:
         tokens, origins = tokens[: recipe.rows], origins[: recipe.rows]
-    _refuse_duplicates(tokens, origins, where)
+    if (repeat := first_repeat(tokens)) is not None:
+        both = listing([plain(origins[number], _PATH) for number in repeat])
+        raise ReproError(
+            f"{where}: prompts {repeat[0]} and {repeat[1]} ({both}) are the same {length} tokens; prompts must differ, "
+            "so leave one out"
+        )
     source = "of the bundled sample" if sampled else f"from {_count(len(documents), 'text file')}"
     about = f"{_count(len(tokens), 'document' if sampled else 'prompt')} {source}, {length} tokens each"
     if length < min(recipe.length, shape.n_ctx):
@@ -145,16 +150,14 @@ def _rows(
     return np.array(rows, np.int32), origins
 
 
-def _refuse_duplicates(tokens: np.ndarray, origins: Sequence[str], where: str) -> None:
+def first_repeat(tokens: np.ndarray) -> tuple[int, int] | None:
+    """Return the first row that stands in [row, position] a second time, and where: its numbers; None if all differ."""
     seen: dict[bytes, int] = {}
     for number, row in enumerate(tokens):
         first = seen.setdefault(row.tobytes(), number)
         if first != number:
-            both = listing([plain(origins[index], _PATH) for index in (first, number)])
-            raise ReproError(
-                f"{where}: prompts {first} and {number} ({both}) are the same {tokens.shape[1]} tokens; "
-                "prompts must differ, so leave one out"
-            )
+            return first, number
+    return None
 
 
 def _kept(tokens: np.ndarray, cache: Path) -> Path:
