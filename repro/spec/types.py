@@ -172,7 +172,7 @@ class Common(Strict):
 class Variant(Strict):
     """Experiments that vary others in a few fields, which stand in the table beside what follows."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow")
 
     of: str | tuple[str, ...]
     """What is varied. One experiment: the variant has the table's name; several: each is `<experiment>_<name>`."""
@@ -243,8 +243,6 @@ def spec_type(measures: tuple[type[Common], ...]) -> type[Spec]:
 
 class Loaded(Strict):
     """A spec and where it was read from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     spec: Spec
     path: Path
