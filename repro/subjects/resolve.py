@@ -159,12 +159,12 @@ def _local(loaded: Loaded, name: str, subject: Subject, access: Access, where: s
 
         d_vocab, lock = read_shape(model).d_vocab, Lock.beside(loaded.path, name)
         return read_folder(model, freeze_prompts(given, d_vocab=d_vocab, access=access, lock=lock)), ""
-    if given is None and not (model / PROMPTS).is_file():
-        frozen = freeze_text(TextPrompts(text="sample", rows=SAMPLE_ROWS), model, loaded.folder, access.cache, where)
-        return read_folder(model, frozen.path), f"NO PROMPTS OF ITS OWN: {name} is given {frozen.about}"
-    if isinstance(given, TextPrompts):
-        frozen = freeze_text(given, model, loaded.folder, access.cache, where)
-        return read_folder(model, frozen.path), f"prompts: {frozen.about}"
+    lacking = given is None and not (model / PROMPTS).is_file()
+    recipe = TextPrompts(text="sample", rows=SAMPLE_ROWS) if lacking else given
+    if isinstance(recipe, TextPrompts):
+        frozen, about = freeze_text(recipe, model, loaded.folder, access.cache, where)
+        said = f"NO PROMPTS OF ITS OWN: {name} is given {about}" if lacking else f"prompts: {about}"
+        return read_folder(model, frozen), said
     return read_folder(model, prompts), ""
 
 

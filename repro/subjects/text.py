@@ -34,25 +34,16 @@ class Document:
     text: str
 
 
-@dataclass(frozen=True)
-class TextTokens:
-    """Prompts made of plain text."""
-
-    path: Path
-    """A safetensors file with `tokens`, int32 [prompt, position], BOS first."""
-    about: str
-    """How many there are, how long, and of what."""
-
-
-def freeze_text(recipe: TextPrompts, model: Path, base: Path, cache: Path, where: str) -> TextTokens:
-    """Return prompts of plain text as token ids of a model's own tokenizer, BOS first, all of the same length.
+def freeze_text(recipe: TextPrompts, model: Path, base: Path, cache: Path, where: str) -> tuple[Path, str]:
+    """Freeze prompts of plain text: token ids of a model's own tokenizer, BOS first, all of the same length.
 
     The length is the recipe's, or what the model's context and the shortest text allow. A document of the sample gives
     one prompt, a file as many as it holds in full. The file in the cache is named by its content and written again if
     it is anything else.
 
     model: a model directory with tokenizer.json. base: where relative paths start. where: what names the texts, for
-    messages. Raises ReproError: exit 2 for texts that cannot be used, exit 4 for a model without tokenizer or BOS.
+    messages. Returns a safetensors file with `tokens`, int32 [prompt, position], and how many there are, how long, and
+    of what. Raises ReproError: exit 2 for texts that cannot be used, exit 4 for a model without tokenizer or BOS.
     Agreement: tests/subjects/test_text.py.
     """
     shape = read_shape(model)
@@ -81,7 +72,7 @@ def freeze_text(recipe: TextPrompts, model: Path, base: Path, cache: Path, where
             f"; {len(origins)} prompts of {_count(len(set(origins)), 'document')}: what they share makes p-values and "
             "intervals too small"
         )
-    return TextTokens(_kept(tokens, cache), about)
+    return _kept(tokens, cache), about
 
 
 def read_sample() -> list[Document]:
