@@ -95,17 +95,13 @@ class Hub:
                 if _FILE.fullmatch(str(item.rfilename))
             }
 
-    def cached(self, repo: str, name: str, revision: str) -> Path | None:
-        """Return a file of the Hugging Face cache; None if it is not there."""
-        if not _FILE.fullmatch(name):
-            raise unavailable(f"{repo}: {name!r} is not a file name that is ever fetched")
-        found = huggingface_hub.try_to_load_from_cache(repo, name, revision=revision)
-        return Path(found) if isinstance(found, str) else None
-
     def file(self, repo: str, name: str, commit: str) -> Path:
         """Return a file of the Hugging Face cache, downloaded if it is not there."""
-        if (found := self.cached(repo, name, commit)) is not None:
-            return found
+        if not _FILE.fullmatch(name):
+            raise unavailable(f"{repo}: {name!r} is not a file name that is ever fetched")
+        found = huggingface_hub.try_to_load_from_cache(repo, name, revision=commit)
+        if isinstance(found, str):
+            return Path(found)
         if self.silence:
             raise self.absent(f"{name} of {repo}")
         with explained(f"{repo}: {name}", self.endpoint):

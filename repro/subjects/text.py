@@ -35,7 +35,7 @@ class Document:
 
 
 def freeze_text(recipe: TextPrompts, model: Path, base: Path, cache: Path, where: str) -> tuple[Path, str]:
-    """Freeze prompts of plain text: token ids of a model's own tokenizer, BOS first, all of the same length.
+    """Write prompts of plain text: token ids of a model's own tokenizer, BOS first, all of the same length.
 
     The length is the recipe's, or what the model's context and the shortest text allow. A document of the sample gives
     one prompt, a file as many as it holds in full. The file in the cache is named by its content and written again if
