@@ -22,7 +22,7 @@ from repro.scan.verdict import DRAWS, Scan, to_confirm
 from repro.scan.verdict import scan as judge
 from repro.spec.messages import described, unfit
 from repro.subjects.bos import first_token
-from repro.subjects.text import read_file, read_sample
+from repro.subjects.text import prompts_of, read_file, read_sample
 from repro.subjects.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -136,8 +136,7 @@ def _tokens(model: Any, text: str | Path | Sequence[str | Path] | None, tokenize
     if not encoded or not all(encoded):
         raise ReproError("text: at least one document, none of them empty")
     size = min(length, context, 1 + min(map(len, encoded)))
-    step = size - 1
-    rows = [[bos, *part[at : at + step]] for part in encoded for at in range(0, len(part) - step + 1, step)]
+    rows = [row for part in encoded for row in prompts_of(part, bos, size)]
     # What the sample or a document says twice is one observation.
     return np.array(list(dict.fromkeys(map(tuple, rows))), np.int64)
 

@@ -12,13 +12,14 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from repro.errors import AbsentError, ReproError, unavailable
 from repro.files import write_durably
 from repro.model.folder import tokens_fingerprint
+from repro.model.prompt_file import refuse_outside
 from repro.spec.types import HubPrompts
 from repro.subjects.access import Access
 from repro.subjects.hub import Hub
@@ -157,28 +158,22 @@ def permutation(n: int, seed: int) -> list[int]:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def as_tokens(rows: Sequence[object], dataset: str, n: int, length: int, d_vocab: int) -> np.ndarray:
+def as_tokens(rows: Sequence[Any], dataset: str, n: int, length: int, d_vocab: int) -> np.ndarray:
     """Return rows of token ids as int32 [n, length]; longer rows are cut.
 
     Raises ReproError (exit 4) for missing rows, short rows and ids out of range, by row number in the authors' order.
     """
     if len(rows) < n:
         raise unavailable(f"data set {dataset}: {len(rows)} rows where {n} are wanted")
-    taken: list[list[int]] = []
     for number, row in enumerate(rows):
         if not isinstance(row, list) or not all(type(token) is int for token in row[:length]):
             raise unavailable(f"data set {dataset}: row {number} is not a list of token ids")
         if len(row) < length:
             raise unavailable(f"data set {dataset}: row {number} has {len(row)} tokens where {length} are wanted")
-        for column, token in enumerate(row[:length]):
-            if not 0 <= token < d_vocab:
-                raise unavailable(
-                    f"data set {dataset}: token id {token} at row {number}, position {column} is outside the "
-                    f"vocabulary of {d_vocab}"
-                )
-        taken.append(row[:length])
-    # Only now is memory asked for: the recipe may want more than there is.
-    return np.array(taken, np.int32)
+    # Ids as large as they are, until they are known to fit.
+    tokens = np.array([row[:length] for row in rows])
+    refuse_outside(f"data set {dataset}", tokens, d_vocab)
+    return tokens.astype(np.int32)
 
 
 def _rows(hub: Hub, dataset: str, commit: str, seed: int, count: int) -> Iterator[object]:

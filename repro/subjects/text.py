@@ -55,8 +55,9 @@ def freeze_text(recipe: TextPrompts, model: Path, base: Path, cache: Path, where
     encoded = _encode(documents, tokenizer, where)
     shortest = min(range(len(encoded)), key=lambda index: len(encoded[index]))
     length = min(recipe.length, shape.n_ctx, 1 + len(encoded[shortest]))
-    tokens, origins = _rows(encoded, documents, bos, length, one_each=sampled)
-    tokens, origins = tokens[: recipe.rows], origins[: recipe.rows]
+    parts = [prompts_of(ids, bos, length)[: 1 if sampled else None] for ids in encoded]
+    tokens = np.array([row for part in parts for row in part][: recipe.rows], np.int32)
+    origins = [document.name for document, part in zip(documents, parts, strict=True) for _ in part][: recipe.rows]
     if (repeat := first_repeat(tokens)) is not None:
         both = listing([plain(origins[number], _PATH) for number in repeat])
         raise ReproError(
@@ -120,19 +121,10 @@ def _encode(documents: Sequence[Document], tokenizer: Tokenizer, where: str) -> 
     return encoded
 
 
-def _rows(
-    encoded: Sequence[Sequence[int]], documents: Sequence[Document], bos: int, length: int, one_each: bool
-) -> tuple[np.ndarray, list[str]]:
-    """Return int32 [prompt, length], each BOS and length - 1 tokens of a text, and the name of each one's document."""
+def prompts_of(ids: Sequence[int], bos: int, length: int) -> list[list[int]]:
+    """Return the prompts that a text's token ids hold in full: each BOS and the next length - 1 of them."""
     step = length - 1
-    rows, origins = [], []
-    for ids, document in zip(encoded, documents, strict=True):
-        for start in range(0, len(ids) - step + 1, step):
-            rows.append([bos, *ids[start : start + step]])
-            origins.append(document.name)
-            if one_each:
-                break
-    return np.array(rows, np.int32), origins
+    return [[bos, *ids[start : start + step]] for start in range(0, len(ids) - step + 1, step)]
 
 
 def first_repeat(tokens: np.ndarray) -> tuple[int, int] | None:
