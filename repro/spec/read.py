@@ -141,7 +141,7 @@ class _Report:
         places = [place(self.schema, detail["loc"])[0] for detail in details]
         around = {where[:end] for where in places for end in range(len(where))}
         for detail, where in zip(details, places, strict=True):
-            if not (where in around and detail["type"].endswith(("_type", "literal_error"))):
+            if not (where in around and detail["type"].endswith(("_type", "literal_error", "too_short"))):
                 yield where, detail
 
     def _sentence(self, detail: ErrorDetails) -> tuple[Where, str]:
