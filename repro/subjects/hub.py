@@ -17,10 +17,10 @@ from typing import Any, Literal
 import huggingface_hub
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
-from huggingface_hub.utils import HFValidationError, validate_repo_id
+from huggingface_hub.utils import HFValidationError, disable_progress_bars, logging, validate_repo_id
 from huggingface_hub.utils.sha import git_hash
 
-from repro.errors import AbsentError, ReproError, unavailable
+from repro.errors import AbsentError, ReproError, listing, plain, unavailable
 from repro.files import temporary
 from repro.subjects.access import Access
 from repro.subjects.lock import BRANCH, FileHash, Lock, Repo, check_hash
@@ -44,9 +44,9 @@ class Hub:
     def __init__(self, offline: bool) -> None:
         self.endpoint = constants.ENDPOINT
         self.offline = offline
-        huggingface_hub.logging.set_verbosity_error()  # its warnings about retries would stand between our own lines
+        logging.set_verbosity_error()  # its warnings about retries would stand between our own lines
         if constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
-            huggingface_hub.utils.disable_progress_bars()
+            disable_progress_bars()
 
     @cached_property
     def silence(self) -> str:
@@ -215,12 +215,10 @@ def _model_files(what: str, names: Collection[str], get: Get) -> list[str]:
 
 def _shards(what: str, names: Collection[str], index: dict[str, Any]) -> list[str]:
     listed = index.get("weight_map")
-    if not isinstance(listed, dict) or not listed:
-        raise unavailable(f"{what}: {INDEX} maps no weights to files")
-    shards = sorted({str(name) for name in listed.values()})
-    for name in shards:
-        if not name.endswith(".safetensors") or name not in names:
-            raise unavailable(f"{what}: {INDEX} names {name!r}, which is not a file of weights there")
+    shards = sorted({str(name) for name in listed.values()}) if isinstance(listed, dict) else []
+    strange = [plain(name, 80) for name in shards if not name.endswith(".safetensors") or name not in names]
+    if strange or not shards:
+        raise unavailable(f"{what}: {INDEX} names {listing(strange) or 'no file'} where files of weights are expected")
     return shards
 
 
