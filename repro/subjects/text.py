@@ -10,19 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
-from repro.errors import ReproError, listing, plain, unavailable, words_of
+from repro.errors import ReproError, listing, unavailable, words_of
 from repro.files import write_durably
 from repro.model.folder import PROMPTS, Shape, read_shape, tokens_fingerprint
 from repro.spec.types import TextPrompts
 from repro.subjects.bos import first_token
+from repro.subjects.given import shown_path
 from repro.subjects.refusals import disk_errors
 from repro.subjects.tokenizer import Tokenizer
 
 SAMPLE = Path(__file__).with_name("sample") / "documents.jsonl.gz"
 _LARGEST = 1 << 26
 """Bytes of a text file."""
-_PATH = 1000
-"""Characters of a path that are shown."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def freeze_text(recipe: TextPrompts, model: Path, base: Path, cache: Path, where
     tokens = np.array([row for part in parts for row in part][: recipe.rows], np.int32)
     origins = [document.name for document, part in zip(documents, parts, strict=True) for _ in part][: recipe.rows]
     if (repeat := first_repeat(tokens)) is not None:
-        both = listing([plain(origins[number], _PATH) for number in repeat])
+        both = listing([shown_path(origins[number]) for number in repeat])
         raise ReproError(
             f"{where}: prompts {repeat[0]} and {repeat[1]} ({both}) are the same {length} tokens; prompts must differ, "
             "so leave one out"
@@ -67,7 +66,7 @@ def freeze_text(recipe: TextPrompts, model: Path, base: Path, cache: Path, where
     source = "of the bundled sample" if sampled else f"from {_count(len(documents), 'text file')}"
     about = f"{_count(len(tokens), 'document' if sampled else 'prompt')} {source}, {length} tokens each"
     if length < min(recipe.length, shape.n_ctx):
-        about += f" (all that {plain(documents[shortest].name, _PATH)} gives)"
+        about += f" (all that {shown_path(documents[shortest].name)} gives)"
     if len(set(origins)) < len(origins):
         about += (
             f"; {len(origins)} prompts of {_count(len(set(origins)), 'document')}: what they share makes p-values and "
@@ -88,7 +87,7 @@ def read_file(name: str, base: Path, where: str) -> Document:
 
     where: what names the file, for messages. Agreement: tests/subjects/test_text.py.
     """
-    shown = f"{where}: {plain(name, _PATH)}"
+    shown = f"{where}: {shown_path(name)}"
     try:
         path = base / Path(name).expanduser()
         if path.stat().st_size > _LARGEST:
@@ -116,7 +115,7 @@ def _encode(documents: Sequence[Document], tokenizer: Tokenizer, where: str) -> 
     for document in documents:
         ids = tokenizer.encode(document.text)
         if not ids:
-            raise ReproError(f"{where}: {plain(document.name, _PATH)} holds no text; leave it out")
+            raise ReproError(f"{where}: {shown_path(document.name)} holds no text; leave it out")
         encoded.append(ids)
     return encoded
 
