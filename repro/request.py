@@ -89,7 +89,7 @@ class Workspace:
 
     def choose(self, ask: bool) -> ResolvedSubject:
         """Return the subject; `ask`: whether the hub may be asked for it."""
-        access = Access(cache_folder(), self.request.offline, ask, self.say)
+        access = Access(cache_folder(), self.request.offline or not ask, self.say)
         return choose(self.loaded, self.request.subject, access, self.request.text or ())
 
     @cached_property

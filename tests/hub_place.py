@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from repro.errors import AbsentError, Exit, ReproError
+from repro.subjects.access import Access
 from repro.subjects.hub import fetch_model
 from repro.subjects.lock import Lock
 from tests.hub_files import as_checkpoint
@@ -76,11 +77,14 @@ class Place:
     """A cache, a lock, and the call under test."""
 
     def __init__(self, root: Path) -> None:
-        self.cache, self.downloads, self.lock = root / "cache", root / "huggingface", Lock(root / "spec.lock.json")
+        self.cache, self.downloads, self.lock = (
+            root / "cache",
+            root / "huggingface",
+            Lock(root / "spec.lock.json", "tiny"),
+        )
 
-    def fetch(self, name: str = MODEL, tokenizer: str | None = TOKENIZER, **options: object) -> Path:
-        pins = self.lock.subject("tiny")
-        return fetch_model(name, tokenizer=tokenizer, cache=self.cache, lock=pins, **options)  # type: ignore[arg-type]
+    def fetch(self, name: str = MODEL, tokenizer: str | None = TOKENIZER, offline: bool = False) -> Path:
+        return fetch_model(name, tokenizer=tokenizer, access=Access(self.cache, offline), lock=self.lock)
 
     def refused(self, *words: str, code: Exit = Exit.UNAVAILABLE, absent: bool | None = None, **options: object) -> str:
         """Return the one sentence in which a fetch ends; `absent`: whether another subject may stand in."""

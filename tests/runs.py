@@ -98,7 +98,7 @@ def subject_name(model: Path) -> str:
     """The name that a directory goes by, its digest included; a declared subject's is its own."""
     if not model.is_dir():
         return str(model)
-    return choose(read_spec(PAPER, MEASURES), str(model), Access(model, offline=True, ask=False)).name
+    return choose(read_spec(PAPER, MEASURES), str(model), Access(model, offline=True)).name
 
 
 def run_all(model: Path, out: Path) -> Run:

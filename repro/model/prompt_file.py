@@ -28,18 +28,23 @@ def read_tokens(path: Path, n_ctx: int, d_vocab: int, config: Mapping[str, Any])
     tokens, unpadded = _read(path)
     if tokens.shape[1] > n_ctx:
         raise ReproError(f"{path}: prompts of {tokens.shape[1]} tokens are longer than the model's context of {n_ctx}")
-    outside = np.argwhere((tokens < 0) | (tokens >= d_vocab))
-    if len(outside):
-        row, column = outside[0]
-        raise unavailable(
-            f"{path}: token id {tokens[row, column]} at row {row}, position {column} is outside the vocabulary of "
-            f"{d_vocab}"
-        )
+    refuse_outside(str(path), tokens, d_vocab)
     if not unpadded:
         _refuse_padding(path, tokens, config)
     if len(np.unique(tokens[:, 0])) > 1:
         raise unavailable(f"{path}: rows start with different tokens; every prompt must start with BOS")
     return tokens.astype(np.int32)
+
+
+def refuse_outside(where: str, tokens: np.ndarray, d_vocab: int) -> None:
+    """Raise ReproError (exit 4) naming the first of some token ids [row, position] that a vocabulary does not have."""
+    outside = np.argwhere((tokens < 0) | (tokens >= d_vocab))
+    if len(outside):
+        row, column = outside[0]
+        raise unavailable(
+            f"{where}: token id {tokens[row, column]} at row {row}, position {column} is outside the vocabulary of "
+            f"{d_vocab}"
+        )
 
 
 def _read(path: Path) -> tuple[np.ndarray, bool]:

@@ -20,9 +20,9 @@ from repro.scan.table import answer
 from repro.scan.twin import Twin, untrained_twins
 from repro.scan.verdict import DRAWS, Scan, to_confirm
 from repro.scan.verdict import scan as judge
-from repro.spec.messages import describe, unfit
+from repro.spec.messages import described, unfit
 from repro.subjects.bos import first_token
-from repro.subjects.text import read_files, read_sample
+from repro.subjects.text import prompts_of, read_file, read_sample
 from repro.subjects.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -108,8 +108,8 @@ def _measure(**given: Any) -> PathShares:
         return PathShares(measure="path_shares", **given)
     except ValidationError as error:
         name = str(error.errors()[0]["loc"][0])
-        field = PathShares.model_fields[name]
-        raise ReproError(name + unfit(given[name], describe(field.annotation, field.metadata))) from None
+        field = PathShares.model_json_schema()["properties"][name]
+        raise ReproError(name + unfit(given[name], described([field]))) from None
 
 
 def _confirmed(model: Model, ids: np.ndarray, found: Scan) -> dict[tuple[str, str], Confirmation]:
@@ -136,8 +136,7 @@ def _tokens(model: Any, text: str | Path | Sequence[str | Path] | None, tokenize
     if not encoded or not all(encoded):
         raise ReproError("text: at least one document, none of them empty")
     size = min(length, context, 1 + min(map(len, encoded)))
-    step = size - 1
-    rows = [[bos, *part[at : at + step]] for part in encoded for at in range(0, len(part) - step + 1, step)]
+    rows = [row for part in encoded for row in prompts_of(part, bos, size)]
     # What the sample or a document says twice is one observation.
     return np.array(list(dict.fromkeys(map(tuple, rows))), np.int64)
 
@@ -149,7 +148,7 @@ def _texts(given: Any) -> Iterator[str]:
     for part in given:
         if not isinstance(part, str | Path):
             raise ReproError("text" + unfit(part, "strings, or text files as pathlib.Path"))
-        yield part if isinstance(part, str) else next(read_files([str(part)], Path(), "text")).text
+        yield part if isinstance(part, str) else read_file(str(part), Path(), "text").text
 
 
 def _encoder(model: Any, directory: Path | None, tokenizer: Any) -> tuple[Any, int, int]:

@@ -1,149 +1,91 @@
-"""What may stand at a place of the spec, in words; read from the types, so that no message can lag behind them."""
+"""What may stand at a place of the spec, in words: those of its JSON Schema, so that none lags behind the types."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
-
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from repro.errors import plain
-from repro.spec.types import Spec
 
 Where = tuple[str | int, ...]
-_PLAIN = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
+Schema = Mapping[str, Any]
+_WORDS = {"string": "a string", "integer": "a whole number", "number": "a number", "boolean": "true or false"}
 _COUNTS = {2: "two", 3: "three"}
 _LONGEST = 80
 
 
-class Vocabulary:
-    """What may stand where in a spec, as its type says it.
+def place(schema: Schema, location: Sequence[str | int]) -> tuple[Where, list[Schema]]:
+    """Return where a validation error stands in the file, and the types that may stand there.
 
-    spec: what `repro.spec.types.spec_type` returns.
+    schema: what `repro.spec.schema.schema` returns. location: the error's, with the names of members of unions, which
+    no file shows.
     """
-
-    def __init__(self, spec: type[Spec]) -> None:
-        self.spec = spec
-        union = get_args(get_args(spec.model_fields["experiment"].annotation)[1])[0]
-        kinds = get_args(union) or (union,)
-        self.measures: dict[str, type[BaseModel]] = {
-            get_args(kind.model_fields["measure"].annotation)[0]: kind for kind in kinds
-        }
-
-    def place_of(self, location: Sequence[str | int], data: Mapping[str, Any]) -> Where:
-        """Return a validation error's location without the names of union members, which no file shows."""
-        where: list[str | int] = []
-        value: Any = data
-        for index, part in enumerate(location):
-            if index == 2 and location[0] == "experiment" and part in self.measures:
-                continue
-            if isinstance(value, Mapping) and part in value:
-                value = value[str(part)]
-            elif isinstance(value, tuple) and isinstance(part, int) and part < len(value):
-                value = value[part]
-            elif index < len(location) - 1 or not (isinstance(part, int) or self._is_key(where, data, str(part))):
-                continue
+    where: list[str | int] = []
+    kinds = [schema]
+    for part in location:
+        tagged: Mapping[str, str] = next(
+            (kind["discriminator"]["mapping"] for kind in kinds if "discriminator" in kind), {}
+        )
+        if isinstance(part, str) and part in tagged:
+            kinds = _members(schema, {"$ref": tagged[part]})
+        elif inside := [found for kind in kinds if (found := _inside(kind, part)) is not None]:
+            kinds = _members(schema, inside[0])
             where.append(part)
-        return tuple(where)
-
-    def _is_key(self, where: Sequence[str | int], data: Mapping[str, Any], part: str) -> bool:
-        return any(part in kind.model_fields for kind in self.models_at(tuple(where), data))
-
-    def models_at(self, where: Where, data: Mapping[str, Any]) -> list[type[BaseModel]]:
-        """Return the types of table that may stand at a place."""
-        value: Any = data
-        for part in where:
-            value = value[part]
-        return [kind for kind in self._members(self._annotation_at(where, data), value) if _is_model(kind)]
-
-    def allowed_at(self, where: Where, data: Mapping[str, Any]) -> str:
-        """Say what may stand at a place: `an array of strings`, `"auto" or a head label`, `a whole number above 0`."""
-        found = self._annotation_at(where, data)
-        return describe(found.annotation, found.metadata) if isinstance(found, FieldInfo) else describe(found)
-
-    def words_at(self, where: Where, data: Mapping[str, Any]) -> list[str]:
-        """Return the literal words among what may stand at a place."""
-        return [word for kind in _flat(self._annotation_at(where, data)) for word in _literals(kind)]
-
-    def _annotation_at(self, where: Where, data: Mapping[str, Any]) -> Any:
-        here: Any = self.spec
-        value: Any = data
-        for part in where:
-            inside = [found for kind in self._members(here, value) if (found := _inside(kind, part)) is not None]
-            if not inside:
-                return None
-            here = inside[0]
-            try:
-                value = value[part]
-            except (KeyError, IndexError, TypeError):
-                value = None
-        return here
-
-    def _members(self, annotation: Any, value: object = None) -> Iterator[Any]:
-        """Yield the members of a union; where the value there names its measure, only that one."""
-        measure = value.get("measure") if isinstance(value, Mapping) else None
-        meant = self.measures.get(measure) if isinstance(measure, str) else None
-        for kind in _flat(annotation):
-            if meant is None or kind not in self.measures.values() or kind is meant:
-                yield kind
+    return tuple(where), kinds
 
 
-def _is_model(kind: object) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
+def experiment_types(schema: Schema) -> dict[str, Schema]:
+    """Return measure -> the type of its experiments."""
+    (experiment,) = schema["properties"]["experiment"]["patternProperties"].values()
+    tagged = experiment["discriminator"]["mapping"]
+    return {measure: _members(schema, {"$ref": name})[0] for measure, name in tagged.items()}
 
 
-def _literals(kind: object) -> list[str]:
-    return [word for word in get_args(kind) if isinstance(word, str)] if get_origin(kind) is Literal else []
+def _inside(kind: Schema, part: str | int) -> Schema | None:
+    """Return the type of a member of a table or an array; None if it has no such member."""
+    if isinstance(part, int):
+        each: Sequence[Schema] = kind.get("prefixItems", ())
+        return each[part] if part < len(each) else kind.get("items")
+    others = kind.get("patternProperties", {"": kind.get("additionalProperties")})
+    found = kind.get("properties", {}).get(part, *others.values())
+    return found if isinstance(found, Mapping) else None
 
 
-def _flat(annotation: Any) -> Iterator[Any]:
-    """Yield the members of a union, or the one type, unwrapped."""
-    if isinstance(annotation, FieldInfo):
-        annotation = annotation.annotation
-    if get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
-    if get_origin(annotation) in (Union, UnionType):
-        for member in get_args(annotation):
-            yield from _flat(member)
-    elif annotation is not NoneType:
-        yield annotation
+def _members(schema: Schema, kind: Schema) -> list[Schema]:
+    """Return the members of a union, or the one type, but for null, which TOML does not have."""
+    if "$ref" in kind:
+        return [schema["$defs"][kind["$ref"].removeprefix("#/$defs/")]]
+    members = kind.get("anyOf", kind.get("oneOf"))
+    if members is None or "discriminator" in kind:
+        return [kind] if kind.get("type") != "null" else []
+    return [inner for member in members for inner in _members(schema, member)]
 
 
-def _inside(kind: Any, part: str | int) -> Any:
-    """Return the type of a member of a table or an array."""
-    if _is_model(kind):
-        return kind.model_fields.get(str(part))
-    arguments = get_args(kind)
-    if get_origin(kind) is dict:
-        return arguments[1]
-    return arguments[0] if get_origin(kind) is tuple and isinstance(part, int) else None
+def literals(kinds: Sequence[Schema]) -> list[str]:
+    """Return the literal words among some types."""
+    return [word for kind in kinds for word in kind.get("enum", [kind["const"]] if "const" in kind else [])]
 
 
-def describe(annotation: Any, constraints: Sequence[Any] = ()) -> str:
-    """Return a type in the words of TOML."""
-    bounds = "".join(f" above {least}" for item in constraints if (least := getattr(item, "gt", None)) is not None)
-    bounds += "".join(f" from {least} on" for item in constraints if (least := getattr(item, "ge", None)) is not None)
-    kinds = list(_flat(annotation))
+def described(kinds: Sequence[Schema]) -> str:
+    """Return what may stand where these types may: `an array of strings`, `"auto" or a whole number above 0`."""
     # Every whole number is a number.
-    kinds = [kind for kind in kinds if not (kind is int and float in kinds)]
-    words = [_one(kind) + (bounds if kind in (int, float) else "") for kind in kinds]
-    filled = any(getattr(item, "min_length", 0) for item in constraints)
-    return " or ".join(dict.fromkeys(words)).replace("an array", "a non-empty array" if filled else "an array", 1)
+    numbers = any(kind.get("type") == "number" for kind in kinds)
+    words = [_one(kind) for kind in kinds if not (numbers and kind.get("type") == "integer")]
+    return " or ".join(dict.fromkeys(words))
 
 
-def _one(kind: Any) -> str:
-    if kind in _PLAIN:
-        return _PLAIN[kind]
-    if get_origin(kind) is Literal:
-        return " or ".join(json.dumps(word) for word in get_args(kind))
-    if get_origin(kind) is tuple:
-        arguments = get_args(kind)
-        many = " or ".join(_one(member).split(" ", 1)[1] + "s" for member in _flat(arguments[0]))
-        return "an array of " + ("" if arguments[-1] is Ellipsis else f"{_COUNTS[len(arguments)]} ") + many
-    return "a table"
+def _one(kind: Schema) -> str:
+    if words := literals([kind]):
+        return " or ".join(json.dumps(word) for word in words)
+    if kind.get("type") == "array":
+        first, *others = kind.get("prefixItems", [kind.get("items")])
+        many = " or ".join(_one(member).split(" ", 1)[1] + "s" for member in first.get("anyOf", [first]))
+        count = f"{_COUNTS[1 + len(others)]} " if others else ""
+        return f"{'a non-empty' if kind.get('minItems') == 1 else 'an'} array of {count}{many}"
+    bounds = f" above {kind['exclusiveMinimum']}" if "exclusiveMinimum" in kind else ""
+    bounds += f" from {kind['minimum']} on" if "minimum" in kind else ""
+    return _WORDS.get(str(kind.get("type")), "a table") + bounds
 
 
 def given(value: object) -> str:

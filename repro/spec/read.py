@@ -16,7 +16,8 @@ from repro.errors import ReproError, did_you_mean, listing, plain
 from repro.labels import is_node
 from repro.spec.charts import misfit
 from repro.spec.lines import statements
-from repro.spec.messages import Vocabulary, Where, given, unfit
+from repro.spec.messages import Where, described, experiment_types, given, literals, place, unfit
+from repro.spec.schema import schema
 from repro.spec.source import DRIVE, ESCAPES, tables_of, text_of
 from repro.spec.types import NAME, NAME_WORDS, RESERVED_SUBJECTS, Common, Loaded, Spec, spec_type
 from repro.spec.variants import expanded, variant_name
@@ -42,20 +43,27 @@ def read_spec(path: Path, measures: tuple[type[Common], ...]) -> Loaded:
     """
     text = text_of(path)
     try:
-        spec = _Report(path, text, tables_of(path, text), spec_type(measures)).checked()
+        spec = _Report(path, text, tables_of(path, text), measures).checked()
     except RecursionError:
         raise ReproError(f"{path}:1: not a spec: nested too deeply") from None
     return Loaded(spec=spec, path=path.resolve())
 
 
+def _tables(value: object) -> dict[str, Any]:
+    """Return the members of a table that are tables themselves."""
+    entries = value.items() if isinstance(value, Mapping) else ()
+    return {name: entry for name, entry in entries if isinstance(entry, Mapping)}
+
+
 class _Report:
     """All that is wrong with one file."""
 
-    def __init__(self, path: Path, text: str, data: Mapping[str, Any], spec: type[Spec]) -> None:
+    def __init__(self, path: Path, text: str, data: Mapping[str, Any], measures: tuple[type[Common], ...]) -> None:
         self.path = path
         self.text = text
-        self.spec = spec
-        self.vocabulary = Vocabulary(spec)
+        self.spec = spec_type(measures)
+        self.schema = schema(measures)
+        self.measures = experiment_types(self.schema)
         self.data, self.origins = expanded(data)
 
     def checked(self) -> Spec:
@@ -83,7 +91,7 @@ class _Report:
 
     def _told(self, where: Where, what: str | Callable[[], str] | ErrorDetails) -> tuple[Where, str]:
         if isinstance(what, dict):
-            return self._sentence(where, what)
+            return self._sentence(what)
         return where, what if isinstance(what, str) else what()
 
     @cached_property
@@ -91,9 +99,9 @@ class _Report:
         """Return the line of every place that has one, and of everything around it the first line in it."""
         lines = dict(statements(self.text))
         first: dict[Where, int] = {}
-        for place, line in lines.items():
-            for end in range(len(place)):
-                first[place[:end]] = min(line, first.get(place[:end], line))
+        for where, line in lines.items():
+            for end in range(len(where)):
+                first[where[:end]] = min(line, first.get(where[:end], line))
         return first | lines
 
     def _location(self, where: Where) -> Where:
@@ -130,66 +138,49 @@ class _Report:
 
     def _refused(self, details: Sequence[ErrorDetails]) -> Iterator[Problem]:
         """Yield what the types refuse; of the members of a union only the one that the file seems to mean."""
-        places = [self.vocabulary.place_of(detail["loc"], self.data) for detail in details]
+        places = [place(self.schema, detail["loc"])[0] for detail in details]
         around = {where[:end] for where in places for end in range(len(where))}
         for detail, where in zip(details, places, strict=True):
-            if not (where in around and detail["type"].endswith(("_type", "literal_error"))):
+            if not (where in around and detail["type"].endswith(("_type", "literal_error", "too_short"))):
                 yield where, detail
 
-    def _sentence(self, where: Where, detail: ErrorDetails) -> tuple[Where, str]:
-        kind = detail["type"]
+    def _sentence(self, detail: ErrorDetails) -> tuple[Where, str]:
+        """Return where something is that the types refuse, and what to say of it."""
+        kind, value = detail["type"], detail["input"]
+        *around, last = detail["loc"]
+        where, allowed = place(self.schema, detail["loc"])
         if kind == "extra_forbidden":
-            keys = sorted(
-                {key for model in self.vocabulary.models_at(where[:-1], self.data) for key in model.model_fields}
-            )
-            thing = "table" if len(where) == 1 else "key"
-            return where, f": unknown {thing}.{did_you_mean(str(where[-1]), keys)} Allowed: {listing(keys, 20)}"
+            where, tables = place(self.schema, around)
+            keys = sorted({key for table in tables for key in table.get("properties", ())})
+            thing = "key" if where else "table"
+            return (*where, last), f": unknown {thing}.{did_you_mean(str(last), keys)} Allowed: {listing(keys, 20)}"
         if kind == "union_tag_not_found":
-            return where, f": 'measure' is missing; allowed: {listing(sorted(self.vocabulary.measures))}"
+            return where, f": 'measure' is missing; allowed: {listing(sorted(self.measures))}"
         if kind == "union_tag_invalid":
-            tag = detail["input"].get("measure")
-            hint = did_you_mean(tag, self.vocabulary.measures) if isinstance(tag, str) else ""
-            return (*where, "measure"), unfit(tag, listing(sorted(self.vocabulary.measures)), hint)
-        if kind == "missing" and isinstance(where[-1], str):
-            if len(where) == 1:
-                return where, " is missing"
-            return where[:-1], f": {where[-1]!r} is missing; allowed: {self.vocabulary.allowed_at(where, self.data)}"
+            tag = value.get("measure")
+            hint = did_you_mean(tag, self.measures) if isinstance(tag, str) else ""
+            return (*where, "measure"), unfit(tag, listing(sorted(self.measures)), hint)
+        if kind == "missing" and isinstance(last, str):
+            said = f": {last!r} is missing; allowed: {described(allowed)}"
+            return (where[:-1], said) if around else (where, " is missing")
         if kind == "string_pattern_mismatch":
-            value = detail["input"]
             return where, f": a name is {NAME_WORDS}" if value == where[-1] else unfit(value, NAME_WORDS)
-        return self._unfit(where, detail)
-
-    def _unfit(self, where: Where, detail: ErrorDetails) -> tuple[Where, str]:
-        """Return a value of the wrong type or outside its range, or what a rule of the types says of it."""
-        if isinstance(where[-1], int) and detail["type"] in ("missing", "too_long"):
-            where = where[:-1]
-        value: Any = self.data
-        for part in where:
-            value = value[part]
-        if detail["type"] == "value_error":
+        if kind == "value_error":
             message = detail["msg"].removeprefix("Value error, ")
             return where, f": {message}" if isinstance(value, Mapping) else unfit(value, message)
-        hint = did_you_mean(value, self.vocabulary.words_at(where, self.data)) if isinstance(value, str) else ""
-        return where, unfit(value, self.vocabulary.allowed_at(where, self.data), hint)
-
-    def _names(self, table: str) -> dict[str, Any]:
-        """Return the entries of a table of tables, as far as they are tables."""
-        entries = self.data.get(table)
-        return (
-            {key: value for key, value in entries.items() if isinstance(value, Mapping)}
-            if isinstance(entries, Mapping)
-            else {}
-        )
+        if kind in ("missing", "too_long") and isinstance(where[-1], int):  # of an array of so many
+            where, allowed = place(self.schema, around)
+        hint = did_you_mean(value, literals(allowed)) if isinstance(value, str) else ""
+        return where, unfit(value, described(allowed), hint)
 
     def _dangling(self) -> Iterator[Problem]:
         """Return names that point at nothing, and names that would be mistaken for another."""
-        subjects, experiments, figures = (self._names(table) for table in ("subject", "experiment", "figure"))
-        groups = {
-            group for entry in experiments.values() if isinstance(group := entry.get("group", DEFAULT_GROUP), str)
-        }
-        run = self.data.get("run")
-        run = run if isinstance(run, Mapping) else {}
-        for name, variant in self._names("variant").items():
+        named = ("subject", "experiment", "figure", "variant")
+        subjects, experiments, figures, variants = (_tables(self.data.get(table)) for table in named)
+        run = _tables(self.data).get("run", {})
+        all_groups = (entry.get("group", DEFAULT_GROUP) for entry in experiments.values())
+        groups = {group for group in all_groups if isinstance(group, str)}
+        for name, variant in variants.items():
             yield from self._misplaced(name, variant, experiments)
         for name, experiment in experiments.items():
             yield from self._known(
@@ -224,14 +215,15 @@ class _Report:
             return
         entry = experiments[viewed]
         measure = entry.get("measure")
-        kind = self.vocabulary.measures.get(measure) if isinstance(measure, str) else None
-        if kind is None:
+        if not isinstance(measure, str) or measure not in self.measures:
             return
-        fields = {key: entry.get(key, field.default) for key, field in kind.model_fields.items()}
+        types = self.measures[measure]["properties"]
+        fields = {key: entry.get(key, kind.get("default")) for key, kind in types.items()}
         read = {key for other in paper_figures.names() for key in paper_figures.draws(other)} & set(fields)
-        allowed = {key: self.vocabulary.words_at(("experiment", viewed, key), self.data) for key in read}
         node = isinstance(onto := fields.get("onto"), str) and is_node(onto)
-        known = all(fields[key] in allowed[key] or (key == "onto" and node) for key in read)
+        known = all(
+            fields[key] in literals(types[key].get("anyOf", [types[key]])) or (key == "onto" and node) for key in read
+        )
         if known and (words := misfit(str(chart), viewed, fields)):
             yield ("figure", name, "chart"), f": {words}"
 

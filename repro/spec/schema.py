@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ class _Untitled(GenerateJsonSchema):
         return False
 
 
+@cache
 def schema(measures: tuple[type[Common], ...]) -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of a spec of some measures, each field with its documentation."""
     made = spec_type(measures).model_json_schema(schema_generator=_Untitled)

@@ -73,19 +73,12 @@ class HubPrompts(Strict):
 class TextPrompts(Strict):
     """Prompts of plain text, tokenised by the model's own tokenizer, BOS first."""
 
-    text: Literal["sample"] | tuple[str, ...]
+    text: Literal["sample"] | Annotated[tuple[str, ...], Field(min_length=1)]
     """`sample`: the bundled documents, one a prompt; or text files (relative to the spec), one or more prompts each."""
     rows: int | None = Field(default=None, gt=0)
     """Only the first so many prompts; nothing: all."""
     length: int = Field(default=1024, gt=1)
     """Tokens per prompt, at most: fewer where the model's context or the shortest text has fewer."""
-
-    @field_validator("text")
-    @classmethod
-    def _some_text(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        if not value:
-            raise ValueError("at least one text file, or 'sample'")
-        return value
 
 
 def _kind_of_prompts(value: object) -> str:
@@ -172,7 +165,7 @@ class Common(Strict):
 class Variant(Strict):
     """Experiments that vary others in a few fields, which stand in the table beside what follows."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow")
 
     of: str | tuple[str, ...]
     """What is varied. One experiment: the variant has the table's name; several: each is `<experiment>_<name>`."""
@@ -243,8 +236,6 @@ def spec_type(measures: tuple[type[Common], ...]) -> type[Spec]:
 
 class Loaded(Strict):
     """A spec and where it was read from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     spec: Spec
     path: Path

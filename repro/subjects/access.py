@@ -14,8 +14,7 @@ class Access:
 
     cache: Path
     offline: bool = False
-    ask: bool = True
-    """False: only what is cached counts, and nobody is ever asked (plan, figures, check)."""
+    """Whether only what is cached counts, and nobody is ever asked."""
     say: Callable[[str], None] = lambda line: None
     """Told of what takes long."""
 

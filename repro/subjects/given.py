@@ -1,4 +1,4 @@
-"""What people give as a subject that is no directory, each with what to give instead."""
+"""What people give as paths: how it is shown, and what is no directory, each with what to give instead."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from pathlib import Path
 from repro.errors import ReproError, plain
 
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
-_LONGEST = 1000
-"""Characters of a path that are shown."""
+
+
+def shown_path(given: str) -> str:
+    """Return a path as messages show it: on one line, its first thousand characters."""
+    return plain(given, 1000)
 
 
 def refuse_no_directory(given: str, path: Path) -> None:
@@ -17,7 +20,7 @@ def refuse_no_directory(given: str, path: Path) -> None:
 
     path: what was given, its home expanded. Agreement: tests/subjects/test_subjects.py.
     """
-    shown = plain(given, _LONGEST)
+    shown = shown_path(given)
     bare = given.strip().strip("\"'\u201c\u201d")
     if bare != given.strip():
         raise ReproError(f"--subject {shown}: quotes are part of the name; give the path without them: {plain(bare)}")

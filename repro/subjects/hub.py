@@ -6,55 +6,33 @@ pin a commit, and retries for 23 s where there is no network.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import threading
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from repro.errors import AbsentError, ReproError, unavailable
+import huggingface_hub
+from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.utils import HFValidationError, disable_progress_bars, logging, validate_repo_id
+from huggingface_hub.utils.sha import git_hash
+
+from repro.errors import AbsentError, ReproError, listing, plain, unavailable
 from repro.files import temporary
-from repro.model.folder import sha256
-from repro.subjects.lock import FileHash, Pins, Repo, check_hash
+from repro.subjects.access import Access
+from repro.subjects.lock import BRANCH, FileHash, Lock, Repo, check_hash
 from repro.subjects.refusals import disk_errors, explained, shown
 
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
-INDEX = "model.safetensors.index.json"
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+TOKENIZER, NAMES_BOS = "tokenizer.json", "tokenizer_config.json"
 PROBE = 5.0
 """Seconds in which a hub that can be reached answers at all."""
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=@-]{0,200}")
 """Names of files at the top of a repository; what a hub lists must not reach out of its directory."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# What transformers reads beside the weights; taken where a repository in its format has them.
-_COMPANIONS = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-)
-
-
-def is_hub_name(name: str) -> bool:
-    """Return whether a text can be a hub name: `owner/repository`."""
-    return _REPOSITORY.fullmatch(name) is not None and ".." not in name and "--" not in name
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The files at the top of a repository at one commit, and the checksum that the hub has for each."""
-
-    commit: str
-    checksums: Mapping[str, str]
-    """sha256 of large files (64 digits), git's sha1 of small ones (40 digits), empty if unknown."""
 
 
 class Hub:
@@ -63,10 +41,7 @@ class Hub:
     offline: never ask, use the cache only.
     """
 
-    def __init__(self, offline: bool = False) -> None:
-        from huggingface_hub import constants
-        from huggingface_hub.utils import disable_progress_bars, logging
-
+    def __init__(self, offline: bool) -> None:
         self.endpoint = constants.ENDPOINT
         self.offline = offline
         logging.set_verbosity_error()  # its warnings about retries would stand between our own lines
@@ -76,8 +51,6 @@ class Hub:
     @cached_property
     def silence(self) -> str:
         """Return why the hub is not asked; empty if it can be. Asks it once, for at most `PROBE` seconds."""
-        from huggingface_hub import constants
-
         if self.offline:
             return "this run does not ask the hub"
         if constants.is_offline_mode():
@@ -87,10 +60,8 @@ class Hub:
         answered = threading.Event()
 
         def probe() -> None:
-            from huggingface_hub import get_session
-
             try:
-                get_session().head(self.endpoint, timeout=PROBE)
+                huggingface_hub.get_session().head(self.endpoint, timeout=PROBE)
                 answered.set()
             except Exception:  # noqa: S110 - whatever it is, the hub did not answer
                 pass
@@ -101,142 +72,122 @@ class Hub:
         thread.join(PROBE)
         return "" if answered.is_set() else f"the hub at {shown(self.endpoint)} cannot be reached"
 
-    def need(self, what: str) -> None:
-        """Raise AbsentError, naming `what`, if the hub cannot be asked."""
-        if self.silence:
-            raise AbsentError(f"{what} is not in the Hugging Face cache, and {self.silence}")
+    def absent(self, what: str) -> AbsentError:
+        """Return that something is not cached, and why the hub is not asked for it."""
+        return AbsentError(f"{what} is not in the Hugging Face cache, and {self.silence}")
 
-    def listing(self, repo: str, kind: Literal["model", "dataset"], revision: str) -> Listing:
-        """Return what the hub has in a repository at a branch, tag or commit.
+    def listing(self, repo: str, kind: Literal["model", "dataset"]) -> tuple[str, Mapping[str, str]]:
+        """Return the commit that the branch is now, and file -> checksum of what is at the top of the repository there.
 
-        Raises AbsentError (exit 4) with one sentence if it cannot be reached or refuses.
+        A checksum is the sha256 of a large file (64 digits), git's sha1 of a small one (40 digits), empty if unknown.
+        Raises AbsentError (exit 4) with one sentence if the hub cannot be reached or refuses.
         """
-        from huggingface_hub import HfApi
-
         what = f"{kind} {repo}"
-        self.need(what)
         with explained(what, self.endpoint):
-            api = HfApi(endpoint=self.endpoint)
+            api = huggingface_hub.HfApi(endpoint=self.endpoint)
             ask = api.model_info if kind == "model" else api.dataset_info
-            found = ask(repo, revision=revision, files_metadata=True, timeout=2 * PROBE)
+            found = ask(repo, revision=BRANCH, files_metadata=True, timeout=2 * PROBE)
             if not _COMMIT.fullmatch(str(found.sha)):
                 raise unavailable(f"{what}: the hub names no commit")
-            return Listing(
-                str(found.sha),
-                {
-                    str(item.rfilename): str(item.lfs.sha256 if item.lfs else item.blob_id or "")
-                    for item in found.siblings or ()
-                    if _FILE.fullmatch(str(item.rfilename))
-                },
-            )
-
-    def cached(self, repo: str, name: str, revision: str) -> Path | None:
-        """Return a file of the Hugging Face cache; None if it is not there."""
-        from huggingface_hub import try_to_load_from_cache
-
-        if not _FILE.fullmatch(name):
-            raise unavailable(f"{repo}: {name!r} is not a file name that is ever fetched")
-        found = try_to_load_from_cache(repo, name, revision=revision)
-        return Path(found) if isinstance(found, str) else None
+            return str(found.sha), {
+                str(item.rfilename): str(item.lfs.sha256 if item.lfs else item.blob_id or "")
+                for item in found.siblings or ()
+                if _FILE.fullmatch(str(item.rfilename))
+            }
 
     def file(self, repo: str, name: str, commit: str) -> Path:
         """Return a file of the Hugging Face cache, downloaded if it is not there."""
-        from huggingface_hub import hf_hub_download
-
-        if (found := self.cached(repo, name, commit)) is not None:
-            return found
-        self.need(f"{name} of {repo}")
+        if not _FILE.fullmatch(name):
+            raise unavailable(f"{repo}: {name!r} is not a file name that is ever fetched")
+        found = huggingface_hub.try_to_load_from_cache(repo, name, revision=commit)
+        if isinstance(found, str):
+            return Path(found)
+        if self.silence:
+            raise self.absent(f"{name} of {repo}")
         with explained(f"{repo}: {name}", self.endpoint):
-            return Path(hf_hub_download(repo, name, revision=commit, endpoint=self.endpoint))
+            return Path(huggingface_hub.hf_hub_download(repo, name, revision=commit, endpoint=self.endpoint))
 
 
-def fetch_model(
-    repo: str,
-    *,
-    tokenizer: str | None = None,
-    revision: str | None = None,
-    cache: Path,
-    lock: Pins,
-    offline: bool = False,
-) -> Path:
+def fetch_model(repo: str, *, tokenizer: str | None, access: Access, lock: Lock) -> Path:
     """Return a directory with a hub model's config.json, weights and, where there is one, tokenizer.json.
 
     The files lie in the Hugging Face cache, the directory holds links to exactly those that were verified. The commit
     and every file's sha256 are learned into the lock on first use and verified on every later one.
 
-    repo: hub name of the model. tokenizer: hub name of another repository that has its tokenizer.json. revision: a
-    branch, tag or commit; nothing: main. cache: directory that receives the links. lock: the subject's entry.
+    repo: hub name of the model. tokenizer: hub name of another repository that has its tokenizer.json. access: where
+    the links are kept, and whether the hub may be asked. lock: the subject's entry.
     Raises ReproError: exit 4 in one sentence for what cannot be had or is not what the lock says, exit 2 for an
     impossible name. Agreement: tests/subjects/test_hub.py.
     """
     for name in (repo, tokenizer):
-        if name is not None and not is_hub_name(name):
-            raise ReproError(f"{name!r} is not a valid hub name; owner/repository is expected")
-    hub = Hub(offline)
-    with disk_errors(cache):
-        commit, files = _verified(hub, "model", repo, revision or "main", lock, _model_files)
+        if name is not None:
+            _refuse_name(name)
+    hub = Hub(access.offline)
+    with disk_errors(access.cache):
+        commit, files = _verified(hub, "model", repo, lock, _model_files)
         label = f"{repo.replace('/', '--')}-{commit[:12]}"
         if tokenizer is not None:
-            theirs, extra = _verified(hub, "tokenizer", tokenizer, "main", lock, _tokenizer_files)
+            theirs, extra = _verified(hub, "tokenizer", tokenizer, lock, _tokenizer_files)
             files |= extra
             label += f"-{theirs[:12]}"
-        return _linked(cache / "models" / label, files)
+        return _linked(access.cache / "models" / label, files)
+
+
+def _refuse_name(name: str) -> None:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        owned = False
+    else:
+        owned = "/" in name
+    if not owned:
+        raise ReproError(f"{name!r} is not a valid hub name; owner/repository is expected")
 
 
 Get = Callable[[str], Path]
+Choose = Callable[[str, Collection[str], Get], list[str]]
+"""What names the repository, its files and how to get one -> the files to take."""
 
 
-def _verified(
-    hub: Hub,
-    role: str,
-    repo: str,
-    asked: str,
-    lock: Pins,
-    choose: Callable[[str, Collection[str], Get], list[str]],
-) -> tuple[str, dict[str, Path]]:
+def _verified(hub: Hub, role: str, repo: str, lock: Lock, choose: Choose) -> tuple[str, dict[str, Path]]:
     """Return a repository's commit and its chosen files, once their bytes agree with the lock, or are learned by it."""
     checksums: Mapping[str, str] = {}
-    if (pin := lock.repo(role, repo, asked)) is not None:
+    if (pin := lock.repo(role, repo)) is not None:
         commit, names = pin.revision, list(pin.files)
     else:
-        commit, checksums = _first_use(hub, repo, asked)
+        commit, checksums = _first_use(hub, repo)
         names = choose(f"{repo} at commit {commit[:12]}", checksums, lambda name: hub.file(repo, name, commit))
     files = {name: hub.file(repo, name, commit) for name in sorted(names)}
-    hashes = {name: FileHash(sha256(path), path.stat().st_size) for name, path in files.items()}
+    hashes = {name: FileHash.of(path) for name, path in files.items()}
     for name, path in files.items():
         # The blob: a link that is deleted alone would be made again to the same bytes.
         what = f"{repo}: {name} (delete {path.resolve()} to fetch it again)"
         if pin is not None:
-            check_hash(what, hashes[name], pin.files[name], str(lock.lock.path))
+            check_hash(what, hashes[name], pin.files[name], str(lock.path))
         elif checksums[name]:
             _check_listed(what, path, hashes[name], checksums[name])
-    lock.learn(role, Repo(repo, asked, commit, hashes))
+    if pin is None:
+        lock.learn(role, Repo(repo=repo, asked=BRANCH, revision=commit, files=hashes))
     return commit, files
 
 
-def _first_use(hub: Hub, repo: str, asked: str) -> tuple[str, Mapping[str, str]]:
+def _first_use(hub: Hub, repo: str) -> tuple[str, Mapping[str, str]]:
     """Return a repository's commit and checksums: from the hub, or, where it cannot be asked, from what is cached."""
     if not hub.silence:
-        found = hub.listing(repo, "model", asked)
-        return found.commit, found.checksums
-    # The snapshot's directory is named after its commit; config.json or tokenizer.json is in each one of use.
-    known = hub.cached(repo, CONFIG, asked) or hub.cached(repo, TOKENIZER, asked)
-    if known is None:
-        hub.need(f"model {repo}")
-        raise AssertionError
-    names = [path.name for path in known.parent.iterdir() if _FILE.fullmatch(path.name) and path.is_file()]
-    return known.parent.name, dict.fromkeys(names, "")
+        return hub.listing(repo, "model")
+    try:
+        snapshot = Path(huggingface_hub.snapshot_download(repo, revision=BRANCH, local_files_only=True))
+    except LocalEntryNotFoundError:
+        raise hub.absent(f"model {repo}") from None
+    names = [path.name for path in snapshot.iterdir() if _FILE.fullmatch(path.name) and path.is_file()]
+    return snapshot.name, dict.fromkeys(names, "")  # named after its commit
 
 
 def _check_listed(what: str, path: Path, found: FileHash, listed: str) -> None:
     """Raise ReproError (exit 4) naming both checksums unless a file is what the hub lists."""
-    if len(listed) == 64:
-        check_hash(what, found, FileHash(listed, found.size), "the hub's listing")
-        return
-    content = path.read_bytes()
-    git = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-    if git != listed:
-        raise unavailable(f"{what}: git's sha1 is {git}, the hub's listing has {listed}")
+    kind, own = ("sha256", found.sha256) if len(listed) == 64 else ("git's sha1", git_hash(path.read_bytes()))
+    if own != listed:
+        raise unavailable(f"{what}: {kind} is {own}, the hub's listing has {listed}")
 
 
 def _tokenizer_files(what: str, names: Collection[str], get: Get) -> list[str]:
@@ -245,12 +196,11 @@ def _tokenizer_files(what: str, names: Collection[str], get: Get) -> list[str]:
 
 
 def _model_files(what: str, names: Collection[str], get: Get) -> list[str]:
-    """Return the files that make up a model: configuration, weights, tokenizer and its companions."""
+    """Return the files that make up a model: configuration, weights, and its tokenizer where it has one."""
     _present(what, names, CONFIG)
     config = _read_json(get(CONFIG), f"{what}: {CONFIG}")
     hugging_face = "architectures" in config or "model_type" in config
-    companions = _COMPANIONS if hugging_face else (TOKENIZER,)
-    chosen = [CONFIG, *(name for name in companions if name in names)]
+    chosen = [CONFIG, *(name for name in (TOKENIZER, NAMES_BOS) if name in names)]
     if WEIGHTS in names:
         return [*chosen, WEIGHTS]
     if hugging_face:
@@ -265,12 +215,10 @@ def _model_files(what: str, names: Collection[str], get: Get) -> list[str]:
 
 def _shards(what: str, names: Collection[str], index: dict[str, Any]) -> list[str]:
     listed = index.get("weight_map")
-    if not isinstance(listed, dict) or not listed:
-        raise unavailable(f"{what}: {INDEX} maps no weights to files")
-    shards = sorted({str(name) for name in listed.values()})
-    for name in shards:
-        if not name.endswith(".safetensors") or name not in names:
-            raise unavailable(f"{what}: {INDEX} names {name!r}, which is not a file of weights there")
+    shards = sorted({str(name) for name in listed.values()}) if isinstance(listed, dict) else []
+    strange = [plain(name, 80) for name in shards if not name.endswith(".safetensors") or name not in names]
+    if strange or not shards:
+        raise unavailable(f"{what}: {INDEX} names {listing(strange) or 'no file'} where files of weights are expected")
     return shards
 
 

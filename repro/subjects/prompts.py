@@ -9,96 +9,84 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from repro.errors import AbsentError, ReproError, unavailable
-from repro.files import sync_folder, temporary
+from repro.files import write_durably
 from repro.model.folder import tokens_fingerprint
+from repro.model.prompt_file import refuse_outside
 from repro.spec.types import HubPrompts
+from repro.subjects.access import Access
 from repro.subjects.hub import Hub
-from repro.subjects.lock import Pins, PromptsPin, Repo
+from repro.subjects.lock import BRANCH, Lock, PromptsPin, Repo
 from repro.subjects.refusals import disk_errors, explained
+from repro.subjects.text import first_repeat
 
 COLUMN = "tokens"
 T = TypeVar("T")
 
 
-def freeze_prompts(
-    recipe: HubPrompts,
-    *,
-    d_vocab: int,
-    cache: Path,
-    lock: Pins,
-    offline: bool = False,
-) -> Path:
+def freeze_prompts(recipe: HubPrompts, *, d_vocab: int, access: Access, lock: Lock) -> Path:
     """Return the frozen prompts of a recipe: a safetensors file with `tokens`, int32 [prompt, position].
 
     Rows of each data set in the authors' order, concatenated, permuted by `torch.randperm` after `manual_seed(seed)`.
     The file's metadata has `kind` (a JSON list, one word a row), `sha256` of the ids as little-endian int32, the
     recipe, the commits of the data sets, and `seal`, a hash of all this. A second call reads the file and asks nobody.
 
-    recipe: data sets, rows of each, tokens a row, seed, buffer. d_vocab: ids must be below it. cache: directory that
-    receives the file. lock: the subject's entry. offline: use the cache only.
+    recipe: data sets, rows of each, tokens a row, seed, buffer. d_vocab: ids must be below it. access: where the file
+    is kept, and whether the hub may be asked. lock: the subject's entry.
     Raises ReproError: exit 4 for what cannot be had, and for duplicate rows, short rows and ids out of range, by row
     number. Agreement: tests/subjects/test_hub_prompts.py.
     """
-    folder = cache / "prompts"
     text = _canonical(recipe)
-    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.safetensors"
-    with disk_errors(cache):
+    path = access.cache / "prompts" / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.safetensors"
+    with disk_errors(access.cache):
         if not path.exists():
-            hub = Hub(offline)
+            hub = Hub(access.offline)
             if hub.silence:
                 names = ", ".join(source.dataset for source in recipe.sources)
-                raise AbsentError(f"prompts from {names} are not in the cache {cache}, and {hub.silence}")
-            folder.mkdir(parents=True, exist_ok=True)
-            _freeze(recipe, path, d_vocab, lock, hub)
-        return _verified(path, text, d_vocab, lock)
+                raise AbsentError(f"prompts from {names} are not in the cache {access.cache}, and {hub.silence}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _freeze(recipe, text, path, d_vocab, lock, hub)
+        return _verified(path, text, lock)
 
 
-def _freeze(recipe: HubPrompts, path: Path, d_vocab: int, lock: Pins, hub: Hub) -> None:
-    from safetensors.numpy import save_file
+def _freeze(recipe: HubPrompts, text: str, path: Path, d_vocab: int, lock: Lock, hub: Hub) -> None:
+    from safetensors.numpy import save
 
     parts, kinds, commits = [], [], {}
     for source in recipe.sources:
-        pin = lock.repo(f"datasets/{source.dataset}", source.dataset, "main")
-        commit = hub.listing(source.dataset, "dataset", pin.revision if pin else "main").commit
+        pin = lock.repo(f"datasets/{source.dataset}", source.dataset)
+        commit = pin.revision if pin is not None else hub.listing(source.dataset, "dataset")[0]
         commits[source.dataset] = commit
         incoming = _rows(hub, source.dataset, commit, recipe.seed, source.rows + recipe.buffer)
         rows = list(islice(shuffled(incoming, recipe.buffer, recipe.seed), source.rows))
         parts.append(as_tokens(rows, source.dataset, source.rows, recipe.length, d_vocab))
         kinds += [source.kind] * source.rows
     tokens = np.concatenate(parts)
-    _refuse_duplicates(tokens, [(source.dataset, source.rows) for source in recipe.sources])
+    if (repeat := first_repeat(tokens)) is not None:
+        places = [f"row {row} of {source.dataset}" for source in recipe.sources for row in range(source.rows)]
+        raise unavailable(f"{places[repeat[1]]} is the same as {places[repeat[0]]}; prompts must differ")
     order = permutation(len(tokens), recipe.seed)
     tokens = np.ascontiguousarray(tokens[order])
     metadata = {
         "kind": json.dumps([kinds[row] for row in order]),
         "sha256": tokens_fingerprint(tokens),
-        "recipe": _canonical(recipe),
+        "recipe": text,
         "commits": json.dumps(commits, sort_keys=True),
     }
     metadata["seal"] = _seal(metadata)
     # Before anything is kept: rows that the lock does not know must not settle in the cache.
-    _learn(lock, tokens, commits, metadata["recipe"])
-    temp = temporary(path)
-    try:
-        save_file({"tokens": tokens}, temp, metadata)
-        with temp.open("rb") as handle:
-            os.fsync(handle.fileno())
-        temp.replace(path)
-    finally:
-        temp.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    _learn(lock, tokens, commits, text)
+    write_durably(path, save({"tokens": tokens}, metadata))
 
 
-def _verified(path: Path, text: str, d_vocab: int, lock: Pins) -> Path:
+def _verified(path: Path, text: str, lock: Lock) -> Path:
     """Return frozen prompts, once their bytes agree with their own metadata and with the lock."""
     from safetensors import SafetensorError, safe_open
 
@@ -115,13 +103,6 @@ def _verified(path: Path, text: str, d_vocab: int, lock: Pins) -> Path:
     found = tokens_fingerprint(tokens)
     if found != wanted or metadata.get("recipe") != text:
         raise unavailable(f"{path}: sha256 of the tokens is {found}, its metadata has {wanted}; {again}")
-    outside = np.argwhere((tokens < 0) | (tokens >= d_vocab))
-    if len(outside):
-        row, column = outside[0]
-        raise unavailable(
-            f"{path}: token id {tokens[row, column]} at row {row}, position {column} is outside the vocabulary of "
-            f"{d_vocab}"
-        )
     try:
         _learn(lock, tokens, commits, text)
     except ReproError as error:
@@ -133,10 +114,11 @@ def _seal(metadata: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
 
 
-def _learn(lock: Pins, tokens: np.ndarray, commits: Mapping[str, str], recipe: str) -> None:
+def _learn(lock: Lock, tokens: np.ndarray, commits: Mapping[str, str], recipe: str) -> None:
     for dataset, commit in commits.items():
-        lock.learn(f"datasets/{dataset}", Repo(dataset, "main", commit, {}))
-    lock.learn_prompts(PromptsPin(tokens_fingerprint(tokens), *tokens.shape), recipe)
+        lock.learn(f"datasets/{dataset}", Repo(repo=dataset, asked=BRANCH, revision=commit, files={}))
+    n, length = tokens.shape
+    lock.learn_prompts(PromptsPin(sha256=tokens_fingerprint(tokens), n=n, length=length, recipe=recipe))
 
 
 def _canonical(recipe: HubPrompts) -> str:
@@ -176,37 +158,22 @@ def permutation(n: int, seed: int) -> list[int]:
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def as_tokens(rows: Sequence[object], dataset: str, n: int, length: int, d_vocab: int) -> np.ndarray:
+def as_tokens(rows: Sequence[Any], dataset: str, n: int, length: int, d_vocab: int) -> np.ndarray:
     """Return rows of token ids as int32 [n, length]; longer rows are cut.
 
     Raises ReproError (exit 4) for missing rows, short rows and ids out of range, by row number in the authors' order.
     """
     if len(rows) < n:
         raise unavailable(f"data set {dataset}: {len(rows)} rows where {n} are wanted")
-    taken: list[list[int]] = []
     for number, row in enumerate(rows):
         if not isinstance(row, list) or not all(type(token) is int for token in row[:length]):
             raise unavailable(f"data set {dataset}: row {number} is not a list of token ids")
         if len(row) < length:
             raise unavailable(f"data set {dataset}: row {number} has {len(row)} tokens where {length} are wanted")
-        for column, token in enumerate(row[:length]):
-            if not 0 <= token < d_vocab:
-                raise unavailable(
-                    f"data set {dataset}: token id {token} at row {number}, position {column} is outside the "
-                    f"vocabulary of {d_vocab}"
-                )
-        taken.append(row[:length])
-    # Only now is memory asked for: the recipe may want more than there is.
-    return np.array(taken, np.int32)
-
-
-def _refuse_duplicates(tokens: np.ndarray, sources: Sequence[tuple[str, int]]) -> None:
-    places = [f"row {row} of {dataset}" for dataset, rows in sources for row in range(rows)]
-    seen: dict[bytes, int] = {}
-    for number, row in enumerate(tokens):
-        first = seen.setdefault(row.tobytes(), number)
-        if first != number:
-            raise unavailable(f"{places[number]} is the same as {places[first]}; prompts must differ")
+    # Ids as large as they are, until they are known to fit.
+    tokens = np.array([row[:length] for row in rows])
+    refuse_outside(f"data set {dataset}", tokens, d_vocab)
+    return tokens.astype(np.int32)
 
 
 def _rows(hub: Hub, dataset: str, commit: str, seed: int, count: int) -> Iterator[object]:

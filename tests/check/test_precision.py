@@ -48,7 +48,7 @@ HEADING = Heading("toy", True, 8, 40, True)
 
 def key_now(experiment: Measure, before: dict[str, Any], precision: str) -> dict[str, Any]:
     """The key of an experiment on the bundled subject under the roles and settings of another key."""
-    chosen = choose(read_spec(PAPER, MEASURES), "mini", Access(Path(), offline=True, ask=False))
+    chosen = choose(read_spec(PAPER, MEASURES), "mini", Access(Path(), offline=True))
     found = "not found" not in before.get("roles", "")
     roles = Roles(before["writer"], tuple(before.get("erasers", ())), found, "auto") if "writer" in before else Roles()
     examples = tuple(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from repro.subjects import hub as under_test
-from repro.subjects.lock import FileHash
+from repro.subjects.lock import FileHash, Repo
 from tests import hub_place
 from tests.hub_files import Answer, Drop, Hang, Wrong
 from tests.hub_place import API, CDN, MODEL, Place, assert_complete, use_hub
@@ -47,7 +47,7 @@ def test_another_hash_than_the_locks_is_told_with_both(hub: HubServer, place: Pl
     if not cached:
         place.forget_downloads()
     text = place.lock.path.read_text()
-    pin = place.lock.subject("tiny").repo("model", MODEL, "main")
+    pin = place.lock.repo("model", MODEL)
     assert pin is not None
     was = pin.files["model_final.pth"].sha256
     place.lock.path.write_text(text.replace(was, "0" * 64))
@@ -70,7 +70,7 @@ def test_a_damaged_file_of_the_cache_is_named_and_can_be_fetched_again(
 def test_a_careless_check_of_hashes_is_noticed(hub: HubServer, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     blob = (place.fetch() / "model_final.pth").resolve()
     blob.write_bytes(blob.read_bytes()[:-1] + b"x")
-    monkeypatch.setattr(under_test, "sha256", lambda _: "0" * 64)
+    monkeypatch.setattr("repro.subjects.lock.digest", lambda _: [1, "0" * 64])
     place.refused("sha256 is " + "0" * 64, absent=False)
     monkeypatch.setattr(under_test, "check_hash", lambda *_: None)
     monkeypatch.setattr("repro.subjects.lock.check_hash", lambda *_: None)
@@ -184,9 +184,10 @@ def test_a_cache_that_cannot_be_written_is_told(hub: HubServer, place: Place, wh
 def test_a_pin_that_reaches_out_of_the_cache_is_refused(hub: HubServer, place: Place) -> None:
     place.fetch(tokenizer=None)
     shutil.rmtree(place.cache)
-    pins = place.lock.subject("tiny")
-    pin = pins.repo("model", MODEL, "main")
+    pin = place.lock.repo("model", MODEL)
     assert pin is not None
-    pins.learn("model", type(pin)(pin.repo, pin.asked, pin.revision, {"../evil": FileHash("0" * 64, 1)}))
+    place.lock.path.unlink()
+    evil = {"../evil": FileHash(sha256="0" * 64, size=1)}
+    place.lock.learn("model", Repo(repo=pin.repo, asked=pin.asked, revision=pin.revision, files=evil))
     place.refused("'../evil'", absent=False, tokenizer=None)
     assert not place.cache.exists()

