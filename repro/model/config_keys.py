@@ -67,7 +67,7 @@ _ROTARY = words(
     """
 )
 _ROTARY_KEYS = ("rope_parameters", "rope_scaling")
-ROTARY_KINDS = ("default", "linear", "llama3", "yarn")
+_ROTARY_KINDS = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary positions whose frequencies do not depend on the length of the prompt."""
 
 
@@ -144,8 +144,13 @@ def _strange(rotary: object) -> list[tuple[str, object]]:
         (key, value)
         for table in tables
         for key, value in table.items()
-        if value is not None and (value not in ROTARY_KINDS if key in ("rope_type", "type") else key not in _ROTARY)
+        if value is not None and (value not in _ROTARY_KINDS if key in ("rope_type", "type") else key not in _ROTARY)
     ]
+
+
+def is_hugging_face(config: Mapping[str, Any]) -> bool:
+    """Return whether a configuration is in Hugging Face's format rather than in TransformerLens'."""
+    return config.get("architectures") is not None or config.get("model_type") is not None
 
 
 def refuse_config(path: Path, config: Mapping[str, Any]) -> None:
@@ -153,7 +158,7 @@ def refuse_config(path: Path, config: Mapping[str, Any]) -> None:
 
     path: of config.json. Raises ReproError (exit 4). Agreement: tests/model/test_config_keys.py.
     """
-    if config.get("architectures") is not None or config.get("model_type") is not None:
+    if is_hugging_face(config):
         refuse_unread_keys(path, config)
         return
     foreign = sorted({"num_hidden_layers", "n_layer", "num_attention_heads", "n_head"} & set(config))

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file as save_tensors
 from torch import Tensor
 
 from repro.errors import Exit, ReproError
 from repro.model.folder import PROMPTS
+from repro.model.native import stored_name
 
-_HEADS = {"q": ("n_heads", "Q"), "k": ("n_key_value_heads", "K"), "v": ("n_key_value_heads", "V")}
-_ATTENTION = re.compile(r"(blocks\.\d+\.attn)\.([qkvo])\.(weight|bias)\Z")
-_MLP = re.compile(r"(blocks\.\d+\.mlp)\.(in|out|gate)\.(weight|bias)\Z")
-_KEPT = {
-    "embed.weight": "embed.W_E",
-    "pos_embed.weight": "pos_embed.W_pos",
-    "unembed.bias": "unembed.b_U",
-}
+_TRANSPOSED = ("q", "k", "v", "o", "in", "gate", "out", "unembed")
 _CONFIG = (
     "d_model", "n_layers", "d_mlp", "d_head", "n_heads", "n_key_value_heads", "n_ctx", "d_vocab", "act_fn", "gated_mlp",
     "eps", "final_rms", "normalization_type", "positional_embedding_type", "rotary_dim", "rotary_base",
@@ -96,27 +88,13 @@ def _write_native(config: Any, state: Mapping[str, Tensor], folder: Path) -> Non
 
 
 def _raw(key: str, tensor: Tensor, config: Any) -> tuple[str, Tensor]:
-    """Return a native parameter under the library's raw name and per-head shape."""
-    if match := _ATTENTION.match(key):
-        return _attention(match[1], match[2], match[3], tensor, config)
-    if match := _MLP.match(key):
-        where, part, kind = match.groups()
-        return (f"{where}.W_{part}", tensor.T) if kind == "weight" else (f"{where}.b_{part}", tensor)
-    if key == "unembed.weight":
-        return "unembed.W_U", tensor.T
-    if key in _KEPT:
-        return _KEPT[key], tensor
-    return key.removesuffix("eight").removesuffix("ias"), tensor
-
-
-def _attention(where: str, part: str, kind: str, tensor: Tensor, config: Any) -> tuple[str, Tensor]:
-    if part == "o":
-        if kind == "bias":
-            return f"{where}.b_O", tensor
-        return f"{where}.W_O", tensor.T.reshape(config.n_heads, config.d_head, config.d_model)
-    count, letter = _HEADS[part]
-    heads = getattr(config, count, None) or config.n_heads
-    if kind == "bias":
-        return f"{where}.b_{letter}", tensor.reshape(heads, config.d_head)
-    split = tensor.reshape(heads, config.d_head, config.d_model)
-    return f"{where}.W_{letter}", torch.transpose(split, 1, 2)
+    """Return a native parameter under the library's raw name, matrices [in, out] and heads apart as it has them."""
+    part, kind = key.split(".")[-2:]
+    if part in _TRANSPOSED and kind == "weight":
+        tensor = tensor.T
+    if part == "o" and kind == "weight":
+        tensor = tensor.unflatten(0, (config.n_heads, config.d_head))
+    if part in ("q", "k", "v"):
+        shared = None if part == "q" else getattr(config, "n_key_value_heads", None)
+        tensor = tensor.unflatten(-1, (shared or config.n_heads, config.d_head)).movedim(-2, 0)
+    return stored_name(key), tensor

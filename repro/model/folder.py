@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from repro.errors import AbsentError, Exit, ReproError, plain, words_of
-from repro.model.config_keys import refuse_config
+from repro.errors import AbsentError, ReproError, plain, unavailable, words_of
+from repro.model.config_keys import is_hugging_face, refuse_config
 from repro.model.contents import refuse_other_content
 from repro.model.prompt_file import read_tokens
 from repro.model.sizes import refuse_other_sizes
 from repro.model.weights import is_file, refuse_other_copy, weight_files
 
 PROMPTS = "prompts.safetensors"
-_CONFIG = "model configuration"
 _LARGEST = 1 << 26
 """Bytes of a configuration."""
 _MOST_HEADS = 1 << 16
@@ -99,11 +98,7 @@ class Folder:
     @property
     def is_hugging_face(self) -> bool:
         """Whether the folder is in Hugging Face's format rather than in TransformerLens'."""
-        return _is_hugging_face(self.config)
-
-
-def _is_hugging_face(config: Mapping[str, Any]) -> bool:
-    return config.get("architectures") is not None or config.get("model_type") is not None
+        return is_hugging_face(self.config)
 
 
 def read_folder(path: Path, prompts: Path | None = None) -> Folder:
@@ -114,10 +109,10 @@ def read_folder(path: Path, prompts: Path | None = None) -> Folder:
     """
     if not path.is_dir():
         raise AbsentError(f"{path}: model directory not found")
-    config = _read_json(path / "config.json", _CONFIG)
+    config = _read_config(path / "config.json")
     refuse_config(path / "config.json", config)
     shape = _shape(path / "config.json", config)
-    weights = weight_files(path, _is_hugging_face(config))
+    weights = weight_files(path, is_hugging_face(config))
     found = prompts if prompts is not None else path / PROMPTS
     if not is_file(found):
         raise ReproError(
@@ -140,10 +135,10 @@ def read_folder(path: Path, prompts: Path | None = None) -> Folder:
 
 def read_shape(path: Path) -> Shape:
     """Return the sizes of the model in a folder, from its `config.json` alone. Raises ReproError like `read_folder`."""
-    return _shape(path / "config.json", _read_json(path / "config.json", _CONFIG))
+    return _shape(path / "config.json", _read_config(path / "config.json"))
 
 
-def _read_json(path: Path, what: str) -> Mapping[str, Any]:
+def _read_config(path: Path) -> Mapping[str, Any]:
     try:
         if path.stat().st_size > _LARGEST or not path.is_file():
             raise ValueError(f"a file of at most {_LARGEST >> 20} MiB is expected")
@@ -151,15 +146,15 @@ def _read_json(path: Path, what: str) -> Mapping[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else words_of(error)
-        raise ReproError(f"{path}: unreadable {what} ({reason})", Exit.UNAVAILABLE) from None
+        raise unavailable(f"{path}: unreadable model configuration ({reason})") from None
     if not isinstance(config, dict):
-        raise ReproError(f"{path}: a JSON object is expected, found {type(config).__name__}", Exit.UNAVAILABLE)
+        raise unavailable(f"{path}: a JSON object is expected, found {type(config).__name__}")
     return config
 
 
 def _shape(path: Path, config: Mapping[str, Any]) -> Shape:
     def unfit(what: str) -> ReproError:
-        return ReproError(f"{path}: {what}", Exit.UNAVAILABLE)
+        return unavailable(f"{path}: {what}")
 
     def find(names: tuple[str, ...]) -> int | None:
         given = {name: value for name in names if (value := config.get(name)) is not None}
@@ -228,7 +223,7 @@ def _refuse_claims(folder: Folder) -> None:
     elif native and shape.n_layers * shape.n_ctx**2 > _LARGEST_MASKS:
         what = f"a context of {shape.n_ctx} tokens is too long for the library's own model, which masks every pair"
     if what:
-        raise ReproError(f"{folder.path}: {what}", Exit.UNAVAILABLE)
+        raise unavailable(f"{folder.path}: {what}")
 
 
 def read_prompts(folder: Folder) -> np.ndarray:
@@ -254,7 +249,7 @@ def weights_fingerprint(folder: Folder) -> str:
     try:
         parts = [sha256(folder.path / "config.json"), *(sha256(file) for file in folder.weights)]
     except OSError as error:
-        raise ReproError(f"{error.filename}: unreadable ({error.strerror})", Exit.UNAVAILABLE) from None
+        raise unavailable(f"{error.filename}: unreadable ({error.strerror})") from None
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 

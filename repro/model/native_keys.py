@@ -15,14 +15,16 @@ READ = words(
     """
     n_layers n_heads d_model n_ctx d_vocab n_key_value_heads d_head d_mlp d_vocab_out act_fn normalization
     normalization_type positional_embedding_type eps layer_norm_eps rotary_base rotary_dim rotary_adjacent_pairs
-    gated_mlp final_rms attn_only attention_dir attn_scale attn_scores_soft_cap num_experts output_logits_soft_cap
-    parallel_attn_mlp post_embedding_ln rope_scaling scale_attn_by_inverse_layer_idx shortformer_pos
-    use_NTK_by_parts_rope use_attn_scale use_local_attn use_normalization_before_and_after use_qk_norm
+    gated_mlp final_rms attn_only
     num_hidden_layers n_layer num_attention_heads n_head hidden_size n_embd max_position_embeddings n_positions
     vocab_size num_key_value_heads head_dim intermediate_size n_inner
     """
 )
+# Keys that the library's native model does not read: any value but these would silently be another model.
 ONLY: dict[str, tuple[object, ...]] = {
+    "attention_dir": ("causal",),
+    "attn_scale": (-1.0,),
+    "attn_scores_soft_cap": (-1.0,),
     "attn_types": (),
     "experts_per_token": (),
     "factored_embed": (False,),
@@ -31,11 +33,23 @@ ONLY: dict[str, tuple[object, ...]] = {
     "normalization_type": ("LN", "LNPre", "RMS", "RMSPre"),
     "neuron_scale": (1,),
     "neuron_temp": (1,),
+    "num_experts": (),
+    "output_logits_soft_cap": (-1.0,),
+    "parallel_attn_mlp": (False,),
     "positional_embedding_type": ("standard", "rotary"),
+    "post_embedding_ln": (False,),
     "relative_attention_num_buckets": (),
+    "rope_scaling": (),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "shortformer_pos": (False,),
     "ungroup_grouped_query_attention": (False,),
+    "use_attn_scale": (True,),
     "use_ET": (False,),
+    "use_local_attn": (False,),
+    "use_normalization_before_and_after": (False,),
+    "use_NTK_by_parts_rope": (False,),
     "use_pos_resid": (True,),
+    "use_qk_norm": (False,),
     "window_size": (),
 }
 # Training scripts write what they like: words of a key, or its beginning, that tell of training and of bookkeeping.

@@ -55,7 +55,7 @@ def _pairs(
 
     def theirs(name: str) -> Tensor:
         """Return what the original writes or reads, centred where writing weights are."""
-        value = seen.parts[name] * (original.residual_scale if name.startswith(("attention", "MLP")) else 1)
+        value = seen.parts[name] * (original.scales.residual if name.startswith(("attention", "MLP")) else 1)
         return value - value.mean(-1, keepdim=True) if model.center else value
 
     written = passed.sites[0]
