@@ -27,11 +27,10 @@ from repro.labels import step_of, writers
 from repro.model.attention import pattern_of
 from repro.model.decoder import Model
 from repro.model.forward import Trace, mlp_gain, read, read_scale
-from repro.model.linear import ACTIVATIONS, linear
+from repro.model.linear import linear, secant
 
 TOGETHER = 32
 """Writers whose hidden activations in an MLP are formed together."""
-_NEAR_ZERO = 1e-4
 
 
 def centred(model: Model, x: Tensor) -> Tensor:
@@ -61,14 +60,6 @@ class Written:
     """Which of the N are heads, in the order of z: [L H]."""
     others: Tensor
     """Which of the N are the vectors: [V]."""
-
-    def full(self, model: Model, index: int) -> Tensor:
-        """Return one writer's output at all positions: [P, D]."""
-        found = (self.heads == index).nonzero()
-        if not len(found):
-            return self.vectors[int((self.others == index).nonzero())]
-        layer, head = divmod(int(found), model.shape.n_heads)
-        return self.z[:, int(found)] @ centred(model, model.blocks[layer].W_O[head])
 
 
 def written(model: Model, trace: Trace, tokens: Tensor, row: int, positions: Tensor) -> Written:
@@ -211,18 +202,14 @@ def _reads_mlp(model: Model, nodes: Written, layer: int) -> Tensor:
     return (nodes.steps <= model.mlp_site(layer)).nonzero().flatten()
 
 
-def pattern(model: Model, trace: Trace, layer: int, row: int, positions: Tensor) -> Tensor:
-    """Return the clean attention pattern of a layer's heads from the sampled destinations: [H, T, P]."""
-    return pattern_of(model, layer, trace.attention[layer], row, positions)
-
-
 def held_pattern(model: Model, trace: Trace, layer: int, row: int, positions: Tensor) -> Tensor:
     """Return the pattern over the clean scale of what is read, times the gain of the norm after it: [H, T, P].
 
     It takes values of a writer, W_V applied to it without its mean, to the z that it is a part of.
     """
-    A = pattern(model, trace, layer, row, positions) / read_scale(model, trace.sites[2 * layer, row])
-    return A.mul_(trace.attention[layer].gain[row, positions][:, None])
+    seen = trace.attention[layer]
+    A = pattern_of(model, layer, seen, row, positions) / read_scale(model, trace.sites[2 * layer, row])
+    return A.mul_(seen.gain[row, positions][:, None])
 
 
 def gates(model: Model, layer: int, resid: Tensor) -> Tensor:
@@ -234,9 +221,7 @@ def gates(model: Model, layer: int, resid: Tensor) -> Tensor:
     if block.W_gate is not None and block.b_gate is not None:
         g = linear(x, block.W_gate, block.b_gate, model.act).to(x.dtype)
     else:
-        u = linear(x, block.W_in, block.b_in).to(x.dtype)
-        u = torch.where(u.abs() < _NEAR_ZERO, _NEAR_ZERO, u)  # act(u) / u has a limit at 0, and 0 / 0 has none
-        g = ACTIVATIONS[model.act](u) / u
+        g = secant(model.act, linear(x, block.W_in, block.b_in).to(x.dtype))
     return g if block.mlp_post is None else g * mlp_gain(model, layer, resid)[:, None]
 
 

@@ -25,7 +25,7 @@ _SIZE_KEYS = (
     "head_dim", "d_model", "hidden_size", "n_embd",
 )  # fmt: skip
 _BIAS_KEYS = ("attention_bias", "mlp_bias", "use_bias")
-_NORMS = ("ln1", "ln1_post", "ln2", "ln2_post")
+_NORMS = ("ln1", "ln1_post", "ln2", "ln2_post", "q_norm", "k_norm")
 Affine = tuple[Tensor, Tensor]
 """A matrix [in, out] and a bias [out]; or a norm's weight and bias [in]."""
 _NO_WEIGHT = 1e-15
@@ -134,16 +134,8 @@ def _block(
 
 def _epsilon(folder: Folder, bridge: Any) -> float:
     """Return what the norms add to the variance, from their own attributes: configurations name it in many ways."""
-    norms = [
-        bridge.ln_final,
-        *(block._modules[name] for block in bridge.blocks for name in _NORMS if name in block._modules),
-    ]
-    norms += [
-        block.attn._modules[name]
-        for block in bridge.blocks
-        for name in ("q_norm", "k_norm")
-        if name in block.attn._modules
-    ]
+    parts = [part for block in bridge.blocks for of in (block, block.attn) for part in of._modules.items()]
+    norms = [bridge.ln_final, *(part for name, part in parts if name in _NORMS)]
     found = set()
     for norm in map(_module, norms):
         own = getattr(norm, "eps", getattr(norm, "variance_epsilon", None))
