@@ -241,39 +241,33 @@ class Batch:
         seen: whose queries and keys make the pattern A; the clean run's if nothing is given. Where a norm follows
         attention, its scale at t is the clean run's, or with `own_gain` that of this sum.
         """
-        clean = self.trace.attention[layer]
-        dots, total = self._composed_unscaled(layer, source, scale, onto, seen or clean)
-        post = self.engine.model.blocks[layer].attn_post
-        if post is None:
-            return dots, total
-        gain = post_gain(self.engine.model, total, post) if own_gain else clean.gain
-        return dots * gain, total * gain[..., None]
-
-    def _composed_unscaled(
-        self, layer: int, source: Tensor, scale: Tensor, onto: Tensor, seen: Attention
-    ) -> tuple[Tensor, Tensor]:
-        """Return the same before any norm after attention."""
-        model, block = self.engine.model, self.engine.model.blocks[layer]
-        if not is_plain(model, layer, source.shape[1]):  # a pattern that the kernel does not make
+        model, block, clean = self.engine.model, self.engine.model.blocks[layer], self.trace.attention[layer]
+        seen = seen or clean
+        if is_plain(model, layer, source.shape[1]):
+            found = self.engine.kernels.v_composition(
+                seen.q,
+                seen.k,
+                source[None],
+                scale,
+                block.W_V,
+                block.W_O,
+                onto,
+                center=model.center,
+                total=True,
+                softmax_scale=model.softmax_scale,
+            )
+            assert found[0] is not None
+            assert found[1] is not None
+            dots, total = found[0][0], found[1][0]
+        else:  # a pattern that the kernel does not make
             values = torch.einsum("bpd,gdk->bpgk", centred(model, source) / scale[..., None], block.W_V)
             z = mixed(model, layer, seen.q, seen.k, values)
             num, _ = self.engine.kernels.projection(z, block.W_O, onto)
-            return num.transpose(0, 1), z.flatten(2) @ block.W_O.flatten(0, 1)
-        dots, total = self.engine.kernels.v_composition(
-            seen.q,
-            seen.k,
-            source[None],
-            scale,
-            block.W_V,
-            block.W_O,
-            onto,
-            center=model.center,
-            total=True,
-            softmax_scale=model.softmax_scale,
-        )
-        assert dots is not None
-        assert total is not None
-        return dots[0], total[0]
+            dots, total = num.transpose(0, 1), z.flatten(2) @ block.W_O.flatten(0, 1)
+        if block.attn_post is None:
+            return dots, total
+        gain = post_gain(model, total, block.attn_post) if own_gain else clean.gain
+        return dots * gain, total * gain[..., None]
 
 
 def with_positional(model: Model, values: Tensor, axis: int) -> Tensor:

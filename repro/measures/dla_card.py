@@ -101,13 +101,9 @@ class DLACard(Measure):
     def _slots(self, context: Context) -> int:
         heads = context.shape.n_layers * context.shape.n_heads
         every = heads + context.shape.n_layers
-        if self.writers == "largest":
-            return min(self.count + 1, every)
-        return (
-            {"heads": heads, "nodes": every}.get(self.writers, 0)
-            if isinstance(self.writers, str)
-            else len(self.writers)
-        )
+        if not isinstance(self.writers, str):
+            return len(self.writers)
+        return {"heads": heads, "nodes": every, "largest": min(self.count + 1, every)}[self.writers]
 
     def extra_flop(self, context: Context) -> float:
         """Return the passes backward, three a target over half the positions, and half a forward for each ablation."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from repro.errors import listing, plain, unavailable
 from repro.model.architectures import ARCHITECTURES, WHY_NOT
-from repro.model.native_keys import ONLY, unread, words
+from repro.model.native_keys import ONLY, unknown, unread, words
 
 # What no forward pass depends on: tokens, training, generation, other tasks, where the file came from.
 HARMLESS = words(
@@ -80,12 +80,7 @@ def refuse_unread_keys(path: Path, config: Mapping[str, Any]) -> None:
     named, own = ARCHITECTURES[kind]
     _refuse_other_class(path, config, named)
     known = HARMLESS | READ | set(own.split())
-    refused = [
-        (key, value)
-        for key, value in config.items()
-        if value is not None
-        and (value not in _ONLY[key] if key in _ONLY else key not in known and _matters(key, value))
-    ]
+    refused = unread(config, _ONLY, lambda key, value: key not in known and _matters(key, value))
     projected = config.get("word_embed_proj_dim")
     if projected is not None and projected != config.get("hidden_size"):
         refused.append(("word_embed_proj_dim", projected))
@@ -140,12 +135,8 @@ def _strange(rotary: object) -> list[tuple[str, object]]:
     if not isinstance(rotary, Mapping):
         return []
     tables = [value for value in rotary.values() if isinstance(value, Mapping)] or [rotary]
-    return [
-        (key, value)
-        for table in tables
-        for key, value in table.items()
-        if value is not None and (value not in _ROTARY_KINDS if key in ("rope_type", "type") else key not in _ROTARY)
-    ]
+    kinds = dict.fromkeys(("rope_type", "type"), _ROTARY_KINDS)
+    return [entry for table in tables for entry in unread(table, kinds, lambda key, _: key not in _ROTARY)]
 
 
 def is_hugging_face(config: Mapping[str, Any]) -> bool:
@@ -166,7 +157,7 @@ def refuse_config(path: Path, config: Mapping[str, Any]) -> None:
         raise unavailable(
             f"{path}: {listing(foreign)} are keys of Hugging Face's format, whose model_type is missing; add it"
         )
-    _refuse(path, unread(config), set(ONLY))
+    _refuse(path, unread(config, ONLY, unknown), set(ONLY))
 
 
 def _refuse(path: Path, keys: Sequence[tuple[str, object]], known: Collection[str]) -> None:

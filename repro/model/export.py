@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file as save_tensors
 from torch import Tensor
 
-from repro.errors import Exit, ReproError
+from repro.errors import ReproError
 from repro.model.folder import PROMPTS
 from repro.model.native import stored_name
 
@@ -34,28 +33,26 @@ def export(model: Any, tokens: np.ndarray, folder: Path | str, tokenizer: Path |
     folder = Path(folder)
     if folder.exists():
         raise ReproError(f"{folder}: already exists; give a directory that does not exist yet")
-    writer = _writer(model)
+    native = not hasattr(model, "save_pretrained")
+    if native:
+        _refuse_other(model)
     folder.mkdir(parents=True)
-    writer(folder)
+    _write_native(model, folder) if native else save_dequantised(model, folder)
     save_arrays({"tokens": np.ascontiguousarray(tokens, dtype=np.int32)}, folder / PROMPTS)
     if tokenizer is not None:
         (folder / "tokenizer.json").write_bytes(Path(tokenizer).read_bytes())
     return folder
 
 
-def _writer(model: Any) -> Callable[[Path], None]:
-    if hasattr(model, "save_pretrained"):
-        return lambda folder: save_dequantised(model, folder)
-    config = getattr(model, "cfg", None)
-    if getattr(config, "architecture", None) == "TransformerLensNative":
-        if getattr(model, "compatibility_mode", False):
-            raise ReproError("the model's weights are already processed; export it before enable_compatibility_mode()")
-        return lambda folder: _write_native(config, model.state_dict(), folder)
-    raise ReproError(
-        f"{type(model).__name__} cannot be exported; a Hugging Face causal language model or a native TransformerLens "
-        "bridge can",
-        Exit.USAGE,
-    )
+def _refuse_other(model: Any) -> None:
+    """Refuse what is no native TransformerLens bridge, or one that is processed already."""
+    if getattr(getattr(model, "cfg", None), "architecture", None) != "TransformerLensNative":
+        raise ReproError(
+            f"{type(model).__name__} cannot be exported; a Hugging Face causal language model or a native "
+            "TransformerLens bridge can"
+        )
+    if getattr(model, "compatibility_mode", False):
+        raise ReproError("the model's weights are already processed; export it before enable_compatibility_mode()")
 
 
 def save_dequantised(model: Any, folder: Path) -> None:
@@ -77,13 +74,14 @@ def save_dequantised(model: Any, folder: Path) -> None:
         model.hf_quantizer, model.config.quantization_config = quantizer, quantised
 
 
-def _write_native(config: Any, state: Mapping[str, Tensor], folder: Path) -> None:
+def _write_native(model: Any, folder: Path) -> None:
+    config = model.cfg
     values = {key: getattr(config, key, None) for key in _CONFIG}
     values = {key: value for key, value in values.items() if value is not None}
     if values.get("positional_embedding_type") == "rotary":
         values["rotary_adjacent_pairs"] = True
     (folder / "config.json").write_text(json.dumps(values, indent=1))
-    weights = dict(_raw(key, tensor.detach().cpu(), config) for key, tensor in state.items())
+    weights = dict(_raw(key, tensor.detach().cpu(), config) for key, tensor in model.state_dict().items())
     save_tensors({key: tensor.contiguous() for key, tensor in weights.items()}, folder / "model.safetensors")
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from repro.errors import AbsentError, ReproError, plain, unavailable, words_of
 from repro.model.config_keys import is_hugging_face, refuse_config
 from repro.model.contents import refuse_other_content
+from repro.model.native_keys import SIZES
 from repro.model.prompt_file import read_tokens
 from repro.model.sizes import refuse_other_sizes
 from repro.model.weights import is_file, refuse_other_copy, weight_files
@@ -27,19 +28,7 @@ _LONGEST_CONTEXT = 1 << 22
 _LARGEST_MASKS = 1 << 30
 """Bytes of the masks, one of every pair of positions a layer, that the library's own model holds."""
 
-# Our name -> the names it goes by in TransformerLens' and in Hugging Face's configurations.
-_ALIASES: dict[str, tuple[str, ...]] = {
-    "n_layers": ("n_layers", "num_hidden_layers", "n_layer", "num_layers"),
-    "n_heads": ("n_heads", "num_attention_heads", "n_head", "num_heads"),
-    "d_model": ("d_model", "hidden_size", "n_embd"),
-    "n_ctx": ("n_ctx", "max_position_embeddings", "n_positions"),
-    "d_vocab": ("d_vocab", "vocab_size"),
-}
-_OPTIONAL: dict[str, tuple[str, ...]] = {
-    "n_kv_heads": ("n_key_value_heads", "num_key_value_heads"),
-    "d_head": ("d_head", "head_dim"),
-    "d_mlp": ("d_mlp", "intermediate_size", "n_inner", "ffn_dim"),
-}
+_OPTIONAL = ("n_kv_heads", "d_head", "d_mlp")
 
 # What else of a configuration is read here or by the libraries, which do not say what is wrong with it.
 _KINDS: dict[str, Any] = {
@@ -165,12 +154,11 @@ def _shape(path: Path, config: Mapping[str, Any]) -> Shape:
             raise unfit(f"{' and '.join(given)} name the same size and must not differ")
         return next(iter(given.values()), None)
 
-    sizes: dict[str, int] = {}
-    for ours, names in _ALIASES.items():
-        value = find(names)
-        if value is None:
+    found = {ours: find(names) for ours, names in SIZES.items()}
+    sizes = {ours: value for ours, value in found.items() if value is not None}
+    for ours, names in SIZES.items():
+        if ours not in sizes and ours not in _OPTIONAL:
             raise unfit(f"{ours} is missing (also known as {', '.join(names[1:])})")
-        sizes[ours] = value
     for name, kind in _KINDS.items():
         value = config.get(name)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
@@ -178,18 +166,13 @@ def _shape(path: Path, config: Mapping[str, Any]) -> Shape:
             raise unfit(f"{name} is {plain(repr(value), 80)}; {expected} is expected")
     if config.get("attn_only"):
         raise unfit("attn_only models are not supported: every layer needs an MLP")
-    optional = {ours: find(names) for ours, names in _OPTIONAL.items()}
     if config.get("model_type") == "gpt_bigcode" and config.get("multi_query", True):
-        if optional["n_kv_heads"] not in (None, 1):
-            raise unfit(f"num_key_value_heads is {optional['n_kv_heads']}, and multi_query = true shares one")
-        optional["n_kv_heads"] = 1
-    n_heads = sizes["n_heads"]
-    shape = Shape(
-        **sizes,
-        n_kv_heads=optional["n_kv_heads"] or n_heads,
-        d_head=optional["d_head"] or max(sizes["d_model"] // n_heads, 1),
-        d_mlp=optional["d_mlp"] or 4 * sizes["d_model"],
-    )
+        given = sizes.setdefault("n_kv_heads", 1)
+        if given != 1:
+            raise unfit(f"num_key_value_heads is {given}, and multi_query = true shares one")
+    n_heads, d_model = sizes["n_heads"], sizes["d_model"]
+    defaults = {"n_kv_heads": n_heads, "d_head": max(d_model // n_heads, 1), "d_mlp": 4 * d_model}
+    shape = Shape(**(defaults | sizes))
     if shape.n_heads % shape.n_kv_heads:
         raise unfit(f"{n_heads} heads cannot be shared out evenly among {shape.n_kv_heads} key/value heads")
     if shape.n_layers * n_heads > _MOST_HEADS or shape.n_ctx > _LONGEST_CONTEXT:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 
@@ -11,16 +11,25 @@ def words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-READ = words(
+# Our name of a size -> its names in TransformerLens' and in Hugging Face's configurations.
+SIZES: dict[str, tuple[str, ...]] = {
+    "n_layers": ("n_layers", "num_hidden_layers", "n_layer", "num_layers"),
+    "n_heads": ("n_heads", "num_attention_heads", "n_head", "num_heads"),
+    "n_kv_heads": ("n_key_value_heads", "num_key_value_heads"),
+    "d_head": ("d_head", "head_dim"),
+    "d_model": ("d_model", "hidden_size", "n_embd"),
+    "d_mlp": ("d_mlp", "intermediate_size", "n_inner", "ffn_dim"),
+    "n_ctx": ("n_ctx", "max_position_embeddings", "n_positions"),
+    "d_vocab": ("d_vocab", "vocab_size"),
+}
+SIZE_KEYS = frozenset(name for names in SIZES.values() for name in names)
+READ = SIZE_KEYS | words(
     """
-    n_layers n_heads d_model n_ctx d_vocab n_key_value_heads d_head d_mlp d_vocab_out act_fn normalization
-    normalization_type positional_embedding_type eps layer_norm_eps rotary_base rotary_dim rotary_adjacent_pairs
-    gated_mlp final_rms attn_only
-    num_hidden_layers n_layer num_attention_heads n_head hidden_size n_embd max_position_embeddings n_positions
-    vocab_size num_key_value_heads head_dim intermediate_size n_inner
+    d_vocab_out act_fn normalization normalization_type positional_embedding_type eps layer_norm_eps rotary_base
+    rotary_dim rotary_adjacent_pairs gated_mlp final_rms attn_only
     """
 )
-# Keys that the library's native model does not read: any value but these would silently be another model.
+# Keys that the library's native model does not read, or not all values of: others would silently be another model.
 ONLY: dict[str, tuple[object, ...]] = {
     "attention_dir": ("causal",),
     "attn_scale": (-1.0,),
@@ -65,16 +74,18 @@ _NOTES = words(
 )
 
 
-def unread(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Return the keys that nobody reads and that are switched on, or that are set to what is not computed here."""
+def unread(
+    keys: Mapping[str, Any], only: Mapping[str, Collection[object]], unknown: Callable[[str, Any], bool]
+) -> list[tuple[str, Any]]:
+    """Return the keys that are set to another value than the only ones, or that are unknown. None is always allowed."""
     return [
         (key, value)
-        for key, value in config.items()
-        if value is not None and (value not in ONLY[key] if key in ONLY else _unknown(key, value))
+        for key, value in keys.items()
+        if value is not None and (value not in only[key] if key in only else unknown(key, value))
     ]
 
 
-def _unknown(key: str, value: object) -> bool:
+def unknown(key: str, value: object) -> bool:
     """Return whether a key is neither read nor a note, and is switched on: zero and one scale and switch nothing."""
     noted = any(word in _NOTES for word in key.lower().split("_"))
     return key not in READ and not noted and value not in (False, 0, 1, "", [], {})

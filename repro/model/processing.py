@@ -18,12 +18,10 @@ from repro.errors import listing, unavailable
 from repro.model.casting import cast
 from repro.model.decoder import Block, Model, Rotary
 from repro.model.folder import Folder, Shape
+from repro.model.native_keys import SIZES
 from repro.model.original import Original
 
-_SIZE_KEYS = (
-    "n_heads", "num_attention_heads", "n_head", "num_heads", "n_key_value_heads", "num_key_value_heads", "d_head",
-    "head_dim", "d_model", "hidden_size", "n_embd",
-)  # fmt: skip
+_SIZE_KEYS = [name for size in ("n_heads", "n_kv_heads", "d_head", "d_model") for name in SIZES[size]]
 _BIAS_KEYS = ("attention_bias", "mlp_bias", "use_bias")
 _NORMS = ("ln1", "ln1_post", "ln2", "ln2_post", "q_norm", "k_norm")
 Affine = tuple[Tensor, Tensor]

@@ -14,7 +14,7 @@ from repro.model.config_keys import READ
 from repro.model.folder import Folder
 from repro.model.linear import ACTIVATIONS
 from repro.model.native_keys import READ as NATIVE_READ
-from repro.model.windows import window_key, windows
+from repro.model.windows import windows
 
 _ACTIVATION_KEYS = ("activation_function", "hidden_activation", "hidden_act", "activation")
 _CAP_KEYS = ("attn_logit_softcapping", "final_logit_softcapping")
@@ -35,8 +35,9 @@ def refuse_settings(folder: Folder, config: Any, whole: bool) -> None:
         named.append(f"{key} = {getattr(config, key)!r} ({listing(list(ACTIVATIONS))} are)")
     if named:
         raise unavailable(f"{folder.path}: not supported: {listing(named)} in config.json")
-    window, key = min(windows(config).values(), default=None), window_key(config)
+    window = min(windows(config).values(), default=None)
     if whole and window is not None and window < folder.shape.n_ctx:
+        key = "window_size" if config.model_type == "gpt_neo" else "sliding_window"
         raise unavailable(
             f"{folder.path}: not supported: {key} = {window} in config.json, an attention window, with prompts of any "
             f"length: what it does is compared with the original on prompts that reach it; load the model with the "
