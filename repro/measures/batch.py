@@ -198,16 +198,14 @@ class Batch:
     def sites_on(self, label: str) -> Tensor:
         """Return PR(site, node) of every site on a head or an MLP: [S, B, P], NaN where that wrote nothing."""
         node = self.node(label)
-        if self.requested.sites_on_nodes:
-            num = self.projected(label)[0][: len(self.sites)]
-        else:
-            num = torch.einsum("sbpd,bpd->sbp", self.sites, node)
-        return num / norm2_or_nan(node)
+        return torch.einsum("sbpd,bpd->sbp", self.sites, node) / norm2_or_nan(node)
 
     @cached_property
     def sites_on_writer(self) -> Tensor:
         """Return PR(site, writer): [S, B, P]."""
-        return self.sites_on(self.roles.writer)
+        if not self.requested.sites_on_nodes:
+            return self.sites_on(self.roles.writer)
+        return self.projected(self.roles.writer)[0][: len(self.sites)] / self.writer_norm2
 
     def node_on(self, name: str, label: str) -> Tensor:
         """Return <node, direction> for any head or MLP: [B, P]."""
