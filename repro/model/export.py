@@ -22,13 +22,13 @@ _CONFIG = (
 )  # fmt: skip
 
 
-def export(model: Any, tokens: np.ndarray, folder: Path | str, tokenizer: Path | str | None = None) -> Path:
+def export(model: Any, tokens: np.ndarray, folder: Path | str) -> Path:
     """Write a model and its prompts in the local-folder format.
 
     model: a Hugging Face causal language model, or an unprocessed native TransformerLens bridge (before
-    `enable_compatibility_mode`). tokens: int [prompts, positions], BOS first. folder: created. tokenizer: a
-    tokenizer.json to copy. Returns the folder, which `--subject` takes. Raises ReproError (exit 2) for another kind of
-    model, or where the folder exists. Agreement: tests/model/test_export.py, the same numbers either way.
+    `enable_compatibility_mode`). tokens: int [prompts, positions], BOS first. folder: created; a tokenizer.json may be
+    put beside. Returns the folder, which `--subject` takes. Raises ReproError (exit 2) for another kind of model, or
+    where the folder exists. Agreement: tests/model/test_export.py, the same numbers either way.
     """
     folder = Path(folder)
     if folder.exists():
@@ -39,8 +39,6 @@ def export(model: Any, tokens: np.ndarray, folder: Path | str, tokenizer: Path |
     folder.mkdir(parents=True)
     _write_native(model, folder) if native else save_dequantised(model, folder)
     save_arrays({"tokens": np.ascontiguousarray(tokens, dtype=np.int32)}, folder / PROMPTS)
-    if tokenizer is not None:
-        (folder / "tokenizer.json").write_bytes(Path(tokenizer).read_bytes())
     return folder
 
 

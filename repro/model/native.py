@@ -11,7 +11,7 @@ from torch import Tensor
 from repro.errors import ReproError, listing, unavailable
 from repro.model.folder import Folder
 from repro.model.linear import ACTIVATIONS
-from repro.model.refusals import refuse_not_finite
+from repro.model.refusals import refuse_misfits, refuse_not_finite
 
 _BUFFERS = (".mask", ".IGNORE", ".rotary_sin", ".rotary_cos")
 """What `HookedTransformer.state_dict()` holds beside weights: IGNORE is -1e5 or, in later versions, minus infinity."""
@@ -40,19 +40,15 @@ def native_bridge(folder: Folder, dtype: torch.dtype) -> Any:
     wanted.setdefault("unembed.bias", torch.zeros(_outputs(folder), dtype=dtype))
     zeros = {key: torch.zeros_like(value) for key, value in wanted.items() if key.endswith(_BIASES)}
     given = zeros | converted
-    _refuse_misfits(folder, wanted, given)
+    kinds = {
+        "missing": set(wanted) - set(given),
+        "unexpected": set(given) - set(wanted),
+        "mismatched": {key for key in set(wanted) & set(given) if wanted[key].shape != given[key].shape},
+    }
+    # `blocks.0.mlp.in.weight` here is `blocks.0.mlp.W_in` in the file.
+    refuse_misfits(folder, {kind: set(map(stored_name, keys)) for kind, keys in kinds.items()})
     bridge.load_state_dict(given, strict=True)
     return bridge.eval()
-
-
-def _refuse_misfits(folder: Folder, wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    """Refuse weights that config.json describes and the files lack, or the other way round, by their names there."""
-    sizes = {key for key in set(wanted) & set(given) if wanted[key].shape != given[key].shape}
-    kinds = {"missing": set(wanted) - set(given), "unexpected": set(given) - set(wanted), "mismatched": sizes}
-    # `blocks.0.mlp.in.weight` here is `blocks.0.mlp.W_in` in the file.
-    said = [f"{kind} {listing(sorted({stored_name(key) for key in keys}), 4)}" for kind, keys in kinds.items() if keys]
-    if said:
-        raise unavailable(f"{folder.path}: the weights do not fit config.json: {'; '.join(said)}")
 
 
 def stored_name(key: str) -> str:

@@ -19,7 +19,7 @@ from repro.model.decoder import Rotary, Scales
 from repro.model.folder import Folder
 from repro.model.native import native_bridge
 from repro.model.precise import Precise
-from repro.model.refusals import refuse_incomplete, refuse_not_finite, refuse_settings, unrunnable
+from repro.model.refusals import refuse_misfits, refuse_not_finite, refuse_settings, unrunnable
 from repro.model.rotary import rotary_of_module, rotary_of_native, unrotated_layers
 from repro.model.windows import windows
 
@@ -96,7 +96,9 @@ def _hugging_face(folder: Folder, dtype: torch.dtype, tokens: Sequence[Tensor], 
         raise unrunnable(folder, error, "load") from error
     module, report = loaded
     module.eval()
-    refuse_incomplete(folder, report)
+    mismatched = {name for name, *_ in report["mismatched_keys"]}
+    kinds = {"missing": report["missing_keys"], "unexpected": report["unexpected_keys"], "mismatched": mismatched}
+    refuse_misfits(folder, kinds)
     refuse_not_finite(folder, dict(module.named_parameters()))
     refuse_settings(folder, module.config, whole)
     rotary, local = rotary_of_module(folder, module)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -75,12 +75,14 @@ def _library(folder: Folder) -> str:
     return "transformers" if folder.is_hugging_face else "TransformerLens"
 
 
-def refuse_incomplete(folder: Folder, report: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint that does not fit its configuration: the library fills gaps with random numbers."""
-    for kind in ("missing", "unexpected", "mismatched"):
-        names = sorted(str(key if isinstance(key, str) else key[0]) for key in report[f"{kind}_keys"])
-        if names:
-            raise unavailable(f"{folder.path}: the weights do not fit config.json: {kind} {listing(names, 4)}")
+def refuse_misfits(folder: Folder, kinds: Mapping[str, Collection[str]]) -> None:
+    """Refuse weights that do not fit config.json: the libraries fill gaps with random numbers.
+
+    kinds: names of the weights that are `missing`, `unexpected` or `mismatched`.
+    """
+    said = [f"{kind} {listing(sorted(names), 4)}" for kind, names in kinds.items() if names]
+    if said:
+        raise unavailable(f"{folder.path}: the weights do not fit config.json: {'; '.join(said)}")
 
 
 def refuse_not_finite(folder: Folder, state: Mapping[str, Any]) -> None:
