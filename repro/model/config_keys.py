@@ -17,6 +17,7 @@ from repro.model.native_keys import ONLY, unknown, unread, words
 # What no forward pass depends on: tokens, training, generation, other tasks, where the file came from.
 HARMLESS = words(
     """
+    _name_or_path _model_name_or_path _commit_hash auto_map
     architectures model_type transformers_version torch_dtype dtype use_cache return_dict return_dict_in_generate
     output_attentions output_hidden_states output_scores id2label label2id num_labels problem_type finetuning_task
     task_specific_params tokenizer_class prefix bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id
@@ -80,7 +81,7 @@ def refuse_unread_keys(path: Path, config: Mapping[str, Any]) -> None:
     named, own = ARCHITECTURES[kind]
     _refuse_other_class(path, config, named)
     known = HARMLESS | READ | set(own.split())
-    refused = unread(config, _ONLY, lambda key, value: key not in known and _matters(key, value))
+    refused = unread(config, _ONLY, lambda key, value: key not in known and value not in ("", [], {}))
     projected = config.get("word_embed_proj_dim")
     if projected is not None and projected != config.get("hidden_size"):
         refused.append(("word_embed_proj_dim", projected))
@@ -123,11 +124,6 @@ def _refuse_other_class(path: Path, config: Mapping[str, Any], named: str) -> No
             f"{path}: auto_map names code of its own ({plain(repr(module), 80)}), which is never run; delete the key "
             f"if transformers' own {named} computes the same"
         )
-
-
-def _matters(key: str, value: object) -> bool:
-    """Return whether an unknown key can change the model: not a note about the file, nor empty."""
-    return key not in ("auto_map", "_name_or_path", "_model_name_or_path", "_commit_hash") and value not in ("", [], {})
 
 
 def _strange(rotary: object) -> list[tuple[str, object]]:

@@ -36,8 +36,6 @@ _KINDS: dict[str, Any] = {
     "normalization": str,
     "normalization_type": str,
     "positional_embedding_type": str,
-    "model_type": str,
-    "architectures": list,
     "eps": int | float,
     "layer_norm_eps": int | float,
     "rotary_base": int | float,
@@ -162,7 +160,7 @@ def _shape(path: Path, config: Mapping[str, Any]) -> Shape:
     for name, kind in _KINDS.items():
         value = config.get(name)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            expected = "a text" if kind is str else "a number" if kind is not list else "an array"
+            expected = "a text" if kind is str else "a number"
             raise unfit(f"{name} is {plain(repr(value), 80)}; {expected} is expected")
     if config.get("attn_only"):
         raise unfit("attn_only models are not supported: every layer needs an MLP")

@@ -171,35 +171,30 @@ def path_dots(
     """
     N, R, H = len(nodes.labels), decoys.count, model.shape.n_heads
     path, clean, norm2 = (nodes.at.new_full((2, N + R, N), torch.nan) for _ in range(3))
-    turned = decoys.at(nodes, positions)
+    every = torch.cat((nodes.at, decoys.at(nodes, positions)))
+    turned = torch.arange(N, N + R, device=every.device)
+    of_heads, of_vectors = turned.split((len(decoys.heads), len(decoys.vectors)))
+    embeddings = len(nodes.vectors) - model.shape.n_layers
     for layer in range(model.shape.n_layers):
         first = nodes.labels.index(f"L{layer}H0")
-        for who, columns in (
-            (_reads_heads(nodes, layer), torch.arange(first, first + H)),
-            (_reads_mlp(model, nodes, layer), torch.arange(first + H, first + H + 1)),
+        heads, others = nodes.heads[: layer * H], nodes.others[: embeddings + layer]
+        into_mlp = (nodes.steps <= model.mlp_site(layer)).nonzero().flatten()
+        for writing, columns in (
+            (torch.cat((heads, of_heads, others, of_vectors)), torch.arange(first, first + H)),
+            (torch.cat((into_mlp, turned)), torch.arange(first + H, first + H + 1)),
         ):
             if into is not None and not into & {nodes.labels[column] for column in columns.tolist()}:
                 continue
-            rows = torch.cat((who, torch.arange(N, N + R, device=who.device)))[:, None]
-            at = torch.cat((nodes.at[who], turned))
             if len(columns) == 1:
-                dots = _mlp_dots(model, layer, trace.sites[model.mlp_site(layer), row, positions], at)
+                dots = _mlp_dots(model, layer, trace.sites[model.mlp_site(layer), row, positions], every[writing])
             else:
-                dots = _head_dots(model, trace, nodes, row, positions, layer, decoys, at)
-            path[:, rows, columns] = strata(dots)
+                dots = _head_dots(model, trace, nodes, row, positions, layer, decoys, every[writing])
+            path[:, writing[:, None], columns] = strata(dots)
+            rows = writing.sort().values[:, None]  # a product's last bits depend on the order of its rows
+            at = every[rows[:, 0]]
             clean[:, rows, columns] = strata(torch.einsum("wtd,ctd->wct", at, nodes.at[columns]))
             norm2[:, rows, columns] = strata(at.square().sum(-1))[:, :, None]
     return Dots(path, clean, norm2)
-
-
-def _reads_heads(nodes: Written, layer: int) -> Tensor:
-    """Return which writers the heads of a layer read."""
-    return (nodes.steps <= 2 * layer).nonzero().flatten()
-
-
-def _reads_mlp(model: Model, nodes: Written, layer: int) -> Tensor:
-    """Return which writers the MLP of a layer reads: the layer's heads, too, unless blocks are parallel."""
-    return (nodes.steps <= model.mlp_site(layer)).nonzero().flatten()
 
 
 def held_pattern(model: Model, trace: Trace, layer: int, row: int, positions: Tensor) -> Tensor:
@@ -242,9 +237,10 @@ def mlp_path_onto(model: Model, layer: int, resid: Tensor, writer: Tensor, onto:
 def _head_dots(
     model: Model, trace: Trace, nodes: Written, row: int, positions: Tensor, layer: int, decoys: Decoys, at: Tensor
 ) -> Tensor:
-    """Return <vcomp_{w->c}, h_w> for the heads c of a layer: [w, H, T]. at: the writers, then the decoys [w, T, D].
+    """Return <vcomp_{w->c}, h_w> for the heads c of a layer: [w, H, T].
 
-    Values of heads that write are z (W_O W_V), the two matrices multiplied first: D / d_head times less work.
+    at [w, T, D]: heads that are read, decoys made of heads, vectors that are read, decoys made of vectors. Values of
+    heads that write are z (W_O W_V), the two matrices multiplied first: D / d_head times less work.
     """
     shape, block = model.shape, model.blocks[layer]
     n_heads, n_vectors = layer * shape.n_heads, len(nodes.vectors) - shape.n_layers + layer
@@ -252,25 +248,14 @@ def _head_dots(
     maps = torch.cat((*(centred(model, earlier.W_O) for earlier in model.blocks[:layer]), decoys.head_maps))
     vectors, turned = nodes.vectors[:n_vectors], nodes.vectors[decoys.vectors]
     A = held_pattern(model, trace, layer, row, positions)
-    onto = torch.einsum("wtd,hkd->hwtk", at[_order(nodes, layer, decoys, len(at))], block.W_O)
+    onto = torch.einsum("wtd,hkd->hwtk", at, block.W_O)
     per = shape.n_heads // shape.n_kv_heads
     dots = []
     for group, W_V in enumerate(block.W_V):
         values = torch.cat((z @ (maps @ W_V), vectors @ W_V, turned @ (decoys.vector_maps @ W_V)))  # [w, P, K]
         heads = range(group * per, (group + 1) * per)
         dots += [(A[head] @ values).mul_(onto[head]).sum(-1) for head in heads]  # A V: [w, T, K]
-    out = at.new_empty((len(at), shape.n_heads, len(positions)))
-    out[_order(nodes, layer, decoys, len(at))] = torch.stack(dots, 1)
-    return out
-
-
-def _order(nodes: Written, layer: int, decoys: Decoys, count: int) -> Tensor:
-    """Return the rows: heads that are read, decoys made of heads, vectors that are read, decoys made of vectors."""
-    who = _reads_heads(nodes, layer)
-    is_head = torch.isin(who, nodes.heads)
-    turned, n_heads = torch.arange(len(who), count, device=who.device), len(decoys.heads)
-    heads, vectors = is_head.nonzero().flatten(), (~is_head).nonzero().flatten()
-    return torch.cat((heads, turned[:n_heads], vectors, turned[n_heads:]))
+    return torch.stack(dots, 1)
 
 
 def _mlp_dots(model: Model, layer: int, mid: Tensor, at: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ def _scaled(model: Model, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 # Keys of no other computation: how large a model is, what its tokens mean, how it was trained or stored.
-_KNOWN = HARMLESS | SIZE_KEYS | words("_name_or_path max_window_layers rms_norm_eps rotary_dim tie_word_embeddings")
+_KNOWN = HARMLESS | SIZE_KEYS | words("max_window_layers rms_norm_eps rotary_dim tie_word_embeddings")
 
 
 def _compare(folder: Folder, original: Original, name: str, ours: Tensor, theirs: Tensor, limit: float) -> None:
