@@ -27,8 +27,6 @@ class Targets:
 
     positions: Tensor
     """In rising order: [T]."""
-    pairs: Tensor
-    """Token ids (x, y) at each: [T, 2]."""
     u: Tensor
     """W_U[:, x] - W_U[:, y]: [T, D]."""
     bias: Tensor
@@ -42,7 +40,7 @@ def targets(model: Model, trace: Trace, row: int, positions: Tensor, pairs: Tens
     rows = model.W_U.T
     u = rows[pairs[:, 0]] - rows[pairs[:, 1]]
     direction = centred(model, u) / trace.scale_final[row, positions][:, None]
-    return Targets(positions, pairs, u, model.b_U[pairs[:, 0]] - model.b_U[pairs[:, 1]], direction)
+    return Targets(positions, u, model.b_U[pairs[:, 0]] - model.b_U[pairs[:, 1]], direction)
 
 
 @dataclass(frozen=True)
