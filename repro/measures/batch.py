@@ -16,7 +16,7 @@ from repro.measures.directions import Directions
 from repro.measures.roles import Roles
 from repro.model.attention import is_plain, mixed
 from repro.model.decoder import Attention, Model
-from repro.model.forward import Trace, forward_from, normed, post_gain, read_scale, trace
+from repro.model.forward import Trace, normed, post_gain, read_scale, trace
 from repro.model.paths import centred
 
 HEADS_TOGETHER = 32
@@ -49,6 +49,15 @@ class Engine:
             )
         return self.model.W_U.T[tokens]
 
+    def top2(self, final: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and ids [..., 2] of the two top predictions of last sites [..., D].
+
+        Where a logit is NaN its value is NaN and its id is a token that means nothing: `top2_difference` is NaN there.
+        """
+        flat = normed(self.model, final).flatten(0, -2)
+        values, ids, _ = self.kernels.top2_logits(flat, self.model.W_U, self.model.b_U, None)
+        return values.view(*final.shape[:-1], 2), ids.view(*final.shape[:-1], 2)
+
     def top2_difference(self, values: Tensor, ids: Tensor) -> Tensor:
         """Return u = W_U[:, first] - W_U[:, second] for values and ids [..., 2]; NaN where one of the values is.
 
@@ -64,8 +73,7 @@ class Engine:
         DLA(v)[t] = <(v[t] - mean(v[t])) / scale_f[t], u[t]>; moving the mean to u changes nothing. u [..., D],
         scale_final [...]. Returns [..., D], logits per unit of activation. Agreement: tests/measures/test_measures.py.
         """
-        centred = u - u.mean(-1, keepdim=True) if self.model.center else u
-        return centred / scale_final[..., None]
+        return centred(self.model, u) / scale_final[..., None]
 
 
 class Batch:
@@ -124,29 +132,18 @@ class Batch:
         """Return |h_w|²: [B, P]; NaN where the writer wrote nothing, as ratios are undefined there."""
         return norm2_or_nan(self.writer)
 
-    @cached_property
-    def top2(self) -> tuple[Tensor, Tensor]:
-        """Return logits and ids of the two top predictions at every position: [B, P, 2] each.
-
-        Where a logit is NaN its value is NaN and its id is a token that means nothing: `top2_difference` is NaN there.
-        """
-        flat = normed(self.engine.model, self.trace.final).flatten(0, 1)
-        values, ids, _ = self.engine.kernels.top2_logits(flat, self.engine.model.W_U, self.engine.model.b_U, None)
-        return values.view(*self.tokens.shape, 2), ids.view(*self.tokens.shape, 2)
-
     def _vector(self, name: str) -> Tensor:
         """Return one direction at every position, [B, P, D]: `writer`, any node, or the DLA direction of a target."""
         if name == "writer":
             return self.writer
         if is_node(name):
             return self.node(name)
-        rows = self.engine.unembedding_rows
         if name == "top2":
-            u = self.engine.top2_difference(*self.top2)
+            u = self.engine.top2_difference(*self.engine.top2(self.trace.final))
         else:
             following = torch.roll(self.tokens, -1, dims=1)
             following[:, -1] = 0  # there is none, and what was rolled there need not have a logit
-            u = rows(following)
+            u = self.engine.unembedding_rows(following)
             u[:, -1] = torch.nan
         return self.engine.direction(u, self.trace.scale_final)
 
@@ -188,44 +185,32 @@ class Batch:
         """Project sites and directions on the MLPs of all layers: num [S + N, L, B, P], norm2 [L, B, P]."""
         return self.engine.kernels.projection_onto_vectors(torch.stack(self.trace.mlp_out), self._components())
 
-    def sites_on_heads(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Return <site, h> and |h|² for the heads of one layer: [S, H, B, P], [H, B, P]."""
+    def projected(self, label: str) -> tuple[Tensor, Tensor]:
+        """Return <., node> of sites, if they are wanted, and directions, and |node|²: [S + N, B, P], [B, P]."""
+        layer = layer_of(label)
+        if not is_head(label):
+            num, norm2 = self._inner_mlp
+            return num[:, layer], norm2[layer]
+        head = head_index(label)[1]
         num, norm2 = self._inner[layer]
-        return num[: len(self.sites)], norm2
+        return num[:, head], norm2[head]
 
-    def sites_on_mlp(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Return <site, m> and |m|² for one MLP: [S, B, P], [B, P]."""
-        num, norm2 = self._inner_mlp
-        return num[: len(self.sites), layer], norm2[layer]
+    def sites_on(self, label: str) -> Tensor:
+        """Return PR(site, node) of every site on a head or an MLP: [S, B, P], NaN where that wrote nothing."""
+        node = self.node(label)
+        return torch.einsum("sbpd,bpd->sbp", self.sites, node) / norm2_or_nan(node)
 
     @cached_property
     def sites_on_writer(self) -> Tensor:
         """Return PR(site, writer): [S, B, P]."""
-        assert self.roles.writer
-        layer = layer_of(self.roles.writer)
         if not self.requested.sites_on_nodes:
-            num = torch.einsum("sbpd,bpd->sbp", self.sites, self.writer)
-        elif is_head(self.roles.writer):
-            num = self.sites_on_heads(layer)[0][:, head_index(self.roles.writer)[1]]
-        else:
-            num = self.sites_on_mlp(layer)[0]
-        return num / self.writer_norm2
-
-    def heads_on(self, name: str, layer: int) -> Tensor:
-        """Return <h, direction> for the heads of one layer: [H, B, P]."""
-        return self._inner[layer][0][self._slot(name)]
-
-    def mlp_on(self, name: str, layer: int) -> Tensor:
-        """Return <m, direction> for one MLP: [B, P]."""
-        return self._inner_mlp[0][self._slot(name), layer]
+            return self.sites_on(self.roles.writer)
+        return self.projected(self.roles.writer)[0][: len(self.sites)] / self.writer_norm2
 
     def node_on(self, name: str, label: str) -> Tensor:
         """Return <node, direction> for any head or MLP: [B, P]."""
-        layer = layer_of(label)
-        return self.heads_on(name, layer)[head_index(label)[1]] if is_head(label) else self.mlp_on(name, layer)
-
-    def _slot(self, name: str) -> int:
-        return (len(self.sites) if self.requested.sites_on_nodes else 0) + self.requested.directions.index(name)
+        sites = len(self.sites) if self.requested.sites_on_nodes else 0
+        return self.projected(label)[0][sites + self.requested.directions.index(name)]
 
     def scale(self, layer: int) -> Tensor:
         """Return the clean norm scale at the input of a layer's attention: [B, P]."""
@@ -254,47 +239,48 @@ class Batch:
         seen: whose queries and keys make the pattern A; the clean run's if nothing is given. Where a norm follows
         attention, its scale at t is the clean run's, or with `own_gain` that of this sum.
         """
-        clean = self.trace.attention[layer]
-        dots, total = self._composed_unscaled(layer, source, scale, onto, seen or clean)
-        post = self.engine.model.blocks[layer].attn_post
-        if post is None:
-            return dots, total
-        gain = post_gain(self.engine.model, total, post) if own_gain else clean.gain
-        return dots * gain, total * gain[..., None]
-
-    def _composed_unscaled(
-        self, layer: int, source: Tensor, scale: Tensor, onto: Tensor, seen: Attention
-    ) -> tuple[Tensor, Tensor]:
-        """Return the same before any norm after attention."""
-        model, block = self.engine.model, self.engine.model.blocks[layer]
-        if not is_plain(model, layer, source.shape[1]):  # a pattern that the kernel does not make
+        model, block, clean = self.engine.model, self.engine.model.blocks[layer], self.trace.attention[layer]
+        seen = seen or clean
+        if is_plain(model, layer, source.shape[1]):
+            found = self.engine.kernels.v_composition(
+                seen.q,
+                seen.k,
+                source[None],
+                scale,
+                block.W_V,
+                block.W_O,
+                onto,
+                center=model.center,
+                total=True,
+                softmax_scale=model.softmax_scale,
+            )
+            assert found[0] is not None
+            assert found[1] is not None
+            dots, total = found[0][0], found[1][0]
+        else:  # a pattern that the kernel does not make
             values = torch.einsum("bpd,gdk->bpgk", centred(model, source) / scale[..., None], block.W_V)
             z = mixed(model, layer, seen.q, seen.k, values)
             num, _ = self.engine.kernels.projection(z, block.W_O, onto)
-            return num.transpose(0, 1), z.flatten(2) @ block.W_O.flatten(0, 1)
-        dots, total = self.engine.kernels.v_composition(
-            seen.q,
-            seen.k,
-            source[None],
-            scale,
-            block.W_V,
-            block.W_O,
-            onto,
-            center=model.center,
-            total=True,
-            softmax_scale=model.softmax_scale,
-        )
-        assert dots is not None
-        assert total is not None
-        return dots[0], total[0]
+            dots, total = num.transpose(0, 1), z.flatten(2) @ block.W_O.flatten(0, 1)
+        if block.attn_post is None:
+            return dots, total
+        gain = post_gain(model, total, block.attn_post) if own_gain else clean.gain
+        return dots * gain, total * gain[..., None]
 
-    def rest(self, layer: int, resid_mid: Tensor, resid_pre: Tensor | None = None) -> Tensor:
-        """Return the sites from resid_mid{layer} on, for another stream there and, if given, before: [S', B, P, D]."""
-        before = self.sites[2 * layer] if resid_pre is None else resid_pre
-        return forward_from(self.engine.model, layer, before, resid_mid)
+
+def with_positional(model: Model, values: Tensor, axis: int) -> Tensor:
+    """Return values by node with NaN for the positional embedding, the second node, where the model has none."""
+    if model.W_pos is not None:
+        return values
+    first, others = values.split((1, values.shape[axis] - 1), axis)
+    return torch.cat((first, torch.full_like(first, torch.nan), others), axis)
 
 
 def norm2_or_nan(x: Tensor) -> Tensor:
     """Return |x|² over the last dimension; NaN where it is 0, as ratios onto nothing are undefined."""
-    norm2 = x.square().sum(-1)
+    return nan_at_zero(x.square().sum(-1))
+
+
+def nan_at_zero(norm2: Tensor) -> Tensor:
+    """Return squared norms with NaN in the place of 0."""
     return torch.where(norm2 > 0, norm2, torch.nan)

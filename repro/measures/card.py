@@ -68,7 +68,7 @@ def verdict(taken: Sequence[float], credited: Sequence[float], indirect: Sequenc
     return "mostly indirect" if indirect[0] > 1 else "partly indirect"
 
 
-def likely_erasers(path: np.ndarray, clean: np.ndarray, d: float = D) -> np.ndarray:
+def likely_erasers(path: np.ndarray, clean: np.ndarray) -> np.ndarray:
     """Return which components take a writer back, as far as shares alone tell: [W, C].
 
     path, clean: shares [W, C, prompt], NaN where a component does not read the writer.
@@ -78,7 +78,7 @@ def likely_erasers(path: np.ndarray, clean: np.ndarray, d: float = D) -> np.ndar
     enough = reads.sum(0) >= FEW
     usual = np.where(enough, _median(np.moveaxis(np.where(reads, p, np.nan), 0, -1)), 0.0)
     with np.errstate(invalid="ignore"):
-        return (p < -d) & (p - usual < -d) & (k < -d)
+        return (p < -D) & (p - usual < -D) & (k < -D)
 
 
 def _median(values: np.ndarray) -> np.ndarray:

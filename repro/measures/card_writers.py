@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from repro.labels import head_index, is_head, layer_of, writers
+from repro.labels import writers
 from repro.model.attributions import targets
 from repro.model.decoder import Model
 from repro.model.forward import logits, trace
-from repro.model.paths import centred, written
+from repro.model.paths import written
 
 
 @dataclass(frozen=True)
@@ -28,18 +28,6 @@ class Look:
     """Mean output of every MLP: [L, P, D]."""
     embed: Tensor
     """Mean embedding: [P, D]."""
-
-    def mean_of(self, model: Model, label: str) -> Tensor:
-        """Return what a node writes on average over the prompts, at every position: [P, D]."""
-        if label == "embed":
-            return centred(model, self.embed)
-        if label == "pos_embed":
-            assert model.W_pos is not None, "a model with rotary positions has no such node"
-            return centred(model, model.W_pos[: len(self.embed)])
-        if is_head(label):
-            layer, head = head_index(label)
-            return self.z[:, layer * model.shape.n_heads + head] @ centred(model, model.blocks[layer].W_O[head])
-        return centred(model, self.mlps[layer_of(label)])
 
 
 def look(model: Model, tokens: Tensor, positions: Tensor) -> Look:

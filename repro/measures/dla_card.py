@@ -13,7 +13,7 @@ nothing more. Statistics: repro/measures/card.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -101,13 +101,9 @@ class DLACard(Measure):
     def _slots(self, context: Context) -> int:
         heads = context.shape.n_layers * context.shape.n_heads
         every = heads + context.shape.n_layers
-        if self.writers == "largest":
-            return min(self.count + 1, every)
-        return (
-            {"heads": heads, "nodes": every}.get(self.writers, 0)
-            if isinstance(self.writers, str)
-            else len(self.writers)
-        )
+        if not isinstance(self.writers, str):
+            return len(self.writers)
+        return {"heads": heads, "nodes": every, "largest": min(self.count + 1, every)}[self.writers]
 
     def extra_flop(self, context: Context) -> float:
         """Return the passes backward, three a target over half the positions, and half a forward for each ablation."""
@@ -125,12 +121,13 @@ class DLACard(Measure):
         import torch
 
         from repro.measures.card_writers import look
+        from repro.model.ablate import output_from
 
         ids = torch.from_numpy(tokens[: context.n_prompts, : self.length(context)].astype(np.int64))
         positions = torch.tensor(self.positions(context))
         seen = look(engine.model, ids.to(engine.model.W_E.device), positions)
         chosen = self._chosen(context, seen.size)
-        means = {label: seen.mean_of(engine.model, label) for label in chosen}
+        means = {label: output_from(engine.model, label, seen.embed, seen.z, seen.mlps) for label in chosen}
         return {"positions": positions, "tokens": ids, "of": seen.of, "writers": chosen, "means": means}
 
     def _chosen(self, context: Context, size: Mapping[str, float]) -> list[str]:
@@ -148,12 +145,12 @@ class DLACard(Measure):
         """Return the arrays of the layout for one batch, prompt by prompt."""
         import torch
 
+        from repro.measures.batch import with_positional
         from repro.model.attributions import attributions, targets
         from repro.model.forward import logits
 
         model, positions = batch.engine.model, prepared["positions"]
         batch.unfit  # noqa: B018 - zeroes what is not finite
-        labels = writers(context.shape.n_layers, context.shape.n_heads, model.W_pos is not None)
         whole = writers(context.shape.n_layers, context.shape.n_heads, positional=True)
         places = [whole.index(label) for label in prepared["writers"]]
         found: dict[str, list[Tensor]] = {}
@@ -164,7 +161,7 @@ class DLACard(Measure):
             one = attributions(model, batch.trace, batch.tokens, row, at, prepared["writers"], instead)
             values = {**vars(one), "chosen": torch.tensor(places, dtype=torch.int32)}
             for name, axis in (("dla", 0), ("net", 1)):
-                values[name] = _spread(values[name], axis, labels, whole)
+                values[name] = with_positional(model, values[name], axis)
             for name, value in values.items():
                 found.setdefault(name, []).append(value)
         return {name: torch.stack(parts, -1) for name, parts in found.items()}
@@ -216,16 +213,3 @@ class DLACard(Measure):
         return {
             f"{name}, rank correlation with zero ablation": float(ranks.sel(attribution=name)) for name in ATTRIBUTIONS
         }
-
-
-def _spread(values: Tensor, axis: int, labels: Sequence[str], whole: Sequence[str]) -> Tensor:
-    """Return values with NaN for nodes that this model does not have: the positional embedding."""
-    import torch
-
-    if len(labels) == len(whole):
-        return values
-    size = list(values.shape)
-    size[axis] = len(whole)
-    out = values.new_full(size, torch.nan)
-    places = torch.tensor([whole.index(label) for label in labels], device=values.device)
-    return out.index_copy(axis, places, values)

@@ -18,7 +18,7 @@ from repro.labels import is_head, layer_of
 from repro.measures.base import Context, Decode, Prepared, Windowed, labelled, sizes
 from repro.measures.directions import Directions
 from repro.measures.roles import eraser_rows, refuse_parallel
-from repro.measures.statistics import density, density_on, fit_line
+from repro.measures.statistics import density, density_edges, fit_line
 from repro.store.excluded import ValidPrompts
 from repro.store.layout import Layout, Variable
 
@@ -97,8 +97,8 @@ class DLAScatter(Windowed):
         """Fit and density of the points, and the points themselves."""
         writer, answers = raw.read("writer_dla")[:, self.window], raw.read("answer_dla")[..., self.window]
         lines = [fit_line(writer, answer) for answer in answers]
-        _, x_edges, y_edges = density(np.concatenate([writer.ravel()] * len(answers)), answers.ravel())
-        counts = [density_on(writer, answer, x_edges, y_edges) for answer in answers]
+        x_edges, y_edges = density_edges(np.concatenate([writer.ravel()] * len(answers)), answers.ravel())
+        counts = [density(writer, answer, x_edges, y_edges) for answer in answers]
         against = "against"
         dataset = labelled(
             raw,
@@ -107,7 +107,7 @@ class DLAScatter(Windowed):
                 "slope": (against, np.array([line.slope for line in lines])),
                 "intercept": (against, np.array([line.intercept for line in lines])),
                 "n_points": (against, np.array([line.n for line in lines])),
-                "density": ((against, "y_bin", "x_bin"), np.stack(counts).astype(np.int64)),
+                "density": ((against, "y_bin", "x_bin"), np.stack(counts)),
                 "writer_dla": (("prompt", "position"), writer),
                 "answer_dla": ((against, "prompt", "position"), answers),
             },
@@ -129,10 +129,11 @@ def _same_position(batch: Batch, layer: int, onto: Tensor) -> Tensor:
     """Return <sum over a layer's erasers of LN(h_w)[t] W_V W_O, direction>[t]: source is destination, no pattern."""
     import torch
 
+    from repro.model.paths import centred
+
     model = batch.engine.model
     block, shape = model.blocks[layer], model.shape
-    source = batch.writer - batch.writer.mean(-1, keepdim=True) if model.center else batch.writer
-    source = source / batch.scale(layer)[..., None]
+    source = centred(model, batch.writer) / batch.scale(layer)[..., None]
     total = torch.zeros_like(source)
     for row in eraser_rows(batch.roles, layer):
         total += source @ block.W_V[row * shape.n_kv_heads // shape.n_heads] @ block.W_O[row]

@@ -66,16 +66,11 @@ class MineExamples(Banded):
 
     def compute(self, context: Context, prepared: Prepared, batch: Batch) -> dict[str, Tensor]:
         """Return the writer's DLA on the two first predictions (logits), their ids, and the next token: [B, P] each."""
-        from repro.model.forward import normed
-
         at = mined_positions(context)
         rows = slice(at.start, at.stop)
-        model, engine = batch.engine.model, batch.engine
-        final = batch.trace.final[:, rows]
-        values, ids, _ = engine.kernels.top2_logits(normed(model, final).flatten(0, 1), model.W_U, model.b_U, None)
-        values, ids = (found.view(len(final), len(at), 2) for found in (values, ids))
-        u = engine.top2_difference(values, ids)
-        direction = engine.direction(u, batch.trace.scale_final[:, rows])
+        engine = batch.engine
+        values, ids = engine.top2(batch.trace.final[:, rows])
+        direction = engine.direction(engine.top2_difference(values, ids), batch.trace.scale_final[:, rows])
         return {
             "writer_dla": (batch.writer[:, rows] * direction).sum(-1),
             "first": ids[..., 0],

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from repro.labels import step_of
+from repro.labels import heads_of, step_of
 from repro.measures.batch import Batch
 from repro.model.forward import attend, attn_out, mlp, mlp_gain, mlp_of_normed, read_scale
 from repro.model.paths import centred
@@ -33,39 +33,31 @@ def patched_run(batch: Batch, labels: Sequence[str], own_scale: bool = False) ->
     a layer of heads loses exactly its V-composition with the writer. Agreement: tests/measures/test_patched.py, against
     an independent pass.
     """
-    model, shape = batch.engine.model, batch.engine.model.shape
-    places = sorted({step_of(label) for label in labels})
-    first, last = places[0], places[-1]
-    streams = {step: batch.sites[step] for step in range(first)}
+    model = batch.engine.model
+    patched = {step_of(label) for label in labels}
+    first, last = min(patched), 2 * model.shape.n_layers
+    sites = batch.sites.new_empty((last + 1 - first, *batch.writer.shape))
     dots: dict[str, Tensor] = {}
+
+    def stream(step: int) -> Tensor:
+        return batch.sites[step] if step < first else sites[step - first]
+
     for step in range(first, last + 1):
         layer, is_mlp = divmod(step - 1, 2)
-        before = streams[step - 1]
+        before, after = stream(step - 1), stream(step)
         if is_mlp:
-            read = streams[model.mlp_site(layer)]
-            if step in places:
-                out = _mlp_without(batch, layer, read, own_scale)
+            read = stream(model.mlp_site(layer))
+            out = _mlp_without(batch, layer, read, own_scale) if step in patched else mlp(model, layer, read)
+            torch.add(before, out, out=after)
+            if step in patched:
                 dots[f"MLP{layer}"] = (out * batch.writer).sum(-1)
-            else:
-                out = mlp(model, layer, read)
-            streams[step] = before + out
-        elif step in places:
-            heads, streams[step] = _heads_without(batch, layer, before, step == first, own_scale)
+        elif step in patched:
+            heads, mid = _heads_without(batch, layer, before, step == first, own_scale)
+            after.copy_(mid)
             dots |= {f"L{layer}H{head}": row for head, row in enumerate(heads)}
         else:
-            streams[step] = before + attn_out(model, layer, attend(model, layer, before).z)
-    changed = [streams[step] for step in range(first, last + 1)]
-    layer, is_mlp = divmod(last - 1, 2)
-    if not is_mlp:
-        return PatchedRun(_joined(changed[:-1], batch.rest(layer, streams[last], streams[last - 1])), dots)
-    if layer + 1 == shape.n_layers:
-        return PatchedRun(torch.stack(changed), dots)
-    mid = streams[last] + attn_out(model, layer + 1, attend(model, layer + 1, streams[last]).z)
-    return PatchedRun(_joined(changed, batch.rest(layer + 1, mid, streams[last])), dots)
-
-
-def _joined(changed: Sequence[Tensor], rest: Tensor) -> Tensor:
-    return torch.cat((torch.stack(tuple(changed)), rest)) if changed else rest
+            torch.add(before, attn_out(model, layer, attend(model, layer, before).z), out=after)
+    return PatchedRun(sites, dots)
 
 
 def _heads_without(batch: Batch, layer: int, pre: Tensor, clean: bool, own_scale: bool) -> tuple[Tensor, Tensor]:
@@ -78,7 +70,8 @@ def _heads_without(batch: Batch, layer: int, pre: Tensor, clean: bool, own_scale
         # Exact: patched = clean - vcomp, for <h, h_w> of each head and for resid_mid.
         composed, total = batch.composition(layer)
         slot = batch.requested.directions.index("writer")
-        return batch.heads_on("writer", layer) - composed[:, slot], batch.sites[2 * layer + 1] - total
+        on_writer = [batch.node_on("writer", label) for label in heads_of(layer, model.shape.n_heads)]
+        return torch.stack(on_writer) - composed[:, slot], batch.sites[2 * layer + 1] - total
     # Formed anew of the pattern that the stream here makes, and x - h_w.
     reduced = pre - batch.writer
     scale = read_scale(model, reduced) if own_scale else batch.scale(layer)

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from repro.measures.batch import Batch, Engine
-    from repro.model.forward import Trace
     from repro.model.paths import Written
 
 STRATA = ("first", "rest")
@@ -107,14 +106,14 @@ class PathShares(Measure):
         from repro.model.forward import trace
         from repro.model.paths import make_decoys, sampled, written
 
-        model = engine.model
+        model, sites = engine.model, 2 * context.shape.n_layers + 1
         positions = sampled(context.n_positions, self.stride)
         total, used = None, []
         for prompt in range(min(REFERENCES, context.n_prompts)):
             row = torch.from_numpy(tokens[prompt : prompt + 1].astype(np.int64)).to(model.W_E.device)
             run = trace(model, row[:, : context.n_positions])
             if torch.isfinite(run.final.sum()):
-                part = _stacked(run, written(model, run, row, 0, positions), 0, positions)
+                part = torch.cat((written(model, run, row, 0, positions).at, run.sites[:sites, 0, positions]))
                 total = part if total is None else total + part
                 used.append(prompt)
         return {"positions": positions, "decoys": make_decoys(model, self.decoys, self.seed), "sum": total, "of": used}
@@ -123,18 +122,20 @@ class PathShares(Measure):
         """Return the arrays of the layout for one batch, prompt by prompt."""
         import torch
 
+        from repro.measures.batch import with_positional
         from repro.model.paths import path_dots, strata, written
 
         model, positions = batch.engine.model, prepared["positions"]
         unfit, wanted = set(batch.unfit), self.components(context)
-        found: dict[str, list[Tensor]] = {name: [] for name in (v.name for v in self.layout(context).variables)}
+        found: dict[str, list[Tensor]] = {}
         for row in range(len(batch.tokens)):
             nodes = written(model, batch.trace, batch.tokens, row, positions)
             dots = path_dots(model, batch.trace, nodes, row, positions, prepared["decoys"], frozenset(wanted))
             columns = [nodes.labels.index(label) for label in wanted]
+            path, clean = (part[:, :, columns] for part in (dots.path / dots.norm2, dots.clean / dots.norm2))
             own = nodes.at.square().sum(-1)
             norm2 = strata(own)
-            sites = torch.stack([batch.sites[i, row, positions] for i in range(len(batch.sites))])
+            sites = batch.sites[:, row, positions]
             seen = strata(torch.einsum("ntd,std->nst", nodes.at, sites)) / norm2[..., None]
             alone = None if row in unfit else self._others(prepared, batch.first_prompt + row, nodes, sites)
             held = torch.full_like(seen, torch.nan)
@@ -144,16 +145,16 @@ class PathShares(Measure):
                 held = strata(torch.einsum("ntd,std->nst", nodes.at, site_there)) / norm2[..., None]
                 held_self = strata((nodes.at * there).sum(-1)) / norm2
             values = {
-                "path": _placed(dots.path / dots.norm2, nodes, 1),
-                "clean": _placed(dots.clean / dots.norm2, nodes, 1),
-                "presence": _placed(seen, nodes, 1),
-                "held": _placed(held, nodes, 1),
-                "held_self": _placed(held_self, nodes, 1),
-                "norm2": _placed(norm2, nodes, 1),
-                "norm4": _placed(strata(own.square()), nodes, 1),
+                "path": path,
+                "clean": clean,
+                "presence": seen,
+                "held": held,
+                "held_self": held_self,
+                "norm2": norm2,
+                "norm4": strata(own.square()),
             }
             for name, value in values.items():
-                found[name].append(value[:, :, columns] if name in ("path", "clean") else value)
+                found.setdefault(name, []).append(with_positional(model, value, 1))
         return {name: torch.stack(parts, -1) for name, parts in found.items()}
 
     def _others(self, prepared: Prepared, prompt: int, nodes: Written, sites: Tensor) -> Tensor | None:
@@ -179,20 +180,3 @@ class PathShares(Measure):
         dataset = xr.Dataset(variables, coords | {"quantile": list(QUANTILE_LABELS)})
         dataset.attrs["positions_sampled"] = len(range(1, context.n_positions, self.stride))
         return dataset
-
-
-def _stacked(run: Trace, nodes: Written, row: int, positions: Tensor) -> Tensor:
-    """Return all nodes, then all sites, at the sampled positions: [N + S, T, D]."""
-    import torch
-
-    return torch.cat((nodes.at, run.sites[: 2 * len(run.mlp_out) + 1, row, positions]))
-
-
-def _placed(values: Tensor, nodes: Written, axis: int) -> Tensor:
-    """Return values with a row of NaN for the positional embedding where the model has none."""
-    import torch
-
-    if "pos_embed" in nodes.labels:
-        return values
-    empty = torch.full_like(values.narrow(axis, 0, 1), torch.nan)
-    return torch.cat((values.narrow(axis, 0, 1), empty, values.narrow(axis, 1, values.shape[axis] - 1)), axis)

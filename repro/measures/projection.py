@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ import xarray as xr
 from pydantic import field_validator, model_validator
 
 from repro.errors import ReproError, did_you_mean
-from repro.labels import head_index, is_head, is_node, layer_of
+from repro.labels import is_node
 from repro.measures.base import Context, Decode, Pooled, Prepared, labelled, ratio_variable, sizes
 from repro.measures.directions import Directions
 from repro.measures.statistics import quantiles_along, variance_shares
@@ -87,10 +88,10 @@ class Projection(Pooled):
     def compute(self, context: Context, prepared: Prepared, batch: Batch) -> dict[str, Tensor]:
         """Compute sites on nodes [node, site, B, P], sites on one [site, B, P], or nodes on it [component, B, P]."""
         if self.onto == "nodes":
-            return {"pr": sites_on_nodes(batch)}
+            return {"pr": sites_on_nodes(batch, context.nodes)}
         if self.of == "nodes":
-            return {"pr": nodes_on(batch, self.target(context), self._direction)}
-        return {"pr": batch.sites_on_writer if self.onto == "$writer" else sites_on(batch, self.onto)}
+            return {"pr": nodes_on(batch, self.target(context), self._direction, context.nodes)}
+        return {"pr": batch.sites_on_writer if self.onto == "$writer" else batch.sites_on(self.onto)}
 
     def reduce(self, context: Context, raw: ValidPrompts, prepared: Prepared, decode: Decode) -> xr.Dataset:
         """Return quantiles of `pr`; by position also where its variance comes from."""
@@ -132,37 +133,17 @@ def components(context: Context, target: str | None = None) -> list[str]:
     return [*(node for node in context.nodes if node != (target or context.writer)), SUM_OF_ERASERS]
 
 
-def sites_on_nodes(batch: Batch) -> Tensor:
-    """Return PR(site, node) of every site and node in model order: [node, site, B, P]."""
+def sites_on_nodes(batch: Batch, nodes: Sequence[str]) -> Tensor:
+    """Return PR(site, node) of every site on every node: [node, site, B, P]."""
     import torch
 
-    rows = []
-    for layer in range(batch.engine.model.shape.n_layers):
-        num, norm2 = batch.sites_on_heads(layer)
-        rows.append(ratio(num, norm2).transpose(0, 1))
-        num, norm2 = batch.sites_on_mlp(layer)
-        rows.append(ratio(num, norm2)[None])
-    return torch.cat(rows)
+    from repro.measures.batch import nan_at_zero
+
+    on = map(batch.projected, nodes)
+    return torch.stack([num[: len(batch.sites)] / nan_at_zero(norm2) for num, norm2 in on])
 
 
-def ratio(num: Tensor, norm2: Tensor) -> Tensor:
-    """Return num / norm2, NaN where the norm is zero."""
-    import torch
-
-    return torch.where(norm2 > 0, num / norm2, torch.nan)
-
-
-def sites_on(batch: Batch, label: str) -> Tensor:
-    """Return PR(site, node) of every site on one node: [site, B, P]."""
-    import torch
-
-    from repro.measures.batch import norm2_or_nan
-
-    node = batch.node(label)
-    return torch.einsum("sbpd,bpd->sbp", batch.sites, node) / norm2_or_nan(node)
-
-
-def nodes_on(batch: Batch, target: str, direction: str) -> Tensor:
+def nodes_on(batch: Batch, target: str, direction: str, nodes: Sequence[str]) -> Tensor:
     """Return PR(node, target) of every node but the target, then of the erasers' sum: [component, B, P].
 
     direction: what the batch calls the target. The sum is formed per prompt and position, before any median: medians
@@ -172,14 +153,7 @@ def nodes_on(batch: Batch, target: str, direction: str) -> Tensor:
 
     from repro.measures.batch import norm2_or_nan
 
-    norm2 = batch.writer_norm2 if direction == "writer" else norm2_or_nan(batch.node(target))
-    rows = []
-    for layer in range(batch.engine.model.shape.n_layers):
-        heads = batch.heads_on(direction, layer) / norm2
-        if is_head(target) and layer == layer_of(target):
-            index = head_index(target)[1]
-            heads = torch.cat((heads[:index], heads[index + 1 :]))
-        mlp = [] if target == f"MLP{layer}" else [(batch.mlp_on(direction, layer) / norm2)[None]]
-        rows += [heads, *mlp]
-    erasers = torch.stack([batch.node_on(direction, label) / norm2 for label in batch.roles.erasers]).sum(0)
-    return torch.cat([*rows, erasers[None]])
+    norm2 = norm2_or_nan(batch.node(target))
+    ratios = {label: batch.node_on(direction, label) / norm2 for label in nodes}
+    erasers = torch.stack([ratios[label] for label in batch.roles.erasers]).sum(0)
+    return torch.stack([*(ratio for label, ratio in ratios.items() if label != target), erasers])

@@ -95,21 +95,19 @@ def variance_shares(values: np.ndarray) -> np.ndarray:
     return np.array((prompt, position, 1 - prompt - position))
 
 
-def density(x: np.ndarray, y: np.ndarray, bins: int = 80) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return counts of points in bins x bins cells over all finite points: (counts [y, x], x edges, y edges)."""
+def density_edges(x: np.ndarray, y: np.ndarray, bins: int = 80) -> tuple[np.ndarray, np.ndarray]:
+    """Return the edges of equal bins, along x and along y, that hold every point which is finite in both."""
     good = np.isfinite(x) & np.isfinite(y)
-    a, b = x[good], y[good]
     edges = []
-    for values in (a, b):
+    for values in (x[good], y[good]):
         low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
         pad = 1e-6 * max(high - low, abs(high), 1e-12)
         edges.append(np.linspace(low - pad, high + pad, bins + 1))
-    counts, _, _ = np.histogram2d(b, a, bins=(edges[1], edges[0]))
-    return counts.astype(np.int64), edges[0], edges[1]
+    return edges[0], edges[1]
 
 
-def density_on(x: np.ndarray, y: np.ndarray, x_edges: np.ndarray, y_edges: np.ndarray) -> np.ndarray:
-    """Return how many points that are finite in both lie in each cell of a given grid: [y, x]."""
+def density(x: np.ndarray, y: np.ndarray, x_edges: np.ndarray, y_edges: np.ndarray) -> np.ndarray:
+    """Return how many points that are finite in both lie in each cell of a grid: [y, x]."""
     good = np.isfinite(x) & np.isfinite(y)
     counts, _, _ = np.histogram2d(y[good], x[good], bins=(y_edges, x_edges))
     return counts.astype(np.int64)

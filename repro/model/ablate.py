@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -18,15 +19,21 @@ def output_of(model: Model, trace: Trace, tokens: Tensor, rows: int | slice, lab
 
     rows: one prompt, of which it is [P, D], or several: [rows, P, D].
     """
+    embedded = F.embedding(tokens[rows], model.W_E)
+    return output_from(model, label, embedded, trace.z[rows], [out[rows] for out in trace.mlp_out])
+
+
+def output_from(model: Model, label: str, embedded: Tensor, z: Tensor, mlps: Sequence[Tensor] | Tensor) -> Tensor:
+    """Return the same [..., P, D] of what writes: embedded tokens [..., P, D], z [..., P, L H, K], MLPs by layer."""
     if label == "embed":
-        return centred(model, F.embedding(tokens[rows], model.W_E))
+        return centred(model, embedded)
     if label == "pos_embed":
         assert model.W_pos is not None, "a model with rotary positions has no such node"
-        return centred(model, model.W_pos[: tokens.shape[1]]).expand(*tokens[rows].shape, -1)
+        return centred(model, model.W_pos[: embedded.shape[-2]]).expand_as(embedded)
     if is_head(label):
         layer, head = head_index(label)
-        return trace.attention[layer].z[rows, :, head] @ centred(model, model.blocks[layer].W_O[head])
-    return centred(model, trace.mlp_out[layer_of(label)][rows])
+        return z[..., layer * model.shape.n_heads + head, :] @ centred(model, model.blocks[layer].W_O[head])
+    return centred(model, mlps[layer_of(label)])
 
 
 def rerun(model: Model, trace: Trace, label: str, change: Tensor) -> Tensor:

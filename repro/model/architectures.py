@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 _GPT2 = "n_ctx n_embd n_head n_inner n_layer n_positions activation_function layer_norm_epsilon"
-_GEMMA = (
-    "attn_logit_softcapping final_logit_softcapping hidden_activation query_pre_attn_scalar use_bidirectional_attention"
-)
-# model_type -> the class that transformers loads, and the keys of this architecture that the loader reads or checks.
+_GEMMA = "attn_logit_softcapping final_logit_softcapping hidden_activation query_pre_attn_scalar"
+# model_type -> the class that transformers loads, and the keys of this architecture that the loader reads.
 ARCHITECTURES: dict[str, tuple[str, str]] = {
     "arcee": ("ArceeForCausalLM", ""),
-    "cohere": ("CohereForCausalLM", "layer_norm_eps logit_scale use_qk_norm"),
+    "cohere": ("CohereForCausalLM", "layer_norm_eps logit_scale"),
     "cohere2": ("Cohere2ForCausalLM", "layer_norm_eps logit_scale sliding_window_pattern"),
     "ernie4_5": ("Ernie4_5ForCausalLM", "use_bias"),
     "exaone4": ("Exaone4ForCausalLM", "sliding_window_pattern"),
-    "gemma": ("GemmaForCausalLM", "hidden_activation use_bidirectional_attention"),
+    "gemma": ("GemmaForCausalLM", "hidden_activation"),
     "gemma2": ("Gemma2ForCausalLM", _GEMMA),
     "gemma3_text": (
         "Gemma3ForCausalLM",
@@ -21,8 +19,8 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     ),
     "glm": ("GlmForCausalLM", ""),
     "glm4": ("Glm4ForCausalLM", ""),
-    "gpt2": ("GPT2LMHeadModel", f"{_GPT2} add_cross_attention scale_attn_by_inverse_layer_idx scale_attn_weights"),
-    "gpt_bigcode": ("GPTBigCodeForCausalLM", f"{_GPT2} add_cross_attention multi_query scale_attn_weights"),
+    "gpt2": ("GPT2LMHeadModel", f"{_GPT2} scale_attn_by_inverse_layer_idx scale_attn_weights"),
+    "gpt_bigcode": ("GPTBigCodeForCausalLM", f"{_GPT2} multi_query scale_attn_weights"),
     "gpt_neo": (
         "GPTNeoForCausalLM",
         "num_heads num_layers attention_layers attention_types window_size activation_function layer_norm_epsilon",
@@ -36,22 +34,18 @@ ARCHITECTURES: dict[str, tuple[str, str]] = {
     "llama": ("LlamaForCausalLM", ""),
     "mistral": ("MistralForCausalLM", ""),
     "nemotron": ("NemotronForCausalLM", "norm_eps"),
-    "olmo": ("OlmoForCausalLM", "clip_qkv"),
+    "olmo": ("OlmoForCausalLM", ""),
     "olmo2": ("Olmo2ForCausalLM", ""),
     "olmo3": ("Olmo3ForCausalLM", ""),
-    "opt": (
-        "OPTForCausalLM",
-        "_remove_final_layer_norm activation_function do_layer_norm_before enable_bias ffn_dim "
-        "layer_norm_elementwise_affine word_embed_proj_dim",
-    ),
-    "phi": ("PhiForCausalLM", "layer_norm_eps qk_layernorm"),
+    "opt": ("OPTForCausalLM", "activation_function enable_bias ffn_dim word_embed_proj_dim"),
+    "phi": ("PhiForCausalLM", "layer_norm_eps"),
     "phi3": ("Phi3ForCausalLM", "original_max_position_embeddings"),
     "qwen2": ("Qwen2ForCausalLM", ""),
     "qwen3": ("Qwen3ForCausalLM", ""),
     "seed_oss": ("SeedOssForCausalLM", "attention_out_bias"),
     "smollm3": ("SmolLM3ForCausalLM", "no_rope_layer_interval no_rope_layers"),
-    "stablelm": ("StableLmForCausalLM", "layer_norm_eps qk_layernorm use_parallel_residual use_qkv_bias"),
-    "starcoder2": ("Starcoder2ForCausalLM", "norm_epsilon use_bias mlp_type norm_type"),
+    "stablelm": ("StableLmForCausalLM", "layer_norm_eps use_parallel_residual use_qkv_bias"),
+    "starcoder2": ("Starcoder2ForCausalLM", "norm_epsilon use_bias"),
     "vaultgemma": ("VaultGemmaForCausalLM", _GEMMA),
 }  # fmt: skip
 

@@ -16,7 +16,7 @@ from repro.labels import step_of
 from repro.model.ablate import logit_differences, output_of, total_effects
 from repro.model.decoder import Model
 from repro.model.forward import Trace
-from repro.model.net_effect import FORMS, net_effects_of
+from repro.model.net_effect import FORMS, net_effects
 from repro.model.path_dla import onto_paths
 from repro.model.paths import centred, written
 
@@ -27,8 +27,6 @@ class Targets:
 
     positions: Tensor
     """In rising order: [T]."""
-    pairs: Tensor
-    """Token ids (x, y) at each: [T, 2]."""
     u: Tensor
     """W_U[:, x] - W_U[:, y]: [T, D]."""
     bias: Tensor
@@ -42,7 +40,7 @@ def targets(model: Model, trace: Trace, row: int, positions: Tensor, pairs: Tens
     rows = model.W_U.T
     u = rows[pairs[:, 0]] - rows[pairs[:, 1]]
     direction = centred(model, u) / trace.scale_final[row, positions][:, None]
-    return Targets(positions, pairs, u, model.b_U[pairs[:, 0]] - model.b_U[pairs[:, 1]], direction)
+    return Targets(positions, u, model.b_U[pairs[:, 0]] - model.b_U[pairs[:, 1]], direction)
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ def attributions(
     Agreement: tests/measures/test_dla_card.py.
     """
     nodes = written(model, trace, tokens, row, at.positions)
-    effects = net_effects_of(model, trace, tokens, row, at.positions, at.direction, forms) if forms else {}
+    effects = net_effects(model, trace, tokens, row, at.positions, at.direction, forms) if forms else {}
     h = torch.stack([output_of(model, trace, tokens, row, label) for label in writers])
     steps = torch.tensor([step_of(label) for label in writers], device=h.device)
     own = h[:, at.positions]

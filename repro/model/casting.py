@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,19 +12,20 @@ from repro.model.decoder import Block, Model, Rotary
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.float32}
 """Type of the stream and of all that is measured, by precision."""
+Part = TypeVar("Part", bound=Model | Block | Rotary)
 
 
-def cast(model: Model, dtype: torch.dtype, device: str) -> Model:
-    """Return the same model with its tensors in another type or place."""
+def cast(whole: Part, dtype: torch.dtype, device: str = "cpu") -> Part:
+    """Return the same model, layer or tables with its tensors in another type or place, contiguous."""
 
     def move(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return value.detach().to(device=device, dtype=dtype)
+            return value.detach().to(device=device, dtype=dtype).contiguous()
         if isinstance(value, Rotary | Block):
-            return type(value)(**{key: move(item) for key, item in vars(value).items()})
-        return tuple(move(item) for item in value) if isinstance(value, tuple) else value
+            return cast(value, dtype, device)
+        return tuple(map(move, value)) if isinstance(value, tuple) else value
 
-    return Model(**{key: move(item) for key, item in vars(model).items()})
+    return replace(whole, **{name: move(value) for name, value in vars(whole).items()})
 
 
 def rounded(model: Model) -> Model:

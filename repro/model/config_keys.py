@@ -12,11 +12,12 @@ from typing import Any
 
 from repro.errors import listing, plain, unavailable
 from repro.model.architectures import ARCHITECTURES, WHY_NOT
-from repro.model.native_keys import ONLY, unread, words
+from repro.model.native_keys import ONLY, unknown, unread, words
 
 # What no forward pass depends on: tokens, training, generation, other tasks, where the file came from.
 HARMLESS = words(
     """
+    _name_or_path _model_name_or_path _commit_hash auto_map
     architectures model_type transformers_version torch_dtype dtype use_cache return_dict return_dict_in_generate
     output_attentions output_hidden_states output_scores id2label label2id num_labels problem_type finetuning_task
     task_specific_params tokenizer_class prefix bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id
@@ -67,7 +68,7 @@ _ROTARY = words(
     """
 )
 _ROTARY_KEYS = ("rope_parameters", "rope_scaling")
-ROTARY_KINDS = ("default", "linear", "llama3", "yarn")
+_ROTARY_KINDS = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary positions whose frequencies do not depend on the length of the prompt."""
 
 
@@ -80,12 +81,7 @@ def refuse_unread_keys(path: Path, config: Mapping[str, Any]) -> None:
     named, own = ARCHITECTURES[kind]
     _refuse_other_class(path, config, named)
     known = HARMLESS | READ | set(own.split())
-    refused = [
-        (key, value)
-        for key, value in config.items()
-        if value is not None
-        and (value not in _ONLY[key] if key in _ONLY else key not in known and _matters(key, value))
-    ]
+    refused = unread(config, _ONLY, lambda key, value: key not in known and value not in ("", [], {}))
     projected = config.get("word_embed_proj_dim")
     if projected is not None and projected != config.get("hidden_size"):
         refused.append(("word_embed_proj_dim", projected))
@@ -130,22 +126,18 @@ def _refuse_other_class(path: Path, config: Mapping[str, Any], named: str) -> No
         )
 
 
-def _matters(key: str, value: object) -> bool:
-    """Return whether an unknown key can change the model: not a note about the file, nor empty."""
-    return key not in ("auto_map", "_name_or_path", "_model_name_or_path", "_commit_hash") and value not in ("", [], {})
-
-
 def _strange(rotary: object) -> list[tuple[str, object]]:
     """Return the entries of rotary settings, of all layers or by their kind, that nobody reads or computes."""
     if not isinstance(rotary, Mapping):
         return []
     tables = [value for value in rotary.values() if isinstance(value, Mapping)] or [rotary]
-    return [
-        (key, value)
-        for table in tables
-        for key, value in table.items()
-        if value is not None and (value not in ROTARY_KINDS if key in ("rope_type", "type") else key not in _ROTARY)
-    ]
+    kinds = dict.fromkeys(("rope_type", "type"), _ROTARY_KINDS)
+    return [entry for table in tables for entry in unread(table, kinds, lambda key, _: key not in _ROTARY)]
+
+
+def is_hugging_face(config: Mapping[str, Any]) -> bool:
+    """Return whether a configuration is in Hugging Face's format rather than in TransformerLens'."""
+    return config.get("architectures") is not None or config.get("model_type") is not None
 
 
 def refuse_config(path: Path, config: Mapping[str, Any]) -> None:
@@ -153,7 +145,7 @@ def refuse_config(path: Path, config: Mapping[str, Any]) -> None:
 
     path: of config.json. Raises ReproError (exit 4). Agreement: tests/model/test_config_keys.py.
     """
-    if config.get("architectures") is not None or config.get("model_type") is not None:
+    if is_hugging_face(config):
         refuse_unread_keys(path, config)
         return
     foreign = sorted({"num_hidden_layers", "n_layer", "num_attention_heads", "n_head"} & set(config))
@@ -161,7 +153,7 @@ def refuse_config(path: Path, config: Mapping[str, Any]) -> None:
         raise unavailable(
             f"{path}: {listing(foreign)} are keys of Hugging Face's format, whose model_type is missing; add it"
         )
-    _refuse(path, unread(config), set(ONLY))
+    _refuse(path, unread(config, ONLY, unknown), set(ONLY))
 
 
 def _refuse(path: Path, keys: Sequence[tuple[str, object]], known: Collection[str]) -> None:

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from repro.errors import AbsentError, Exit, ReproError, plain, words_of
-from repro.model.config_keys import refuse_config
+from repro.errors import AbsentError, ReproError, plain, unavailable, words_of
+from repro.model.config_keys import is_hugging_face, refuse_config
 from repro.model.contents import refuse_other_content
+from repro.model.native_keys import SIZES
 from repro.model.prompt_file import read_tokens
 from repro.model.sizes import refuse_other_sizes
 from repro.model.weights import is_file, refuse_other_copy, weight_files
 
 PROMPTS = "prompts.safetensors"
-_CONFIG = "model configuration"
 _LARGEST = 1 << 26
 """Bytes of a configuration."""
 _MOST_HEADS = 1 << 16
@@ -28,19 +28,7 @@ _LONGEST_CONTEXT = 1 << 22
 _LARGEST_MASKS = 1 << 30
 """Bytes of the masks, one of every pair of positions a layer, that the library's own model holds."""
 
-# Our name -> the names it goes by in TransformerLens' and in Hugging Face's configurations.
-_ALIASES: dict[str, tuple[str, ...]] = {
-    "n_layers": ("n_layers", "num_hidden_layers", "n_layer", "num_layers"),
-    "n_heads": ("n_heads", "num_attention_heads", "n_head", "num_heads"),
-    "d_model": ("d_model", "hidden_size", "n_embd"),
-    "n_ctx": ("n_ctx", "max_position_embeddings", "n_positions"),
-    "d_vocab": ("d_vocab", "vocab_size"),
-}
-_OPTIONAL: dict[str, tuple[str, ...]] = {
-    "n_kv_heads": ("n_key_value_heads", "num_key_value_heads"),
-    "d_head": ("d_head", "head_dim"),
-    "d_mlp": ("d_mlp", "intermediate_size", "n_inner", "ffn_dim"),
-}
+_OPTIONAL = ("n_kv_heads", "d_head", "d_mlp")
 
 # What else of a configuration is read here or by the libraries, which do not say what is wrong with it.
 _KINDS: dict[str, Any] = {
@@ -48,8 +36,6 @@ _KINDS: dict[str, Any] = {
     "normalization": str,
     "normalization_type": str,
     "positional_embedding_type": str,
-    "model_type": str,
-    "architectures": list,
     "eps": int | float,
     "layer_norm_eps": int | float,
     "rotary_base": int | float,
@@ -99,11 +85,7 @@ class Folder:
     @property
     def is_hugging_face(self) -> bool:
         """Whether the folder is in Hugging Face's format rather than in TransformerLens'."""
-        return _is_hugging_face(self.config)
-
-
-def _is_hugging_face(config: Mapping[str, Any]) -> bool:
-    return config.get("architectures") is not None or config.get("model_type") is not None
+        return is_hugging_face(self.config)
 
 
 def read_folder(path: Path, prompts: Path | None = None) -> Folder:
@@ -114,10 +96,10 @@ def read_folder(path: Path, prompts: Path | None = None) -> Folder:
     """
     if not path.is_dir():
         raise AbsentError(f"{path}: model directory not found")
-    config = _read_json(path / "config.json", _CONFIG)
+    config = _read_config(path / "config.json")
     refuse_config(path / "config.json", config)
     shape = _shape(path / "config.json", config)
-    weights = weight_files(path, _is_hugging_face(config))
+    weights = weight_files(path, is_hugging_face(config))
     found = prompts if prompts is not None else path / PROMPTS
     if not is_file(found):
         raise ReproError(
@@ -140,10 +122,10 @@ def read_folder(path: Path, prompts: Path | None = None) -> Folder:
 
 def read_shape(path: Path) -> Shape:
     """Return the sizes of the model in a folder, from its `config.json` alone. Raises ReproError like `read_folder`."""
-    return _shape(path / "config.json", _read_json(path / "config.json", _CONFIG))
+    return _shape(path / "config.json", _read_config(path / "config.json"))
 
 
-def _read_json(path: Path, what: str) -> Mapping[str, Any]:
+def _read_config(path: Path) -> Mapping[str, Any]:
     try:
         if path.stat().st_size > _LARGEST or not path.is_file():
             raise ValueError(f"a file of at most {_LARGEST >> 20} MiB is expected")
@@ -151,15 +133,15 @@ def _read_json(path: Path, what: str) -> Mapping[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else words_of(error)
-        raise ReproError(f"{path}: unreadable {what} ({reason})", Exit.UNAVAILABLE) from None
+        raise unavailable(f"{path}: unreadable model configuration ({reason})") from None
     if not isinstance(config, dict):
-        raise ReproError(f"{path}: a JSON object is expected, found {type(config).__name__}", Exit.UNAVAILABLE)
+        raise unavailable(f"{path}: a JSON object is expected, found {type(config).__name__}")
     return config
 
 
 def _shape(path: Path, config: Mapping[str, Any]) -> Shape:
     def unfit(what: str) -> ReproError:
-        return ReproError(f"{path}: {what}", Exit.UNAVAILABLE)
+        return unavailable(f"{path}: {what}")
 
     def find(names: tuple[str, ...]) -> int | None:
         given = {name: value for name in names if (value := config.get(name)) is not None}
@@ -170,31 +152,25 @@ def _shape(path: Path, config: Mapping[str, Any]) -> Shape:
             raise unfit(f"{' and '.join(given)} name the same size and must not differ")
         return next(iter(given.values()), None)
 
-    sizes: dict[str, int] = {}
-    for ours, names in _ALIASES.items():
-        value = find(names)
-        if value is None:
+    found = {ours: find(names) for ours, names in SIZES.items()}
+    sizes = {ours: value for ours, value in found.items() if value is not None}
+    for ours, names in SIZES.items():
+        if ours not in sizes and ours not in _OPTIONAL:
             raise unfit(f"{ours} is missing (also known as {', '.join(names[1:])})")
-        sizes[ours] = value
     for name, kind in _KINDS.items():
         value = config.get(name)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            expected = "a text" if kind is str else "a number" if kind is not list else "an array"
+            expected = "a text" if kind is str else "a number"
             raise unfit(f"{name} is {plain(repr(value), 80)}; {expected} is expected")
     if config.get("attn_only"):
         raise unfit("attn_only models are not supported: every layer needs an MLP")
-    optional = {ours: find(names) for ours, names in _OPTIONAL.items()}
     if config.get("model_type") == "gpt_bigcode" and config.get("multi_query", True):
-        if optional["n_kv_heads"] not in (None, 1):
-            raise unfit(f"num_key_value_heads is {optional['n_kv_heads']}, and multi_query = true shares one")
-        optional["n_kv_heads"] = 1
-    n_heads = sizes["n_heads"]
-    shape = Shape(
-        **sizes,
-        n_kv_heads=optional["n_kv_heads"] or n_heads,
-        d_head=optional["d_head"] or max(sizes["d_model"] // n_heads, 1),
-        d_mlp=optional["d_mlp"] or 4 * sizes["d_model"],
-    )
+        given = sizes.setdefault("n_kv_heads", 1)
+        if given != 1:
+            raise unfit(f"num_key_value_heads is {given}, and multi_query = true shares one")
+    n_heads, d_model = sizes["n_heads"], sizes["d_model"]
+    defaults = {"n_kv_heads": n_heads, "d_head": max(d_model // n_heads, 1), "d_mlp": 4 * d_model}
+    shape = Shape(**(defaults | sizes))
     if shape.n_heads % shape.n_kv_heads:
         raise unfit(f"{n_heads} heads cannot be shared out evenly among {shape.n_kv_heads} key/value heads")
     if shape.n_layers * n_heads > _MOST_HEADS or shape.n_ctx > _LONGEST_CONTEXT:
@@ -228,7 +204,7 @@ def _refuse_claims(folder: Folder) -> None:
     elif native and shape.n_layers * shape.n_ctx**2 > _LARGEST_MASKS:
         what = f"a context of {shape.n_ctx} tokens is too long for the library's own model, which masks every pair"
     if what:
-        raise ReproError(f"{folder.path}: {what}", Exit.UNAVAILABLE)
+        raise unavailable(f"{folder.path}: {what}")
 
 
 def read_prompts(folder: Folder) -> np.ndarray:
@@ -254,7 +230,7 @@ def weights_fingerprint(folder: Folder) -> str:
     try:
         parts = [sha256(folder.path / "config.json"), *(sha256(file) for file in folder.weights)]
     except OSError as error:
-        raise ReproError(f"{error.filename}: unreadable ({error.strerror})", Exit.UNAVAILABLE) from None
+        raise unavailable(f"{error.filename}: unreadable ({error.strerror})") from None
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 

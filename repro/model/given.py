@@ -17,7 +17,7 @@ from repro.model.folder import PROMPTS, read_folder
 from repro.model.load import load
 
 
-def as_tokens(tokens: Any, shape_of: str = "tokens") -> np.ndarray:
+def as_tokens(tokens: Any) -> np.ndarray:
     """Return token ids as int64 [prompt, position], of one prompt [position] or several, an array or a tensor.
 
     Raises ReproError (exit 2) for anything else. Agreement: tests/scan/test_corrected.py.
@@ -25,10 +25,10 @@ def as_tokens(tokens: Any, shape_of: str = "tokens") -> np.ndarray:
     try:
         found = np.asarray(tokens.detach().cpu() if hasattr(tokens, "detach") else tokens)
     except ValueError:
-        raise ReproError(f"{shape_of}: prompts of unequal length; all need the same number of tokens") from None
+        raise ReproError("tokens: prompts of unequal length; all need the same number of tokens") from None
     if found.dtype.kind not in "iu" or found.ndim not in (1, 2) or not found.size or (found < 0).any():
         raise ReproError(
-            f"{shape_of}: token ids [position] or [prompt, position] are expected, BOS first, not {found.dtype} "
+            f"tokens: token ids [position] or [prompt, position] are expected, BOS first, not {found.dtype} "
             f"{list(found.shape)}"
         )
     return np.atleast_2d(found).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Matrix products of the forward pass, and the activations that may follow them."""
+"""Matrix products of the forward pass, and the activations that may follow them, with their slopes."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+_NEAR_ZERO = 1e-4
+
+
 def linear(x: Tensor, W: Tensor, b: Tensor, act: str = "none") -> Tensor:
     """Return act(x W + b), computed in the type of W with float32 accumulation or wider.
 
@@ -29,3 +32,19 @@ def linear(x: Tensor, W: Tensor, b: Tensor, act: str = "none") -> Tensor:
     """
     y = torch.addmm(b, x.to(W.dtype), W)
     return y if act == "none" else ACTIVATIONS[act](y)
+
+
+def derivative(act: str, u: Tensor) -> Tensor:
+    """Return act'(u) of any shape. Agreement: tests/model/test_net_effect.py."""
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        x = u.clone().requires_grad_()
+        return torch.autograd.grad(ACTIVATIONS[act](x).sum(), x)[0]
+
+
+def secant(act: str, u: Tensor) -> Tensor:
+    """Return act(u) / u of any shape: the slope of the line from 0, which gives act(u) when multiplied by u.
+
+    At 0 it has a limit, and 0 / 0 has none: |u| below 1e-4 is taken as 1e-4.
+    """
+    u = torch.where(u.abs() < _NEAR_ZERO, _NEAR_ZERO, u)
+    return ACTIVATIONS[act](u) / u

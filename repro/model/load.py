@@ -14,7 +14,7 @@ from repro.model.decoder import Model
 from repro.model.folder import Folder
 from repro.model.original import read_original
 from repro.model.processing import process
-from repro.model.refusals import refuse_parts, unrunnable
+from repro.model.refusals import unrunnable
 from repro.model.selfcheck import ROUNDING, DiffersError, check_against_original
 from repro.process import quiet
 
@@ -54,7 +54,6 @@ def _checked(folder: Folder, dtype: torch.dtype, prompts: np.ndarray | None) -> 
     with torch.no_grad(), quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         original = read_original(folder, dtype, tokens, whole=prompts is None)
-        refuse_parts(folder, original.bridge)
         model, value_biases = process(folder, original, dtype)
         check_against_original(folder, original, model, value_biases)
     return model

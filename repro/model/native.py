@@ -8,32 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repro.errors import Exit, ReproError, listing
+from repro.errors import ReproError, listing, unavailable
 from repro.model.folder import Folder
-from repro.model.refusals import refuse_not_finite
+from repro.model.linear import ACTIVATIONS
+from repro.model.refusals import refuse_misfits, refuse_not_finite
 
 _BUFFERS = (".mask", ".IGNORE", ".rotary_sin", ".rotary_cos")
 """What `HookedTransformer.state_dict()` holds beside weights: IGNORE is -1e5 or, in later versions, minus infinity."""
 _BIASES = tuple(f"{part}.bias" for part in ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.in", "mlp.out", "unembed"))
 _LETTERS = {"q": "Q", "k": "K", "v": "V", "o": "O", "embed": "E", "pos_embed": "pos", "unembed": "U"}
-# Keys of the library's configuration that its native model ignores: any other value would silently be another model.
-_DEFAULTS: dict[str, object] = {
-    "attention_dir": "causal",
-    "attn_scale": -1.0,
-    "attn_scores_soft_cap": -1.0,
-    "num_experts": None,
-    "output_logits_soft_cap": -1.0,
-    "parallel_attn_mlp": False,
-    "post_embedding_ln": False,
-    "rope_scaling": None,
-    "scale_attn_by_inverse_layer_idx": False,
-    "shortformer_pos": False,
-    "use_NTK_by_parts_rope": False,
-    "use_attn_scale": True,
-    "use_local_attn": False,
-    "use_normalization_before_and_after": False,
-    "use_qk_norm": False,
-}
 
 
 def native_bridge(folder: Folder, dtype: torch.dtype) -> Any:
@@ -57,22 +40,18 @@ def native_bridge(folder: Folder, dtype: torch.dtype) -> Any:
     wanted.setdefault("unembed.bias", torch.zeros(_outputs(folder), dtype=dtype))
     zeros = {key: torch.zeros_like(value) for key, value in wanted.items() if key.endswith(_BIASES)}
     given = zeros | converted
-    _refuse_misfits(folder, wanted, given)
+    kinds = {
+        "missing": set(wanted) - set(given),
+        "unexpected": set(given) - set(wanted),
+        "mismatched": {key for key in set(wanted) & set(given) if wanted[key].shape != given[key].shape},
+    }
+    # `blocks.0.mlp.in.weight` here is `blocks.0.mlp.W_in` in the file.
+    refuse_misfits(folder, {kind: set(map(stored_name, keys)) for kind, keys in kinds.items()})
     bridge.load_state_dict(given, strict=True)
     return bridge.eval()
 
 
-def _refuse_misfits(folder: Folder, wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    """Refuse weights that config.json describes and the files lack, or the other way round, by their names there."""
-    sizes = {key for key in set(wanted) & set(given) if wanted[key].shape != given[key].shape}
-    kinds = {"missing": set(wanted) - set(given), "unexpected": set(given) - set(wanted), "mismatched": sizes}
-    # `blocks.0.mlp.in.weight` here is `blocks.0.mlp.W_in` in the file.
-    said = [f"{kind} {listing(sorted({_stored(key) for key in keys}), 4)}" for kind, keys in kinds.items() if keys]
-    if said:
-        raise ReproError(f"{folder.path}: the weights do not fit config.json: {'; '.join(said)}", Exit.UNAVAILABLE)
-
-
-def _stored(key: str) -> str:
+def stored_name(key: str) -> str:
     """Return what a weight of the native model is called in a file in this format."""
     *path, part, kind = key.split(".")
     if part.startswith("ln"):
@@ -92,15 +71,17 @@ def _config(folder: Folder) -> Any:
     c, s = folder.config, folder.shape
     positions = c.get("positional_embedding_type", "standard")
     if positions == "rotary" and not c.get("rotary_adjacent_pairs", False):
-        raise ReproError(
+        raise unavailable(
             f"{folder.path}: a rotary model in this format must set rotary_adjacent_pairs = true, the only pairing "
-            "that the library's own model computes; use the Hugging Face format for others",
-            Exit.UNAVAILABLE,
+            "that the library's own model computes; use the Hugging Face format for others"
         )
-    unread = [key for key, default in _DEFAULTS.items() if c.get(key) not in (None, default)]
-    if unread:
-        named = listing([f"{key} = {c[key]!r}" for key in unread])
-        raise ReproError(f"{folder.path}: not supported: {named} in config.json", Exit.UNAVAILABLE)
+    act, norm = c.get("act_fn", "gelu"), c.get("normalization", c.get("normalization_type", "LN"))
+    if act not in ACTIVATIONS:
+        raise unavailable(
+            f"{folder.path}: not supported: act_fn = {act!r} in config.json; {listing(list(ACTIVATIONS))} are"
+        )
+    if c.get("final_rms") and norm.startswith("LN"):
+        raise unavailable(f"{folder.path}: not supported: final_rms = True in config.json, another kind of final norm")
     return TransformerBridgeConfig(
         d_model=s.d_model,
         n_layers=s.n_layers,
@@ -111,11 +92,11 @@ def _config(folder: Folder) -> Any:
         n_ctx=s.n_ctx,
         d_vocab=s.d_vocab,
         d_vocab_out=_outputs(folder),
-        act_fn=c.get("act_fn", "gelu"),
+        act_fn=act,
         gated_mlp=c.get("gated_mlp", False),
         eps=c.get("eps", c.get("layer_norm_eps", 1e-5)),
         final_rms=c.get("final_rms", False),
-        normalization_type=c.get("normalization", c.get("normalization_type", "LN")),
+        normalization_type=norm,
         positional_embedding_type=positions,
         rotary_dim=c.get("rotary_dim"),
         rotary_base=c.get("rotary_base", 10000),
@@ -145,8 +126,7 @@ def _refuse_other_tables(folder: Folder, bridge: Any, raw: Mapping[str, Tensor])
             continue
         own = None if tables is None else tables.sin_cached if name.endswith("sin") else tables.cos_cached
         if own is None or own.shape != stored.shape or not torch.allclose(own.float(), stored.float(), atol=1e-4):
-            raise ReproError(
+            raise unavailable(
                 f"{folder.path}: {name} in the weights is not the table of the rotary settings in config.json "
-                "(positional_embedding_type, rotary_dim, rotary_base, rotary_adjacent_pairs, n_ctx)",
-                Exit.UNAVAILABLE,
+                "(positional_embedding_type, rotary_dim, rotary_base, rotary_adjacent_pairs, n_ctx)"
             )

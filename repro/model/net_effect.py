@@ -36,9 +36,8 @@ from torch.nn import functional as F
 
 from repro.model.attention import pattern_of
 from repro.model.decoder import Model
-from repro.model.derivatives import DERIVATIVES, secant
 from repro.model.forward import Trace, attn_out, mlp_gain, normed, read, read_scale, rotate
-from repro.model.linear import ACTIVATIONS
+from repro.model.linear import ACTIVATIONS, derivative, secant
 from repro.model.norm_slopes import through_norm, through_post, through_weighted
 
 FORMS = ("held", "halves", "gradient")
@@ -57,21 +56,15 @@ class Effects:
 
 
 def net_effects(
-    model: Model, trace: Trace, tokens: Tensor, row: int, positions: Tensor, direction: Tensor, form: str = "held"
-) -> Effects:
-    """Return the net effect of every node of one prompt on T targets.
-
-    row: which prompt of the clean pass over tokens [B, P]; positions: the targets, in rising order [T]; direction: d
-    with <v, d> = DLA(v) at each target [T, D]; form: one of FORMS. Returns logits; embed, pos_embed where there is one,
-    and rest add up to the logit difference less that of the unembedding's bias (held and halves).
-    """
-    return net_effects_of(model, trace, tokens, row, positions, direction, (form,))[form]
-
-
-def net_effects_of(
     model: Model, trace: Trace, tokens: Tensor, row: int, positions: Tensor, direction: Tensor, forms: Sequence[str]
 ) -> dict[str, Effects]:
-    """Return `net_effects` in several forms: what they read of the clean run is computed once for each layer."""
+    """Return by form the net effect of every node of one prompt on T targets.
+
+    row: which prompt of the clean pass over tokens [B, P]; positions: the targets, in rising order [T]; direction: d
+    with <v, d> = DLA(v) at each target [T, D]; forms: of FORMS; what they read of the clean run is computed once for
+    each layer. Returns logits; embed, pos_embed where there is one, and rest add up to the logit difference less that
+    of the unembedding's bias (held and halves).
+    """
     last = int(positions[-1]) + 1
     T, H, L = len(positions), model.shape.n_heads, model.shape.n_layers
     passes = [_Pass(form, _start(model, trace, row, positions, direction, form, last)) for form in forms]
@@ -170,12 +163,12 @@ class _Layer:
         act = self.model.act
         if gate is None:
             held = secant(act, up)
-            return {"held": (held, None), "halves": (held, None), "gradient": (DERIVATIVES[act](up), None)}
+            return {"held": (held, None), "halves": (held, None), "gradient": (derivative(act, up), None)}
         open_ = ACTIVATIONS[act](gate)
         return {
             "held": (open_, None),
             "halves": (open_ / 2, up * secant(act, gate) / 2),
-            "gradient": (open_, up * DERIVATIVES[act](gate)),
+            "gradient": (open_, up * derivative(act, gate)),
         }
 
 

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repro.model.decoder import Rotary
+from repro.model.decoder import Rotary, Scales
 from repro.model.folder import Folder
 from repro.model.native import native_bridge
 from repro.model.precise import Precise
-from repro.model.refusals import refuse_incomplete, refuse_layout, refuse_not_finite, refuse_settings, unrunnable
+from repro.model.refusals import refuse_misfits, refuse_not_finite, refuse_settings, unrunnable
 from repro.model.rotary import rotary_of_module, rotary_of_native, unrotated_layers
 from repro.model.windows import windows
 
@@ -52,22 +52,17 @@ class Original:
     seen: tuple[Seen, ...]
     changed: dict[str, Any]
     """Settings of config.json that are not the architecture's defaults."""
-    logit_scale: float = 1.0
-    """What the original multiplies its logits by (Cohere, Granite)."""
+    scales: Scales = field(default_factory=Scales)
+    """That of what is looked up not counted: the part that looks it up has it (`processing`)."""
     unrotated: frozenset[int] = frozenset()
     """Layers without rotary positions (SmolLM3, Cohere 2)."""
     rotary_local: Rotary | None = None
     """Rotary positions of layers with a window, where they have their own (Gemma 3)."""
     windows: Mapping[int, int] = field(default_factory=dict)
     """By layer, how far back its heads read, where that is not everything."""
-    embedding_scale: float = 1.0
-    residual_scale: float = 1.0
-    """What the original multiplies embeddings, and what attention and MLP add, by (Granite)."""
     score_cap: float | None = None
     logit_cap: float | None = None
     """Caps of attention scores and of logits (Gemma 2)."""
-    initial: float = 0.02
-    """Standard deviation that its weights are drawn with at first."""
 
 
 def read_original(folder: Folder, dtype: torch.dtype, tokens: Sequence[Tensor], whole: bool) -> Original:
@@ -101,7 +96,9 @@ def _hugging_face(folder: Folder, dtype: torch.dtype, tokens: Sequence[Tensor], 
         raise unrunnable(folder, error, "load") from error
     module, report = loaded
     module.eval()
-    refuse_incomplete(folder, report)
+    mismatched = {name for name, *_ in report["mismatched_keys"]}
+    kinds = {"missing": report["missing_keys"], "unexpected": report["unexpected_keys"], "mismatched": mismatched}
+    refuse_misfits(folder, kinds)
     refuse_not_finite(folder, dict(module.named_parameters()))
     refuse_settings(folder, module.config, whole)
     rotary, local = rotary_of_module(folder, module)
@@ -115,7 +112,6 @@ def _hugging_face(folder: Folder, dtype: torch.dtype, tokens: Sequence[Tensor], 
 
     def look(adapter: Any) -> None:
         """See the module at work before the bridge takes it apart."""
-        refuse_layout(folder, adapter.component_mapping)
         find = partial(_find, module, adapter.component_mapping)
         layer = adapter.component_mapping["blocks"].submodules
         parallel, before, after = bool(adapter.cfg.parallel_attn_mlp), "ln1" in layer, "ln1_post" in layer
@@ -134,15 +130,17 @@ def _hugging_face(folder: Folder, dtype: torch.dtype, tokens: Sequence[Tensor], 
         rotary,
         tuple(seen),
         changed,
-        logit_scale=float(getattr(config, "logit_scale", 1.0)) / float(getattr(config, "logits_scaling", 1.0)),
+        scales=Scales(
+            embedding=float(getattr(config, "embedding_multiplier", 1.0)),
+            residual=float(getattr(config, "residual_multiplier", 1.0)),
+            logits=float(getattr(config, "logit_scale", 1.0)) / float(getattr(config, "logits_scaling", 1.0)),
+            initial=_initial(config),
+        ),
         unrotated=unrotated_layers(config),
         rotary_local=local,
         windows=windows(config),
-        embedding_scale=float(getattr(config, "embedding_multiplier", 1.0)),
-        residual_scale=float(getattr(config, "residual_multiplier", 1.0)),
         score_cap=getattr(config, "attn_logit_softcapping", None),
         logit_cap=getattr(config, "final_logit_softcapping", None),
-        initial=_initial(config),
     )
 
 
@@ -152,7 +150,7 @@ def _initial(config: Any) -> float:
         found = getattr(config, name, None)
         if isinstance(found, int | float) and 0 < found < 1:
             return float(found)
-    return Original.initial
+    return Scales.initial
 
 
 def _find(module: nn.Module, mapping: Any, name: str) -> nn.Module:

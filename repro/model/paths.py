@@ -27,11 +27,10 @@ from repro.labels import step_of, writers
 from repro.model.attention import pattern_of
 from repro.model.decoder import Model
 from repro.model.forward import Trace, mlp_gain, read, read_scale
-from repro.model.linear import ACTIVATIONS, linear
+from repro.model.linear import linear, secant
 
 TOGETHER = 32
 """Writers whose hidden activations in an MLP are formed together."""
-_NEAR_ZERO = 1e-4
 
 
 def centred(model: Model, x: Tensor) -> Tensor:
@@ -61,14 +60,6 @@ class Written:
     """Which of the N are heads, in the order of z: [L H]."""
     others: Tensor
     """Which of the N are the vectors: [V]."""
-
-    def full(self, model: Model, index: int) -> Tensor:
-        """Return one writer's output at all positions: [P, D]."""
-        found = (self.heads == index).nonzero()
-        if not len(found):
-            return self.vectors[int((self.others == index).nonzero())]
-        layer, head = divmod(int(found), model.shape.n_heads)
-        return self.z[:, int(found)] @ centred(model, model.blocks[layer].W_O[head])
 
 
 def written(model: Model, trace: Trace, tokens: Tensor, row: int, positions: Tensor) -> Written:
@@ -180,40 +171,30 @@ def path_dots(
     """
     N, R, H = len(nodes.labels), decoys.count, model.shape.n_heads
     path, clean, norm2 = (nodes.at.new_full((2, N + R, N), torch.nan) for _ in range(3))
-    turned = decoys.at(nodes, positions)
+    every = torch.cat((nodes.at, decoys.at(nodes, positions)))
+    turned = torch.arange(N, N + R, device=every.device)
+    of_heads, of_vectors = turned.split((len(decoys.heads), len(decoys.vectors)))
+    embeddings = len(nodes.vectors) - model.shape.n_layers
     for layer in range(model.shape.n_layers):
         first = nodes.labels.index(f"L{layer}H0")
-        for who, columns in (
-            (_reads_heads(nodes, layer), torch.arange(first, first + H)),
-            (_reads_mlp(model, nodes, layer), torch.arange(first + H, first + H + 1)),
+        heads, others = nodes.heads[: layer * H], nodes.others[: embeddings + layer]
+        into_mlp = (nodes.steps <= model.mlp_site(layer)).nonzero().flatten()
+        for writing, columns in (
+            (torch.cat((heads, of_heads, others, of_vectors)), torch.arange(first, first + H)),
+            (torch.cat((into_mlp, turned)), torch.arange(first + H, first + H + 1)),
         ):
             if into is not None and not into & {nodes.labels[column] for column in columns.tolist()}:
                 continue
-            rows = torch.cat((who, torch.arange(N, N + R, device=who.device)))[:, None]
-            at = torch.cat((nodes.at[who], turned))
             if len(columns) == 1:
-                dots = _mlp_dots(model, layer, trace.sites[model.mlp_site(layer), row, positions], at)
+                dots = _mlp_dots(model, layer, trace.sites[model.mlp_site(layer), row, positions], every[writing])
             else:
-                dots = _head_dots(model, trace, nodes, row, positions, layer, decoys, at)
-            path[:, rows, columns] = strata(dots)
+                dots = _head_dots(model, trace, nodes, row, positions, layer, decoys, every[writing])
+            path[:, writing[:, None], columns] = strata(dots)
+            rows = writing.sort().values[:, None]  # a product's last bits depend on the order of its rows
+            at = every[rows[:, 0]]
             clean[:, rows, columns] = strata(torch.einsum("wtd,ctd->wct", at, nodes.at[columns]))
             norm2[:, rows, columns] = strata(at.square().sum(-1))[:, :, None]
     return Dots(path, clean, norm2)
-
-
-def _reads_heads(nodes: Written, layer: int) -> Tensor:
-    """Return which writers the heads of a layer read."""
-    return (nodes.steps <= 2 * layer).nonzero().flatten()
-
-
-def _reads_mlp(model: Model, nodes: Written, layer: int) -> Tensor:
-    """Return which writers the MLP of a layer reads: the layer's heads, too, unless blocks are parallel."""
-    return (nodes.steps <= model.mlp_site(layer)).nonzero().flatten()
-
-
-def pattern(model: Model, trace: Trace, layer: int, row: int, positions: Tensor) -> Tensor:
-    """Return the clean attention pattern of a layer's heads from the sampled destinations: [H, T, P]."""
-    return pattern_of(model, layer, trace.attention[layer], row, positions)
 
 
 def held_pattern(model: Model, trace: Trace, layer: int, row: int, positions: Tensor) -> Tensor:
@@ -221,8 +202,9 @@ def held_pattern(model: Model, trace: Trace, layer: int, row: int, positions: Te
 
     It takes values of a writer, W_V applied to it without its mean, to the z that it is a part of.
     """
-    A = pattern(model, trace, layer, row, positions) / read_scale(model, trace.sites[2 * layer, row])
-    return A.mul_(trace.attention[layer].gain[row, positions][:, None])
+    seen = trace.attention[layer]
+    A = pattern_of(model, layer, seen, row, positions) / read_scale(model, trace.sites[2 * layer, row])
+    return A.mul_(seen.gain[row, positions][:, None])
 
 
 def gates(model: Model, layer: int, resid: Tensor) -> Tensor:
@@ -234,9 +216,7 @@ def gates(model: Model, layer: int, resid: Tensor) -> Tensor:
     if block.W_gate is not None and block.b_gate is not None:
         g = linear(x, block.W_gate, block.b_gate, model.act).to(x.dtype)
     else:
-        u = linear(x, block.W_in, block.b_in).to(x.dtype)
-        u = torch.where(u.abs() < _NEAR_ZERO, _NEAR_ZERO, u)  # act(u) / u has a limit at 0, and 0 / 0 has none
-        g = ACTIVATIONS[model.act](u) / u
+        g = secant(model.act, linear(x, block.W_in, block.b_in).to(x.dtype))
     return g if block.mlp_post is None else g * mlp_gain(model, layer, resid)[:, None]
 
 
@@ -257,9 +237,10 @@ def mlp_path_onto(model: Model, layer: int, resid: Tensor, writer: Tensor, onto:
 def _head_dots(
     model: Model, trace: Trace, nodes: Written, row: int, positions: Tensor, layer: int, decoys: Decoys, at: Tensor
 ) -> Tensor:
-    """Return <vcomp_{w->c}, h_w> for the heads c of a layer: [w, H, T]. at: the writers, then the decoys [w, T, D].
+    """Return <vcomp_{w->c}, h_w> for the heads c of a layer: [w, H, T].
 
-    Values of heads that write are z (W_O W_V), the two matrices multiplied first: D / d_head times less work.
+    at [w, T, D]: heads that are read, decoys made of heads, vectors that are read, decoys made of vectors. Values of
+    heads that write are z (W_O W_V), the two matrices multiplied first: D / d_head times less work.
     """
     shape, block = model.shape, model.blocks[layer]
     n_heads, n_vectors = layer * shape.n_heads, len(nodes.vectors) - shape.n_layers + layer
@@ -267,25 +248,14 @@ def _head_dots(
     maps = torch.cat((*(centred(model, earlier.W_O) for earlier in model.blocks[:layer]), decoys.head_maps))
     vectors, turned = nodes.vectors[:n_vectors], nodes.vectors[decoys.vectors]
     A = held_pattern(model, trace, layer, row, positions)
-    onto = torch.einsum("wtd,hkd->hwtk", at[_order(nodes, layer, decoys, len(at))], block.W_O)
+    onto = torch.einsum("wtd,hkd->hwtk", at, block.W_O)
     per = shape.n_heads // shape.n_kv_heads
     dots = []
     for group, W_V in enumerate(block.W_V):
         values = torch.cat((z @ (maps @ W_V), vectors @ W_V, turned @ (decoys.vector_maps @ W_V)))  # [w, P, K]
         heads = range(group * per, (group + 1) * per)
         dots += [(A[head] @ values).mul_(onto[head]).sum(-1) for head in heads]  # A V: [w, T, K]
-    out = at.new_empty((len(at), shape.n_heads, len(positions)))
-    out[_order(nodes, layer, decoys, len(at))] = torch.stack(dots, 1)
-    return out
-
-
-def _order(nodes: Written, layer: int, decoys: Decoys, count: int) -> Tensor:
-    """Return the rows: heads that are read, decoys made of heads, vectors that are read, decoys made of vectors."""
-    who = _reads_heads(nodes, layer)
-    is_head = torch.isin(who, nodes.heads)
-    turned, n_heads = torch.arange(len(who), count, device=who.device), len(decoys.heads)
-    heads, vectors = is_head.nonzero().flatten(), (~is_head).nonzero().flatten()
-    return torch.cat((heads, turned[:n_heads], vectors, turned[n_heads:]))
+    return torch.stack(dots, 1)
 
 
 def _mlp_dots(model: Model, layer: int, mid: Tensor, at: Tensor) -> Tensor:

@@ -14,17 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repro.errors import Exit, ReproError, listing
-from repro.model.decoder import Block, Model, Rotary, Scales
+from repro.errors import listing, unavailable
+from repro.model.casting import cast
+from repro.model.decoder import Block, Model, Rotary
 from repro.model.folder import Folder, Shape
+from repro.model.native_keys import SIZES
 from repro.model.original import Original
 
-_SIZE_KEYS = (
-    "n_heads", "num_attention_heads", "n_head", "num_heads", "n_key_value_heads", "num_key_value_heads", "d_head",
-    "head_dim", "d_model", "hidden_size", "n_embd",
-)  # fmt: skip
+_SIZE_KEYS = [name for size in ("n_heads", "n_kv_heads", "d_head", "d_model") for name in SIZES[size]]
 _BIAS_KEYS = ("attention_bias", "mlp_bias", "use_bias")
-_NORMS = ("ln1", "ln1_post", "ln2", "ln2_post")
+_NORMS = ("ln1", "ln1_post", "ln2", "ln2_post", "q_norm", "k_norm")
 Affine = tuple[Tensor, Tensor]
 """A matrix [in, out] and a bias [out]; or a norm's weight and bias [in]."""
 _NO_WEIGHT = 1e-15
@@ -45,35 +44,34 @@ def process(folder: Folder, original: Original, dtype: torch.dtype) -> tuple[Mod
     blocks: list[Block] = []
     value_biases: list[Tensor] = []
     for layer, (block, factor) in enumerate(zip(bridge.blocks, factors, strict=True)):
-        made, value_bias = _block(folder, block._modules, center, offset, factor / factors[0], original.residual_scale)
+        made, value_bias = _block(folder, block._modules, center, offset, factor / factors[0], original.scales.residual)
         made = replace(made, rotated=layer not in original.unrotated, window=original.windows.get(layer))
-        blocks.append(_cast(made, dtype))
+        blocks.append(cast(made, dtype))
         value_biases.append(value_bias.to(dtype))
     W_U, b_U = _read_through(_norm(bridge.ln_final, shape.d_model, offset), _affine(bridge.unembed), center)
     W_E, W_pos = _embeddings(bridge, shape, original.rotary, center)
-    looked_up = float(getattr(_module(bridge.embed), "embed_scale", 1.0)) * original.embedding_scale
-    scales = Scales(looked_up, original.residual_scale, original.logit_scale, original.initial)
-    rotary, local = (None if each is None else _cast(each, dtype) for each in (original.rotary, original.rotary_local))
+    multiplier, of_logits = original.scales.embedding, original.scales.logits
+    looked_up = float(getattr(_module(bridge.embed), "embed_scale", 1.0)) * multiplier
     model = Model(
         shape=replace(shape, d_mlp=blocks[0].W_in.shape[1]),
         center=center,
         eps=_epsilon(folder, bridge),
         act=cfg.act_fn,
         softmax_scale=factors[0],
-        W_E=W_E.mul_(original.embedding_scale),
+        W_E=W_E.mul_(multiplier),
         W_pos=W_pos,
-        rotary=rotary,
+        rotary=original.rotary,
         blocks=tuple(blocks),
-        W_U=W_U.sub_(W_U.mean(1, keepdim=True)).mul_(original.logit_scale),  # in place: the largest matrix
-        b_U=(b_U - b_U.mean()) * original.logit_scale,
+        W_U=W_U.sub_(W_U.mean(1, keepdim=True)).mul_(of_logits),  # in place: the largest matrix
+        b_U=(b_U - b_U.mean()) * of_logits,
         parallel=bool(getattr(cfg, "parallel_attn_mlp", False)),
-        rotary_local=local,
+        rotary_local=original.rotary_local,
         pre_norm="ln1" in bridge.blocks[0]._modules,
         score_cap=original.score_cap,
         logit_cap=original.logit_cap,
-        scales=scales,
+        scales=replace(original.scales, embedding=looked_up),
     )
-    return _cast(model, dtype), value_biases
+    return cast(model, dtype), value_biases
 
 
 def _block(
@@ -134,23 +132,15 @@ def _block(
 
 def _epsilon(folder: Folder, bridge: Any) -> float:
     """Return what the norms add to the variance, from their own attributes: configurations name it in many ways."""
-    norms = [
-        bridge.ln_final,
-        *(block._modules[name] for block in bridge.blocks for name in _NORMS if name in block._modules),
-    ]
-    norms += [
-        block.attn._modules[name]
-        for block in bridge.blocks
-        for name in ("q_norm", "k_norm")
-        if name in block.attn._modules
-    ]
+    parts = [part for block in bridge.blocks for of in (block, block.attn) for part in of._modules.items()]
+    norms = [bridge.ln_final, *(part for name, part in parts if name in _NORMS)]
     found = set()
     for norm in map(_module, norms):
         own = getattr(norm, "eps", getattr(norm, "variance_epsilon", None))
         found.add(float(bridge.cfg.eps if own is None else own))
     if len(found) > 1:
         named = " and ".join(f"{eps:g}" for eps in sorted(found))
-        raise ReproError(f"{folder.path}: not supported: norms that add different eps, {named}", Exit.UNAVAILABLE)
+        raise unavailable(f"{folder.path}: not supported: norms that add different eps, {named}")
     return found.pop()
 
 
@@ -232,10 +222,9 @@ def _refuse_biases(folder: Folder, written: dict[str, tuple[Tensor | None, Tenso
     for name, (post, bias) in written.items():
         if post is not None and bias.any():
             said = listing([f"{key} = {folder.config[key]!r}" for key in _BIAS_KEYS if folder.config.get(key)])
-            raise ReproError(
+            raise unavailable(
                 f"{folder.path}: not supported: {said or 'biases'} in config.json, biases of what the norm after the "
-                f"{name} reads",
-                Exit.UNAVAILABLE,
+                f"{name} reads"
             )
 
 
@@ -243,16 +232,7 @@ def _refuse_sizes(folder: Folder, read: dict[str, tuple[Tensor, int]]) -> None:
     for name, (W, heads) in read.items():
         if W.shape != (folder.shape.d_model, heads * folder.shape.d_head):
             said = listing([f"{key} = {folder.config[key]!r}" for key in _SIZE_KEYS if key in folder.config])
-            raise ReproError(
+            raise unavailable(
                 f"{folder.path}: {said} in config.json: {heads} heads of {folder.shape.d_head} dimensions that read "
-                f"{folder.shape.d_model}, and the {name} matrix is {list(W.shape)}",
-                Exit.UNAVAILABLE,
+                f"{folder.shape.d_model}, and the {name} matrix is {list(W.shape)}"
             )
-
-
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """Return a dataclass of tensors with those not yet of a type in that type, contiguous."""
-    return replace(
-        value,
-        **{name: part.to(dtype).contiguous() for name, part in vars(value).items() if isinstance(part, Tensor)},
-    )

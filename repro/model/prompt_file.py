@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from repro.errors import Exit, ReproError, listing, plain, unavailable, words_of
+from repro.errors import ReproError, listing, plain, unavailable, words_of
 from repro.model.contents import refuse_other_content
 
 MASK = "attention_mask"
@@ -54,7 +54,7 @@ def _read(path: Path) -> tuple[np.ndarray, bool]:
         with safe_open(str(path), framework="numpy") as file:
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, SafetensorError, ValueError, TypeError) as error:
-        raise ReproError(f"{path}: unreadable prompts ({words_of(error)})", Exit.UNAVAILABLE) from None
+        raise unavailable(f"{path}: unreadable prompts ({words_of(error)})") from None
     held = listing([f"{plain(repr(name), 40)} {_described(array)}" for name, array in sorted(found.items())], 4)
     if "tokens" not in found:
         raise unavailable(

@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from repro.errors import Exit, ReproError
-from repro.model.config_keys import ROTARY_KINDS
 from repro.model.decoder import Rotary
 from repro.model.folder import Folder
 
@@ -19,7 +17,7 @@ _ADJACENT = frozenset({"cohere", "cohere2", "ernie4_5", "glm", "glm4", "helium"}
 def rotary_of_module(folder: Folder, module: nn.Module) -> tuple[Rotary | None, Rotary | None]:
     """Return the tables of a Hugging Face model, and those of its layers with a window where they have their own.
 
-    Nothing if it has no rotary positions. Raises ReproError (exit 4) for frequencies that depend on the prompt.
+    Nothing if it has no rotary positions. Kinds whose frequencies depend on the prompt are refused with config.json.
     Agreement: tests/model/test_architectures.py.
     """
     adjacent = getattr(module.config, "model_type", "") in _ADJACENT
@@ -41,14 +39,6 @@ def rotary_of_module(folder: Folder, module: nn.Module) -> tuple[Rotary | None, 
 
 def _of_frequencies(folder: Folder, part: Any, prefix: str, adjacent: bool) -> Rotary:
     """Return the tables of a module's frequencies; prefix: of its attributes, where kinds of layers have their own."""
-    kind = getattr(part, "rope_type", "default")
-    kind = kind.get(prefix[:-1], "default") if isinstance(kind, dict) else kind
-    if kind not in ROTARY_KINDS:
-        raise ReproError(
-            f"{folder.path}: not supported: rotary positions of kind {kind!r} (rope_parameters or rope_scaling in "
-            f"config.json); {', '.join(ROTARY_KINDS)} are",
-            Exit.UNAVAILABLE,
-        )
     frequencies = getattr(part, f"{prefix}inv_freq").float()
     angles = torch.arange(folder.shape.n_ctx, dtype=torch.float32)[:, None] * frequencies[None, :]
     strength = float(getattr(part, f"{prefix}attention_scaling", 1.0))

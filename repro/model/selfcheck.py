@@ -9,9 +9,11 @@ from torch import Tensor
 
 from repro.errors import Exit, ReproError, listing, plain
 from repro.model import forward
+from repro.model.config_keys import HARMLESS
 from repro.model.decoder import Model
 from repro.model.folder import Folder
 from repro.model.forward import logits, trace
+from repro.model.native_keys import SIZE_KEYS, words
 from repro.model.original import Original, Seen
 
 # Largest deviation allowed, relative to the largest value of the same quantity: the original computes in another order.
@@ -55,7 +57,7 @@ def _pairs(
 
     def theirs(name: str) -> Tensor:
         """Return what the original writes or reads, centred where writing weights are."""
-        value = seen.parts[name] * (original.residual_scale if name.startswith(("attention", "MLP")) else 1)
+        value = seen.parts[name] * (original.scales.residual if name.startswith(("attention", "MLP")) else 1)
         return value - value.mean(-1, keepdim=True) if model.center else value
 
     written = passed.sites[0]
@@ -94,14 +96,8 @@ def _scaled(model: Model, x: Tensor) -> tuple[Tensor, Tensor]:
     ) if model.center else x
 
 
-# Keys that say how large a model is, what its tokens mean, how it was trained or stored: no other computation.
-_KNOWN = frozenset((
-    "_name_or_path", "architectures", "attn_pdrop", "bos_token_id", "dtype", "embd_pdrop", "eos_token_id", "ffn_dim",
-    "head_dim", "hidden_size", "id2label", "initializer_range", "intermediate_size", "label2id", "max_window_layers",
-    "max_position_embeddings", "model_type", "n_ctx", "n_embd", "n_head", "n_inner", "n_layer", "n_positions",
-    "num_attention_heads", "num_hidden_layers", "num_key_value_heads", "pad_token_id", "rms_norm_eps", "rotary_dim",
-    "tie_word_embeddings", "torch_dtype", "transformers_version", "use_cache", "vocab_size",
-))  # fmt: skip
+# Keys of no other computation: how large a model is, what its tokens mean, how it was trained or stored.
+_KNOWN = HARMLESS | SIZE_KEYS | words("max_window_layers rms_norm_eps rotary_dim tie_word_embeddings")
 
 
 def _compare(folder: Folder, original: Original, name: str, ours: Tensor, theirs: Tensor, limit: float) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection
 from pathlib import Path
 
@@ -11,9 +10,8 @@ from repro.errors import listing, plain, unavailable
 from repro.model.contents import is_pointer, read_header, refuse_other_content
 
 INDEX = "model.safetensors.index.json"
-_SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
-_OTHERS = (".gguf", ".ggml", ".h5", ".onnx", ".tflite")
-"""Of weights in the formats of other libraries."""
+_OTHERS = (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".npz", ".gguf", ".ggml", ".h5", ".onnx", ".tflite")
+"""Of weights in other formats."""
 _CONVERT = (
     "load it with transformers and call save_pretrained, or write the state dict with safetensors.torch.save_file to "
     "model.safetensors"
@@ -68,9 +66,7 @@ def _lack(names: Collection[str], pth: list[str], hugging_face: bool) -> str:
         )
     if pth:
         return f"{len(pth)} files *final.pth; one model.safetensors or one *final.pth is expected"
-    others = sorted(
-        name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".npz", *_OTHERS))
-    )
+    others = sorted(name for name in names if name.endswith(_OTHERS))
     models = [name for name in others if name.startswith("pytorch_model")] or others
     if models:
         return f"no model.safetensors, only {listing(models, 3)}; {_CONVERT}"
@@ -83,10 +79,7 @@ def _lack(names: Collection[str], pth: list[str], hugging_face: bool) -> str:
 def _refuse_second(path: Path, own: list[str], names: Collection[str], pth: list[str], hugging_face: bool) -> None:
     """Refuse weights in two places, and shards that are not all of one model."""
     listed = _listed(path) if INDEX in names else None
-    shards = [match for name in own if (match := _SHARD.fullmatch(name))]
-    whole = len(shards) == len(own) and [(int(m[1]), int(m[2])) for m in shards] == [
-        (number, len(own)) for number in range(1, len(own) + 1)
-    ]
+    whole = own == [f"model-{number:05}-of-{len(own):05}.safetensors" for number in range(1, len(own) + 1)]
     if pth or ("model.safetensors" in own and len(own) > 1):
         raise _twice(path, [*own, *pth])
     if own == ["model.safetensors"] or own[0].endswith(".pth"):

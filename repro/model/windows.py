@@ -18,8 +18,3 @@ def windows(config: Any) -> dict[int, int]:
         return {}
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
     return {layer: int(window) for layer, kind in enumerate(kinds) if kind == "sliding_attention"}
-
-
-def window_key(config: Any) -> str:
-    """Return the key of config.json that says how far."""
-    return "sliding_window" if getattr(config, "attention_layers", None) is None else "window_size"

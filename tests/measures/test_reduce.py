@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from scipy.stats import linregress
 
-from repro.measures.statistics import density, fit_line, quantiles, quantiles_along, variance_shares
+from repro.measures.statistics import density, density_edges, fit_line, quantiles, quantiles_along, variance_shares
 
 # Reproducible, and nothing is written beside the project.
 QUICK = settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -168,7 +168,8 @@ def test_variance_shares_leave_out_positions_with_undefined_values() -> None:
 @given(arrays(np.float64, (2, 30), elements=NUMBERS), st.integers(1, 20))
 def test_the_density_counts_every_defined_point_once(points: np.ndarray, bins: int) -> None:
     x, y = points
-    counts, x_edges, y_edges = density(x, y, bins)
+    x_edges, y_edges = density_edges(x, y, bins)
+    counts = density(x, y, x_edges, y_edges)
     good = ~np.isnan(points).any(0)
     assert counts.shape == (bins, bins)
     assert counts.sum() == good.sum()
@@ -181,8 +182,9 @@ def test_the_density_counts_every_defined_point_once(points: np.ndarray, bins: i
 
 
 def test_the_density_has_y_in_rows() -> None:
-    counts, x_edges, y_edges = density(np.array([0.0, 0.0, 10.0]), np.array([1.0, 1.0, 5.0]), bins=2)
-    assert counts.tolist() == [[2, 0], [0, 1]]
+    x, y = np.array([0.0, 0.0, 10.0]), np.array([1.0, 1.0, 5.0])
+    x_edges, y_edges = density_edges(x, y, bins=2)
+    assert density(x, y, x_edges, y_edges).tolist() == [[2, 0], [0, 1]]
     assert (x_edges[0], y_edges[0]) == pytest.approx((0, 1), abs=1e-4)
-    counts, _, _ = density(np.array([0.0, 1.0]), np.array([1.0, 0.0]), bins=2)
-    assert counts.tolist() == [[0, 1], [1, 0]]
+    x, y = np.array([0.0, 1.0]), np.array([1.0, 0.0])
+    assert density(x, y, *density_edges(x, y, bins=2)).tolist() == [[0, 1], [1, 0]]

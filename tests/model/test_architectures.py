@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from repro.kernels.select import provider
+from repro.labels import heads_of
 from repro.measures.batch import Batch, Engine
 from repro.measures.directions import Directions
+from repro.measures.patched import patched_run
 from repro.measures.roles import Roles
 from repro.model.decoder import Model
 from repro.model.folder import read_folder
@@ -249,8 +251,7 @@ def test_a_patched_value_input_is_what_the_original_does_with_it(name: str) -> N
     # The scale of a norm after attention is that of the clean run, as every scale of the layer is.
     held = {shown.place(layer, 5): factor(name, layer)} if shown.ours.blocks[layer].attn_post is not None else None
     after = run(shown, {shown.place(layer, 2): lambda value_input: value_input - removed}, held)
-    _, total = patched.composition(layer)
-    sites = patched.rest(layer, patched.sites[2 * layer + 1] - total)
+    sites = patched_run(patched, heads_of(layer, shown.ours.shape.n_heads)).sites
     assert_near(sites[0], shown.moved(after.pre[layer] + after.attention[layer]))
     assert_near(sites[-1], shown.moved(after.pre[-1]))
     assert float((after.pre[-1] - clean(name).pre[-1]).abs().max()) > 1e-2

@@ -237,7 +237,7 @@ def refusal(path: Path) -> str:
         ({"act_fn": "solu"}, "not supported: act_fn = 'solu'"),
         ({"positional_embedding_type": "alibi"}, "not supported: positional_embedding_type = 'alibi'"),
         ({"normalization": "none"}, "not supported: normalization = 'none'"),
-        ({"final_rms": True}, "the weights do not fit config.json: unexpected ln_final.b"),
+        ({"final_rms": True}, "not supported: final_rms = True in config.json, another kind of final norm"),
         ({"d_vocab": 60}, "config.json says d_vocab = 60, d_model = 32, and embed.W_E in the weights is [61, 32]"),
         ({"n_heads": 8, "d_head": 4}, "blocks.0.attn.W_"),
     ],

@@ -7,10 +7,10 @@ import torch
 
 from repro.labels import nodes, step_of
 from repro.model.ablate import output_of, rerun, total_effects
+from repro.model.attention import pattern_of
 from repro.model.forward import normed, read_scale
-from repro.model.net_effect import net_effects
 from repro.model.path_dla import onto_paths
-from repro.model.paths import gates, pattern
+from repro.model.paths import gates
 from tests.model.test_net_effect import LENGTH, ROW, TARGETS, Seen, centred, pass_with
 from tests.scenes import KINDS, model, scaled_head
 
@@ -43,7 +43,7 @@ def path(here: Seen, writer: str, component: str) -> torch.Tensor:
             / read_scale(given, run.sites[2 * layer, ROW])[:, None]
             @ block.W_V[head * given.shape.n_kv_heads // given.shape.n_heads]
         )
-        mix = pattern(given, run, layer, ROW, everywhere)[head] @ values
+        mix = pattern_of(given, layer, run.attention[layer], ROW, everywhere)[head] @ values
         return mix @ block.W_O[head] * run.attention[layer].gain[ROW, :, None]
 
 
@@ -74,7 +74,7 @@ def test_one_layer_up_the_net_effect_is_dla_and_the_first_paths(seen: Seen) -> N
     """
     last = seen.model.shape.n_layers - 1
     with torch.inference_mode():
-        effects = net_effects(seen.model, seen.run, seen.tokens, ROW, TARGETS, seen.direction).nodes
+        effects = seen.effects("held").nodes
         for label, whole in ((f"L{last}H0", True), ("L0H0", False)):
             h = written(seen, label)
             paths = onto_paths(

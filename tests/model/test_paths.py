@@ -9,30 +9,38 @@ import torch
 from torch import Tensor
 
 from repro.labels import step_of
+from repro.model.ablate import output_of
+from repro.model.attention import pattern_of
 from repro.model.decoder import Model
 from repro.model.forward import Trace, norm_scale, normed, trace
 from repro.model.linear import ACTIVATIONS
-from repro.model.paths import Decoys, Written, make_decoys, path_dots, pattern, sampled, strata, written
+from repro.model.paths import Decoys, Written, make_decoys, path_dots, sampled, strata, written
 from tests.scenes import model, prompts
 
 KINDS = ("native", "gpt2", "llama", "gemma2", "gemma3", "olmo2")
 ROW, LENGTH = 1, 37
 POSITIONS = sampled(LENGTH, 5)
+TOKENS = torch.from_numpy(prompts(2, LENGTH, seed=3)).long()
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def seen(request: pytest.FixtureRequest) -> tuple[Model, Trace, Written, Decoys]:
     """A toy of each kind in float64, a clean pass over two prompts, and what the second one's nodes wrote."""
     given = model(request.param)
-    tokens = torch.from_numpy(prompts(2, LENGTH, seed=3)).long()
     with torch.inference_mode():
-        run = trace(given, tokens)
-        return given, run, written(given, run, tokens, ROW, POSITIONS), make_decoys(given, 7, seed=0)
+        run = trace(given, TOKENS)
+        return given, run, written(given, run, TOKENS, ROW, POSITIONS), make_decoys(given, 7, seed=0)
 
 
-def summands(given: Model, nodes: Written) -> dict[str, Tensor]:
+def output(given: Model, run: Trace, label: str) -> Tensor:
+    """What a node wrote: [P, D]."""
+    with torch.inference_mode():
+        return output_of(given, run, TOKENS, ROW, label)
+
+
+def summands(given: Model, run: Trace, nodes: Written) -> dict[str, Tensor]:
     """Everything that the stream is a sum of, at all positions [P, D], with the step at which it is written."""
-    found = {label: nodes.full(given, i) for i, label in enumerate(nodes.labels)}
+    found = {label: output(given, run, label) for label in nodes.labels}
     return found | {f"b_O{layer}": block.b_O.expand(LENGTH, -1) for layer, block in enumerate(given.blocks)}
 
 
@@ -60,7 +68,8 @@ def after(given: Model, raw: Tensor, weights: Tensor | None) -> Tensor:
 def mix(given: Model, run: Trace, layer: int, head: int, read: Tensor) -> Tensor:
     """What a head's pattern and its OV circuit make of what it reads, before any norm after it: [P, D]."""
     block, group = given.blocks[layer], head * given.shape.n_kv_heads // given.shape.n_heads
-    return pattern(given, run, layer, ROW, torch.arange(LENGTH))[head] @ read @ block.W_V[group] @ block.W_O[head]
+    A = pattern_of(given, layer, run.attention[layer], ROW, torch.arange(LENGTH))[head]
+    return A @ read @ block.W_V[group] @ block.W_O[head]
 
 
 def head_path(given: Model, run: Trace, layer: int, head: int, v: Tensor) -> Tensor:
@@ -86,7 +95,7 @@ def mlp_path(given: Model, run: Trace, layer: int, v: Tensor, bias: bool = False
 
 def test_the_paths_into_a_component_add_up_to_what_it_writes(seen: tuple[Model, Trace, Written, Decoys]) -> None:
     given, run, nodes, _ = seen
-    every = summands(given, nodes)
+    every = summands(given, run, nodes)
     zero = torch.zeros_like(every["embed"])
     for layer in range(given.shape.n_layers):
         before = {label: v for label, v in every.items() if when(label) <= 2 * layer}
@@ -113,7 +122,7 @@ def test_the_dots_are_those_of_the_paths(seen: tuple[Model, Trace, Written, Deco
         writers = [*range(N), *(N + r for r in range(decoys.count))]
         made = decoys.at(nodes)
         for w in writers:
-            v = nodes.full(given, w) if w < N else made[w - N]
+            v = output(given, run, nodes.labels[w]) if w < N else made[w - N]
             reads = (w >= N) or step_of(nodes.labels[w]) < step_of(component)
             if not reads:
                 assert dots.path[:, w, c].isnan().all()
@@ -127,19 +136,19 @@ def test_the_dots_are_those_of_the_paths(seen: tuple[Model, Trace, Written, Deco
             )
             torch.testing.assert_close(dots.path[:, w, c], strata((path * v).sum(-1)[POSITIONS]), rtol=1e-6, atol=1e-6)
             torch.testing.assert_close(dots.norm2[:, w, c], strata(v.square().sum(-1)[POSITIONS]))
-            own = strata((nodes.full(given, c) * v).sum(-1)[POSITIONS])
+            own = strata((output(given, run, component) * v).sum(-1)[POSITIONS])
             torch.testing.assert_close(dots.clean[:, w, c], own, rtol=1e-6, atol=1e-6)
 
 
 def test_decoys_have_the_norms_of_what_they_are_made_of(seen: tuple[Model, Trace, Written, Decoys]) -> None:
-    given, _, nodes, decoys = seen
+    given, run, nodes, decoys = seen
     assert len(decoys.heads) > 0
     assert len(decoys.vectors) > 0
     sources = torch.cat((nodes.heads[decoys.heads], nodes.others[decoys.vectors]))
     assert len(sources) == decoys.count
     assert not {"embed", "pos_embed"} & {nodes.labels[i] for i in sources}
     for v, index in zip(decoys.at(nodes), sources, strict=True):
-        own = nodes.full(given, int(index))
+        own = output(given, run, nodes.labels[int(index)])
         # LayerNorm reads nothing of the mean, in which a turned vector has one part in D.
         assert (v.square().sum(-1) <= own.square().sum(-1) * (1 + 1e-9)).all()
         assert float(v.square().sum() / own.square().sum()) > 0.7

@@ -10,6 +10,7 @@ import pytest
 from repro.bench import end_to_end as endtoend
 from repro.kernels import tiled
 from repro.measures import batch as stream
+from repro.measures import patched
 from repro.measures.path_shares import REFERENCES
 from repro.model import forward
 from repro.model.decoder import Model
@@ -26,15 +27,15 @@ def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Prompts that went through each expensive part while the default experiments ran on named roles."""
     monkeypatch.setattr(endtoend, "SHAPE", SHAPE)
     counts: Counter[str] = Counter()
-    whole, rest, unembed = stream.trace, stream.forward_from, tiled.top2_logits
+    whole, again, unembed = stream.trace, patched.patched_run, tiled.top2_logits
 
     def trace(model: Model, tokens: object, *given: object, **named: object) -> object:
         counts["clean"] += len(tokens)  # type: ignore[arg-type]
         return whole(model, tokens, *given, **named)  # type: ignore[arg-type]
 
-    def forward_from(model: Model, layer: int, resid_pre: object, resid_mid: object) -> object:
-        counts["patched tail"] += len(resid_mid)  # type: ignore[arg-type]
-        return rest(model, layer, resid_pre, resid_mid)  # type: ignore[arg-type]
+    def patched_run(batch: stream.Batch, *given: object, **named: object) -> object:
+        counts["patched"] += len(batch.tokens)
+        return again(batch, *given, **named)  # type: ignore[arg-type]
 
     def example(model: Model, tokens: object) -> object:
         counts["examples"] += len(tokens)  # type: ignore[arg-type]
@@ -45,7 +46,7 @@ def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         return unembed(resid, *given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(stream, "trace", trace)
-    monkeypatch.setattr(stream, "forward_from", forward_from)
+    monkeypatch.setattr(patched, "patched_run", patched_run)
     monkeypatch.setattr(forward, "trace", example)
     monkeypatch.setattr(tiled, "top2_logits", top2_logits)
     world = Workspace(Request(spec=endtoend.make_subject(tmp_path, PAPER, PROMPTS), subject="shape"), lambda line: None)
@@ -60,7 +61,7 @@ def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 def test_the_default_plan_runs_the_model_once(counted: Counter[str]) -> None:
     assert counted == {
         "clean": PROMPTS,
-        "patched tail": PROMPTS,
+        "patched": PROMPTS,
         # What is prepared before the pass: four adversarial prompts, and the references of the scan.
         "examples": 4 + REFERENCES,
         # Units of four: the last unit of the scatter ends inside one.

@@ -14,9 +14,9 @@ import torch
 from repro.errors import ReproError
 from repro.labels import heads_of
 from repro.measures.path_shares import PathShares
+from repro.model.attention import pattern_of
 from repro.model.decoder import Model
 from repro.model.forward import attend, mlp, normed, trace
-from repro.model.paths import pattern
 from repro.scan import controls
 from repro.scan.controls import MADE_WITH, SETTINGS, Outcomes, Setting, bounds, campaign, measured, outcome, summary
 from repro.scan.untrained import KINDS, copied, opposed, planted, scaled, space_of, untrained
@@ -68,7 +68,8 @@ def test_a_planted_head_writes_minus_what_it_reads_of_the_writers_space(drawn: t
     run, U = trace(erased, tokens), space_of(model, WRITER)
     out = attend(erased, 2, run.sites[4]).z[:, :, 2] @ erased.blocks[2].W_O[2]
     read = normed(model, run.sites[4]) @ U.T @ U
-    A = torch.stack([pattern(erased, run, 2, row, torch.arange(tokens.shape[1]))[2] for row in range(len(tokens))])
+    everywhere = torch.arange(tokens.shape[1])
+    A = torch.stack([pattern_of(erased, 2, run.attention[2], row, everywhere)[2] for row in range(len(tokens))])
     torch.testing.assert_close(out, -0.7 * A @ read, rtol=1e-4, atol=1e-5)
     assert (A @ read * read).sum() > 0.5 * read.square().sum()  # it reads its own position, or one that is alike
     torch.testing.assert_close(run.sites[:5], trace(model, tokens).sites[:5])  # nothing changes before it

@@ -54,8 +54,8 @@ def test_the_parts_are_what_they_are_called(given: Model, found: xr.Dataset) -> 
         h = run.attention[1].z[row, -1, 2] @ given.blocks[1].W_O[2]
         assert float(found["dla"].sel(node="L1H2")[row]) == pytest.approx(float(h @ direction[row]))
         expected = net_effects(
-            given, run, torch.from_numpy(TOKENS), row, torch.tensor([13]), direction[row : row + 1], "gradient"
-        )
+            given, run, torch.from_numpy(TOKENS), row, torch.tensor([13]), direction[row : row + 1], ("gradient",)
+        )["gradient"]
         np.testing.assert_allclose(found["gradient"][:, row], expected.nodes[:, 0], atol=1e-9)
     assert found.attrs.get("logits") == ("before the cap 5 tanh(l / 5)" if given.logit_cap else None)
     # Negative control: what ablation says is not what DLA says.
