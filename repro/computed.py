@@ -8,7 +8,8 @@ from pathlib import Path
 import xarray as xr
 
 from repro.errors import Exit, ReproError
-from repro.request import Request, Workspace
+from repro.options import Request
+from repro.request import Workspace
 from repro.stages.plan import plan
 from repro.stages.resolve import resolve
 from repro.stages.run import run as compute

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from repro.errors import Exit, ReproError
 from repro.measures import MEASURES
+from repro.options import Request
 from repro.plan.plan import Plan, Settings, make_plan, select
 from repro.spec.read import read_spec
 from repro.spec.types import Loaded
@@ -20,40 +20,13 @@ from repro.subjects.resolve import ResolvedSubject, choose
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for, as given."""
-
-    spec: Path
-    subject: str | None = None
-    only: str = ""
-    """Experiments, figures or groups, separated by commas."""
-    prompts: int | None = None
-    text: Sequence[Path] | None = None
-    """Files of plain text in place of the subject's prompts."""
-    device: str = "auto"
-    kernels: str = "auto"
-    products: str = "auto"
-    memory: str = "2GiB"
-    out: Path | None = None
-    offline: bool = False
-    fresh: bool = False
-    watchdog: str = "30m"
-    workers: int | None = None
-    scheduler: str | None = None
-    controls: bool = False
-    """Whether untrained twins are scanned, too."""
-
-    def __post_init__(self) -> None:
-        """Refuse a number of prompts that is none: a notebook may give anything."""
-        if self.prompts is not None and (type(self.prompts) is not int or self.prompts < 1):
-            raise ReproError(f"prompts: given {self.prompts!r}; a whole number from 1 on is allowed")
-
-
 class Workspace:
     """The request resolved: spec, directories, subject, settings. Each is worked out when first needed."""
 
     def __init__(self, request: Request, say: Callable[[str], None]) -> None:
+        # A notebook may give anything.
+        if request.prompts is not None and (type(request.prompts) is not int or request.prompts < 1):
+            raise ReproError(f"prompts: given {request.prompts!r}; a whole number from 1 on is allowed")
         self.request = request
         self.say = say
 

@@ -9,8 +9,8 @@ import xarray as xr
 
 from repro.errors import AbsentError, ReproError, did_you_mean
 from repro.figures.draw import Source
-from repro.options import DEFAULT_SPEC
-from repro.request import Request, Workspace
+from repro.options import DEFAULT_SPEC, Request
+from repro.request import Workspace
 
 if TYPE_CHECKING:
     import altair as alt
@@ -71,7 +71,7 @@ def figure(
 
 def _workspace(subject: str, name: str, prompts: int | None, spec: Path | str, out: Path | str | None) -> Workspace:
     root = None if out is None else Path(out)
-    workspace = Workspace(Request(Path(spec), subject, name, prompts, out=root), lambda line: None)
+    workspace = Workspace(Request(Path(spec), root, subject, name, prompts), lambda line: None)
     _ = workspace.selection  # an unknown name is refused before anything is looked for
     return workspace
 

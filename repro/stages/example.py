@@ -15,9 +15,9 @@ import paper_figures
 from repro.errors import AbsentError, ReproError, did_you_mean, listing
 from repro.figures.draw import Source, prepared
 from repro.files import disk
-from repro.options import DEFAULT_SPEC
+from repro.options import Request
 from repro.report.published import published_for
-from repro.request import Request, Workspace
+from repro.request import Workspace
 from repro.store.result import read_summary
 
 FIGURE = "post_1_bottom"
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, default=Path("paper_figures/example.png"))
     given = parser.parse_args(arguments)
     try:
-        example(Workspace(Request(DEFAULT_SPEC, given.subject, out=given.out), print), FIGURE, given.to)
+        example(Workspace(Request(subject=given.subject, out=given.out), print), FIGURE, given.to)
     except ReproError as error:
         print(f"error: {error}", file=sys.stderr)
         return int(error.code)
