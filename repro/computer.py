@@ -16,14 +16,12 @@ from repro.plan.plan import Item, Plan
 from repro.request import Workspace, parse_bytes
 from repro.run.watchdog import Watchdog, parse_watchdog
 from repro.run.workers import check_options, open_cluster
-from repro.store.excluded import excluded_prompts, kept
+from repro.store.excluded import excluded_prompts
 from repro.store.records import COMMIT
 from repro.subjects.access import cache_folder
 from repro.subjects.resolve import ResolvedSubject
 
 if TYPE_CHECKING:
-    import xarray as xr
-
     from repro.model.decoder import Model
     from repro.run.cluster import Cluster
     from repro.run.session import Session
@@ -72,6 +70,7 @@ class Computer:
         """Have the claims of scans that are there confirmed by real forwards, and kept, unless they are already."""
         from repro.scan.choose import settled
         from repro.scan.kept import named_pairs
+        from repro.store.result import read_kept
 
         subject = self.subject.subject
         for item in plan.items:
@@ -85,7 +84,7 @@ class Computer:
             tokens = self.subject.tokens[: item.context.n_prompts, : item.stream.length]
             tokens = np.delete(tokens, excluded_prompts(item.path), 0)
             named = named_pairs(subject.writer, subject.erasers)
-            settled(item.path, partial(_scanned, item.path), tokens, model, named)
+            settled(item.path, partial(read_kept, item.path), tokens, model, named)
 
     def _todo(self, plan: Plan) -> list[Item]:
         return [item for item in plan.todo if item.name not in self.failed]
@@ -132,14 +131,6 @@ class Computer:
             remember(
                 cache_folder(), self._costs[precision].flop, seconds, self.workspace.settings, self.subject, precision
             )
-
-
-def _scanned(path: Path) -> xr.Dataset:
-    """Return the raw arrays of a scan without prompts that are left out, with the attributes of its summary."""
-    from repro.store.result import read_raw, read_summary
-
-    summary = read_summary(path)
-    return kept(read_raw(path), summary.attrs).load().assign_attrs(summary.attrs)
 
 
 def remove_result(path: Path) -> None:

@@ -9,11 +9,13 @@ from functools import cached_property
 from pathlib import Path
 
 from repro.errors import Exit, ReproError
+from repro.figures.draw import Source, lack
 from repro.measures import MEASURES
 from repro.options import Request
 from repro.plan.plan import Plan, Settings, make_plan, select
 from repro.spec.read import read_spec
 from repro.spec.types import Loaded
+from repro.store.records import COMMIT
 from repro.subjects.access import Access, cache_folder
 from repro.subjects.resolve import ResolvedSubject, choose
 
@@ -137,6 +139,21 @@ class Workspace:
         """Return the plan for the selection, or for some experiments."""
         chosen = self.selection[0] if names is None else names
         return make_plan(self.loaded, subject, chosen, self.settings, self.store)
+
+    def source(self, plan: Plan, experiment: str) -> Source | str:
+        """Return an experiment's data: its own result, else the copy kept in git, stamped so; else why there is none.
+
+        Raises ReproError (exit 5) for an own result that is damaged: another one must not take its place.
+        """
+        item = next((item for item in plan.items if item.name == experiment), None)
+        if item is not None and item.fresh:
+            return Source(item.path, roles=plan.roles.attrs())
+        if item is not None:
+            item.refuse_damage()
+        copy = self.committed / plan.subject.name / experiment
+        if (copy / COMMIT).is_file():
+            return Source(copy, "COMMITTED")
+        return lack(experiment, "" if item is None else str(item.state))
 
     def check_writable(self) -> None:
         """Refuse, before anything is computed, a root that cannot be written."""

@@ -78,21 +78,16 @@ def _workspace(subject: str, name: str, prompts: int | None, spec: Path | str, o
 
 def _found(workspace: Workspace, experiment: str) -> Source:
     """Return where an experiment's result lies: the newest of the present spec, else the copy that is kept in git."""
-    chosen = workspace.choose(ask=False)
-    plan = workspace.plan(chosen, [experiment])
-    item = plan.item(experiment)
-    item.refuse_damage()
-    copy = workspace.committed / chosen.name / experiment
-    if item.fresh:
-        return Source(item.path, roles=plan.roles.attrs())
-    if workspace.request.prompts is None and (copy / "COMMIT").is_file():
-        return Source(copy, "COMMITTED")
-    asked = workspace.request
+    plan = workspace.plan(workspace.choose(ask=False), [experiment])
+    at, asked = workspace.source(plan, experiment), workspace.request
+    # The copy is of all prompts.
+    if isinstance(at, Source) and not (at.stamp and asked.prompts is not None):
+        return at
     options = [f"--subject {asked.subject}"]
     options += [f"--prompts {asked.prompts}"] if asked.prompts is not None else []
     options += [f"--spec {asked.spec}"] if asked.spec != DEFAULT_SPEC else []
     options += [f"--out {asked.out}"] if asked.out is not None else []
     raise AbsentError(
-        f"no result of {experiment} for {asked.subject} in {workspace.store} ({item.state}); compute it with "
-        f"`python -m repro run {experiment} {' '.join(options)}`"
+        f"no result of {experiment} for {asked.subject} in {workspace.store} ({plan.item(experiment).state}); compute "
+        f"it with `python -m repro run {experiment} {' '.join(options)}`"
     )

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -152,14 +153,13 @@ def _spent(seconds: Mapping[str, float], stage: str) -> float:
 def _draw(workspace: Workspace) -> int:
     """Draw every figure of the spec from the store; how many."""
     from repro.figures import draw as figures
-    from repro.stages.draw import source_of
 
     plan = workspace.plan(workspace.choose(ask=False))
     out = workspace.figures_folder(plan.subject.name)
     drawn = figures.draw(
         workspace.loaded,
         workspace.selection[1],
-        lambda name: source_of(plan, name, workspace.committed),
+        partial(workspace.source, plan),
         out,
         fresh=True,
     )

@@ -12,50 +12,36 @@ from pathlib import Path
 from typing import Any
 
 import paper_figures
-from repro.errors import AbsentError, ReproError, did_you_mean, listing
+from repro.errors import ReproError, listing
 from repro.figures.draw import Source, prepared
 from repro.files import disk
-from repro.options import Request
+from repro.measures import MEASURES
+from repro.options import DEFAULT_SPEC
 from repro.report.published import published_for
-from repro.request import Workspace
-from repro.store.result import read_summary
+from repro.spec.read import read_spec
+from repro.stored import figure
 
 FIGURE = "post_1_bottom"
 SCALE = 2
 
 
-def example(workspace: Workspace, figure: str, path: Path) -> None:
+def example(subject: str, name: str, path: Path, spec: Path = DEFAULT_SPEC, out: Path | None = None) -> None:
     """Write the published chart of a figure beside the subject's own, as PNG.
 
-    Raises ReproError: exit 2 for a figure without published numbers, exit 4 where nothing is stored, exit 5 where the
-    subject's result is damaged. Agreement: tests/report/test_example.py.
+    subject, name, spec, out: as for `repro.figure`. Raises ReproError as that does, and exit 2 for a figure without
+    published numbers. Agreement: tests/report/test_example.py.
     """
     import vl_convert
 
-    loaded = workspace.loaded
-    if figure not in loaded.spec.figure:
-        raise ReproError(f"no figure {figure!r}.{did_you_mean(figure, loaded.spec.figure)}")
-    subject = workspace.choose(ask=False)
-    plan = workspace.plan(subject)
-    declared = loaded.spec.figure[figure]
-    item, published = plan.item(declared.experiment), published_for(loaded, declared)
+    own, loaded = figure(subject, name, spec=spec, out=out), read_spec(spec, MEASURES)
+    declared, papers = loaded.spec.figure[name], loaded.spec.run.paper_subject
+    published = published_for(loaded, declared)
     if published is None:
         others = [name for name, each in loaded.spec.figure.items() if published_for(loaded, each) is not None]
-        raise ReproError(f"{figure}: no published numbers to draw it from; figures that have some: {listing(others)}")
-    item.refuse_damage()
-    if not item.fresh:
-        raise AbsentError(
-            f"{figure}: no result of {declared.experiment} for {subject.name} in {workspace.store} ({item.state}); "
-            f"compute it with `python -m repro run {declared.experiment} --subject {workspace.request.subject}`"
-        )
-    module, papers = paper_figures.load(declared.chart), loaded.spec.run.paper_subject
-    own = Source(item.path, roles=plan.roles.attrs())
-    drawn = [
-        module.chart(prepared(declared, dataset, at, papers))
-        for dataset, at in ((published, Source(Path())), (read_summary(item.path), own))
-    ]
-    drawn[0].title.subtitle = f"{papers}, drawn from the published numbers"
-    specs = [chart.to_dict() for chart in drawn]
+        raise ReproError(f"{name}: no published numbers to draw it from; figures that have some: {listing(others)}")
+    theirs = paper_figures.load(declared.chart).chart(prepared(declared, published, Source(Path()), papers))
+    theirs.title.subtitle = f"{papers}, drawn from the published numbers"
+    specs = [chart.to_dict() for chart in (theirs, own)]
     # One look for both: a chart inside another may have none of its own.
     whole: dict[str, Any] = {"$schema": specs[0]["$schema"], "config": specs[0]["config"], "spacing": 60}
     whole["datasets"] = {name: rows for spec in specs for name, rows in spec.get("datasets", {}).items()}
@@ -73,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, default=Path("paper_figures/example.png"))
     given = parser.parse_args(arguments)
     try:
-        example(Workspace(Request(subject=given.subject, out=given.out), print), FIGURE, given.to)
+        example(given.subject, FIGURE, given.to, out=given.out)
     except ReproError as error:
         print(f"error: {error}", file=sys.stderr)
         return int(error.code)

@@ -21,6 +21,7 @@ from repro.store import records
 from repro.store.claims import Claims
 from repro.store.committed import commit_reduced
 from repro.store.datasets import open_dataset, portable, write_dataset
+from repro.store.excluded import kept
 from repro.store.layout import DIMENSIONS, Layout, check_place
 from repro.store.records import status
 from repro.store.units import Chunk, Units, create
@@ -28,7 +29,7 @@ from repro.store.units import Chunk, Units, create
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Result", "commit_reduced", "open_result", "read_raw", "read_summary", "status"]
+__all__ = ["Result", "commit_reduced", "open_result", "read_kept", "read_raw", "read_summary", "status"]
 
 BLOCK_BYTES = 128 * 2**20
 """Default size of a block of `Result.iter_blocks`, in bytes."""
@@ -279,3 +280,12 @@ def read_raw(path: Path) -> xr.Dataset:
     if found.kind != "committed":
         raise ReproError(f"{path}: {found.why or found}; see `python -m repro verify`", Exit.CORRUPT)
     return open_dataset(path / records.DATA)
+
+
+def read_kept(path: Path) -> xr.Dataset:
+    """Return the raw arrays of a committed result, loaded, without the prompts that are left out; attrs: its summary's.
+
+    Raises ReproError (exit 5) as `read_summary` and `read_raw` do.
+    """
+    attrs = read_summary(path).attrs
+    return kept(read_raw(path), attrs).load().assign_attrs(attrs)
