@@ -61,9 +61,8 @@ class Computer:
         for precision, cost in predict_each(plan, cache_folder(), items).items():
             self._costs[precision] = self._costs.get(precision, Cost()) + cost
         before = on_disk(items)
-        outcomes = execute(plan, items, session, self._cluster)
+        self.failed |= execute(plan, items, session, self._cluster).keys()
         self._written += on_disk(items) - before
-        self.failed |= {outcome.name for outcome in outcomes if outcome.error}
         return plan.looked_up()
 
     def settle(self, plan: Plan) -> None:

@@ -117,10 +117,10 @@ def child(spec: Path, prompts: int) -> dict[str, Any]:
     bare = Bare(model, tokens, session.micro_batch(plan.todo[0].stream))
     bare.over(range(prompts // 2))
     begun = time.perf_counter()
-    outcomes = execute(plan, plan.todo, session)
+    errors = execute(plan, plan.todo, session)
     paper = time.perf_counter() - begun
-    if failed := [outcome for outcome in outcomes if outcome.error]:
-        raise ReproError(f"{failed[0].name}: {failed[0].error}", Exit.FAILED)
+    for name, error in errors.items():
+        raise ReproError(f"{name}: {error}", Exit.FAILED)
     # Before any logits: they are larger than all that the paper's passes hold.
     highest, above_weights = peak(), above(chosen.folder.weights)
     bare.over(range(prompts // 2, prompts), unembed=True)

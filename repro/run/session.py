@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial, reduce
+from functools import reduce
 from operator import or_
 from typing import Any
 
@@ -157,10 +158,13 @@ class Work:
         for first in range(rows.start, rows.stop, step):
             for batch, wanting in self._batches(first, min(first + step, rows.stop), names):
                 for name in wanting:
-                    action = partial(self._compute, name, batch, shares[name])
-                    self.failures.guard(name, partial(self._fitting, step, action))
+                    if name not in self.failures:
+                        with self.failures.guard(name), self._fitting(step):
+                            self._compute(name, batch, shares[name])
         for name in names:
-            self.failures.guard(name, partial(self._fitting, step, partial(self._join, name, shares[name])))
+            if name not in self.failures:
+                with self.failures.guard(name), self._fitting(step):
+                    self._join(name, shares[name])
         self.session.leave_out(prompt for share in shares.values() for prompt in share.unfit)
         halved = {} if self.session.at_most is None else {"micro_batch": step}
         return {
@@ -169,11 +173,12 @@ class Work:
             if name not in self.failures
         }
 
-    def _fitting(self, step: int, action: Callable[[], None]) -> None:
-        """Do what may run out of memory; with single prompts that is the experiment's failure."""
+    @contextmanager
+    def _fitting(self, step: int) -> Iterator[None]:
+        """Tell of memory that runs out in the block; with single prompts that is the experiment's failure."""
         try:
             with memory_told():
-                action()
+                yield
         except NoMemoryError:
             if step > 1:
                 raise

@@ -190,7 +190,8 @@ class Recipe:
             plan = Plan(self.subject, self.settings, self.items, Roles())
             work = Work(plan, self.items, self.stream, session, failures)
             for item in self.items:
-                failures.guard(item.name, lambda name=item.name: work.prepare(name))  # type: ignore[misc]
+                with failures.guard(item.name):
+                    work.prepare(item.name)
 
         def compute(unit: int, names: Sequence[str]) -> Any:
             # A worker's tasks come in several threads, and both settings are a thread's own.
