@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from repro.errors import ReproError
-from repro.plan.cost import Cost, cost_comparison, on_disk, predict_each, remember
+from repro.plan.cost import Cost, cost_comparison, on_disk, predict, remember
 from repro.plan.plan import Item, Plan
 from repro.request import Workspace, parse_bytes
 from repro.run.watchdog import Watchdog, parse_watchdog
@@ -58,7 +58,7 @@ class Computer:
             return plan
         from repro.run.execute import execute
 
-        for precision, cost in predict_each(plan, cache_folder(), items).items():
+        for precision, cost in predict(plan, cache_folder(), items).items():
             self._costs[precision] = self._costs.get(precision, Cost()) + cost
         before = on_disk(items)
         self.failed |= execute(plan, items, session, self._cluster).keys()

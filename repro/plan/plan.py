@@ -15,7 +15,7 @@ from repro.labels import FLOAT32
 from repro.measures.base import Context, Measure, Stream
 from repro.measures.roles import Roles
 from repro.plan.key import key_parts, what_changed
-from repro.plan.roles import ROLES, finder, is_named, known_roles, left_out, writer_alone
+from repro.plan.roles import finders, known_roles, left_out, writer_alone
 from repro.spec.types import Loaded
 from repro.store.layout import Layout, key12, result_path
 from repro.store.records import State, status
@@ -169,7 +169,7 @@ class _Planner:
         missing = {role for role in asked if not roles.knows(role)}
         if missing and not roles.writer:
             missing.add("writer")
-        pulled = [name for role in ROLES if role in missing for name in self._finds(role)]
+        pulled = finders(self.loaded, self.subject, missing)
         items = [
             self.item(name, self._given(experiments[name], roles))
             for name in dict.fromkeys((*pulled, *chosen))
@@ -182,9 +182,6 @@ class _Planner:
         if experiment.named_only:
             return Roles(roles.writer, roles.erasers)
         return writer_alone(self.subject, roles) if experiment.finds else roles
-
-    def _finds(self, role: str) -> list[str]:
-        return [] if is_named(self.subject, (role,)) else [finder(self.loaded, self.subject, role)]
 
     def _result_of(self, name: str, roles: Roles) -> Path | None:
         """Return where the fresh result of an experiment that finds roles lies."""
