@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from repro.errors import Exit, ReproError
 from repro.figures.draw import Source, lack
@@ -157,19 +157,15 @@ class Workspace:
 
     def check_writable(self) -> None:
         """Refuse, before anything is computed, a root that cannot be written."""
-        figures = self.figures_folder("any")
-        nearest = next(folder for folder in figures.parents if folder.exists())
-        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-            raise ReproError(f"--out {self.root}: {nearest} cannot be written; choose another directory")
+        figures = next(folder for folder in self.figures_folder("any").parents if folder.exists())
+        folder = self.store
         try:
-            self.store.mkdir(parents=True, exist_ok=True)
-            probe = self.store / f".probe-{os.getpid()}"
-            probe.write_bytes(b"")
-            probe.unlink()
+            folder.mkdir(parents=True, exist_ok=True)
+            for folder in (self.store, figures):
+                TemporaryFile(dir=folder).close()
         except OSError as error:
-            raise ReproError(
-                f"--out {self.root}: cannot be written ({error.strerror}); choose another directory"
-            ) from None
+            message = f"--out {self.root}: {folder} cannot be written ({error.strerror}); choose another directory"
+            raise ReproError(message) from None
 
 
 def parse_bytes(text: str) -> int:

@@ -30,8 +30,6 @@ from repro.store.excluded import NOTE
 from repro.store.layout import Layout
 from repro.subjects.resolve import ResolvedSubject
 
-NUMPY_TYPES = {"float32": torch.float32, "int32": torch.int32}
-
 
 @dataclass
 class Session:
@@ -224,7 +222,7 @@ class Work:
         for variable in layout.variables:
             axis = variable.dims.index("prompt")
             joined = torch.cat([part[variable.name] for part in share.parts], dim=axis)
-            array = joined.to("cpu", NUMPY_TYPES[variable.dtype]).numpy()
+            array = joined.to("cpu", getattr(torch, variable.dtype)).numpy()
             array[(slice(None),) * axis + (rows,)] = np.nan if array.dtype.kind == "f" else -1
             share.arrays[variable.name] = array
 

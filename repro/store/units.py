@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from repro import files
@@ -77,9 +76,7 @@ class Units:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -171,9 +168,11 @@ class Units:
     def _commit(self, write_summary: Callable[[Path], None]) -> None:
         """Verify every unit against its bytes, have the summary written to a fresh directory, and write COMMIT last."""
         with files.disk(self.path):
-            if not self._claim_commit():
+            if self.committed:
                 return
-            try:
+            with self._claims.turn("commit"):
+                if self.committed:  # by whoever held it until just now
+                    return
                 self._check_units()
                 self._sweep()
                 built = files.temporary(self.path / records.SUMMARY)
@@ -186,17 +185,6 @@ class Units:
                 files.sync_folder(target.parent)
                 body = {"format": records.FORMAT, "key": self._manifest["key"], "files": self._files()}
                 files.write_durably(self.path / records.COMMIT, files.sealed(body))
-            finally:
-                self._claims.drop("commit")
-
-    def _claim_commit(self) -> bool:
-        """Wait until this runner may commit; return False if another one has done so."""
-        if not self.committed:
-            self._claims.take("commit", wait=True)
-        if self.committed:
-            self._claims.drop("commit")
-            return False
-        return True
 
     def _check_units(self) -> None:
         """Refuse to commit what is incomplete or differs from its record; a unit that differs is forgotten."""
