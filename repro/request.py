@@ -140,6 +140,22 @@ class Workspace:
         chosen = self.selection[0] if names is None else names
         return make_plan(self.loaded, subject, chosen, self.settings, self.store)
 
+    def whole_plan(self, subject: ResolvedSubject) -> Plan:
+        """Return the plan for all experiments of the spec that fit the subject: others have no result of it."""
+        names = list(self.loaded.spec.experiment)
+        try:
+            return self.plan(subject, names)
+        except ReproError:
+            return self.plan(subject, [name for name in names if self._fits(subject, name)])
+
+    def _fits(self, subject: ResolvedSubject, name: str) -> bool:
+        """Return whether an experiment is not declared for other prompts or another model than the subject's."""
+        try:
+            self.plan(subject, [name])
+        except ReproError:
+            return False
+        return True
+
     def source(self, plan: Plan, experiment: str) -> Source | str:
         """Return an experiment's data: its own result, else the copy kept in git, stamped so; else why there is none.
 

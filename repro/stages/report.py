@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from repro.errors import ReproError
-from repro.stages.check import collected, widened
+from repro.stages.check import collected
 from repro.stages.paper import Paper, answering
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def _material(paper: Paper) -> Material:
     from repro.scan.answer import kept_answer
     from repro.store.result import read_kept
 
-    workspace, plan = paper.workspace, widened(paper.workspace, paper.plan)
+    workspace, plan = paper.workspace, paper.workspace.whole_plan(paper.subject)
     n_prompts, n_positions = paper.subject.tokens.shape
     item = answering(paper)
     item = None if item is None or not item.fresh else item
