@@ -58,15 +58,18 @@ def left_out(subject: ResolvedSubject, experiment: Measure) -> bool:
     return bool(experiment.finds) and not experiment.answers and is_named(subject, experiment.finds)
 
 
-def role_experiments(loaded: Loaded, subject: ResolvedSubject, names: Collection[str]) -> list[str]:
-    """Return the experiments that find roles, of those that some experiments need and of those among them."""
+def role_experiments(loaded: Loaded, subject: ResolvedSubject, names: Collection[str]) -> list[list[str]]:
+    """Return the experiments that find roles, of those that some experiments need and of those among them.
+
+    Those that find a writer come first: others may wait for what they find.
+    """
     experiments = loaded.spec.experiment
     asked = {role for name in names for role in experiments[name].needs}
     asked |= {"writer"} if asked else set()
-    found = finders(loaded, subject, asked)
     chosen = [name for name in names if experiments[name].finds and not left_out(subject, experiments[name])]
-    # What needs no role comes first: others may wait for what it finds.
-    return sorted(dict.fromkeys((*found, *chosen)), key=lambda name: bool(experiments[name].needs))
+    found = dict.fromkeys((*finders(loaded, subject, asked), *chosen))
+    first = [name for name in found if "writer" in experiments[name].finds]
+    return [together for together in (first, [name for name in found if name not in first]) if together]
 
 
 def writer_alone(subject: ResolvedSubject, roles: Roles) -> Roles:

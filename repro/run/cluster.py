@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 IN_FLIGHT = 2
 """Units per worker that are on their way at once: one at work, one waiting."""
 RECOUNT_S = 2.0
-"""Seconds between two looks at how many workers there are."""
+"""Seconds between two looks at how many workers there are, where none has answered in between."""
 NO_WORKERS_S = 10.0
 """Seconds without any worker after which the user is told."""
 VISIBLE_S = 60.0
@@ -46,7 +46,7 @@ class Cluster:
         self.threads = threads
         self.say = say
         self.n_workers = 0
-        self._looked = self._met = time.monotonic()
+        self._met = time.monotonic()
         self._told = False
 
     def fill(
@@ -96,9 +96,9 @@ class Cluster:
         waiting = deque(units)
         flying: dict[Future, tuple[int, tuple[str, ...]]] = {}
         while waiting or flying:
-            if not self._count():
+            if not self._nthreads():
                 watchdog.feed()  # waiting for a worker is not a hang
-            while waiting and len(flying) < IN_FLIGHT * max(self._count(), 1):
+            while waiting and len(flying) < IN_FLIGHT * max(self.n_workers, 1):
                 unit = waiting.popleft()
                 names = tuple(name for name in lacking if unit in lacking[name] and name not in failures)
                 if names:
@@ -155,20 +155,14 @@ class Cluster:
             for line in outcome.said:
                 self.say(line)
 
-    def _count(self) -> int:
-        """Return the number of workers, looked up now and then: a cluster may grow and shrink."""
-        if not self.n_workers or time.monotonic() - self._looked > RECOUNT_S:
-            self._nthreads()
-        return self.n_workers
-
     def _nthreads(self) -> dict[str, int]:
-        """Return the threads of each worker; say once where there has been none for a while."""
+        """Return the threads of each worker, which come and go; say once where there has been none for a while."""
         with self._scheduler():
             offered: dict[str, int] = self.client.nthreads()
-        self.n_workers, self._looked = len(offered), time.monotonic()
+        self.n_workers, now = len(offered), time.monotonic()
         if offered:
-            self._met, self._told = self._looked, False
-        elif not self._told and self._looked - self._met > NO_WORKERS_S:
+            self._met, self._told = now, False
+        elif not self._told and now - self._met > NO_WORKERS_S:
             self.say(f"{self.where}: there are no workers; waiting for one")
             self._told = True
         return offered

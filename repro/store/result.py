@@ -24,7 +24,7 @@ from repro.store.datasets import open_dataset, portable, write_dataset
 from repro.store.excluded import kept
 from repro.store.layout import DIMENSIONS, Layout, check_place
 from repro.store.records import status
-from repro.store.units import Chunk, Units, create
+from repro.store.units import Units, create
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -177,7 +177,7 @@ class Result(Units):
             array, index = values[variable.name], self.layout.index(variable, prompts)
             content = self._encoder.chunk(variable.name, self.layout.chunk(variable, i), index, array)
             nan = int(np.count_nonzero(np.isnan(array))) if array.dtype.kind == "f" else 0
-            chunks[variable.name] = Chunk(self.layout.chunk_file(variable, i), content, nan)
+            chunks[variable.name] = self.layout.chunk_file(variable, i), content, nan
         return self._put(i, chunks, records.plain(notes or {}))
 
     @cached_property

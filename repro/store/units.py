@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,17 +17,8 @@ from repro.store import records
 from repro.store.claims import Claims
 from repro.store.layout import Layout
 
-
-@dataclass(frozen=True)
-class Chunk:
-    """Encoded bytes of one variable of one unit."""
-
-    file: str
-    """Path inside the result directory."""
-    content: bytes
-    """What the file holds."""
-    nan: int
-    """Number of NaN among its values."""
+Chunk = tuple[str, bytes, int]
+"""One variable of one unit: its path in the result directory, its encoded bytes, and how many of its values are NaN."""
 
 
 def create(
@@ -146,13 +136,12 @@ class Units:
         """Write chunks into place, read them back, then write the record, which alone says that they count."""
         files.remove(self._units / records.unit_name(i))
         entries = {}
-        for name, chunk in chunks.items():
-            file = self.path / chunk.file
-            files.write_durably(file, chunk.content)
-            if file.read_bytes() != chunk.content:
-                raise ReproError(f"{file} reads back differently from what was written: check the disk", Exit.FAILED)
-            digest = [len(chunk.content), files.sha256(chunk.content)]
-            entries[name] = {"file": chunk.file, "digest": digest, "nan": chunk.nan}
+        for name, (file, content, nan) in chunks.items():
+            path = self.path / file
+            files.write_durably(path, content)
+            if path.read_bytes() != content:
+                raise ReproError(f"{path} reads back differently from what was written: check the disk", Exit.FAILED)
+            entries[name] = {"file": file, "digest": [len(content), files.sha256(content)], "nan": nan}
         prompts = self.unit_slice(i)
         body = {
             "format": records.FORMAT,
