@@ -37,17 +37,15 @@ def execute(plan: Plan, items: Sequence[Item], session: Session, cluster: Cluste
     with torch.inference_mode():
         for stream, group in plan.passes(items).items():
             session.engine(stream.precision)  # loaded first: a model that cannot be had must cost nothing
-            errors |= _Pass(plan, group, stream, session, cluster).run()
+            errors |= _Pass(group, stream, session, cluster).run()
     return errors
 
 
 class _Pass(Work):
     """One stream over the prompts, for several experiments, from their opened results to COMMIT."""
 
-    def __init__(
-        self, plan: Plan, items: Sequence[Item], stream: Stream, session: Session, cluster: Cluster | None
-    ) -> None:
-        super().__init__(plan, items, stream, session, Failures(session.say))
+    def __init__(self, items: Sequence[Item], stream: Stream, session: Session, cluster: Cluster | None) -> None:
+        super().__init__(items, stream, session, Failures(session.say))
         self.cluster = cluster
         self.results: dict[str, Result] = {}
 
@@ -82,8 +80,8 @@ class _Pass(Work):
             findings = repair(item.path)
             self.session.say(f"{item.name}: damage found ({len(findings)}); what was lost is computed again")
         threads = torch.get_num_threads() if self.cluster is None else self.cluster.threads
-        provenance = _provenance(self.plan, item, self.session, threads)
-        self.results[item.name] = open_result(item.path, item.layout, self.plan.settings.unit, provenance)
+        provenance = _provenance(item, self.session, threads)
+        self.results[item.name] = open_result(item.path, item.layout, self.session.settings.unit, provenance)
         self.prepare(item.name)
 
     def _fill(self) -> None:
@@ -92,7 +90,7 @@ class _Pass(Work):
         units = units_of(lacking)
         if not units:
             return
-        size = f"{len(units)} units of {self.plan.settings.unit} prompts x {self.stream}"
+        size = f"{len(units)} units of {self.session.settings.unit} prompts x {self.stream}"
         self.session.say(f"pass over {size}: {', '.join(lacking)}")
         with self.session.watchdog as watchdog, progress(len(units), "units", self.session.say) as advance:
 
@@ -103,12 +101,12 @@ class _Pass(Work):
             if self.cluster is None:
                 fill(self.results, self.unit, self.failures, finished, watchdog.wait)
             else:
-                recipe = Recipe.of(self.plan, list(self.items.values()), self.stream, self.session.memory)
+                recipe = Recipe.of(self.session, self.items.values(), self.stream)
                 spent = self.cluster.fill(self.results, recipe, self.failures, finished, watchdog)
                 self.session.seconds["workers"] = self.session.seconds.get("workers", 0) + spent
 
     def _finish(self, item: Item, result: Result) -> None:
-        subject, without = self.plan.subject, excluded_prompts(item.path)
+        subject, without = self.session.subject, excluded_prompts(item.path)
         prepared, decode = self.prepared[item.name], subject.tokenizer.name
         dataset = summarise(item.experiment, item.context, result, prepared, decode, without)
         dataset.attrs.update(
@@ -124,15 +122,15 @@ class _Pass(Work):
         result.finalise(dataset)
 
 
-def _provenance(plan: Plan, item: Item, session: Session, threads: int) -> dict[str, Any]:
+def _provenance(item: Item, session: Session, threads: int) -> dict[str, Any]:
     """Return where a result comes from; only `key` and `environment` decide about freshness."""
-    settings, engine = plan.settings, session.engine(item.precision)
+    subject, settings, engine = session.subject, session.settings, session.engine(item.precision)
     return {
-        "subject": plan.subject.name,
-        "model": plan.subject.subject.model,
+        "subject": subject.name,
+        "model": subject.subject.model,
         "experiment": item.name,
         "key": dict(item.key),
-        "fallback": plan.subject.fallback,
+        "fallback": subject.fallback,
         "environment": {
             "torch": item.key["torch"],
             "device": settings.device,

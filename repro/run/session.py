@@ -21,7 +21,7 @@ from repro.measures.batch import Batch, Engine
 from repro.measures.roles import Roles
 from repro.model.folder import Shape
 from repro.model.load import load
-from repro.plan.plan import Item, Plan, Settings
+from repro.plan.plan import Item, Settings
 from repro.process import keep_freed_memory
 from repro.run.failures import Failures, NoMemoryError, Say, memory_told
 from repro.run.loop import UnitArrays
@@ -115,8 +115,7 @@ def working_bytes(shape: Shape, length: int, width: int) -> int:
 class Work:
     """The units of one pass over the prompts, for several experiments."""
 
-    def __init__(self, plan: Plan, items: Iterable[Item], stream: Stream, session: Session, failures: Failures) -> None:
-        self.plan = plan
+    def __init__(self, items: Iterable[Item], stream: Stream, session: Session, failures: Failures) -> None:
         self.items = {item.name: item for item in items}
         self.stream = stream
         self.session = session
@@ -127,7 +126,7 @@ class Work:
         """Compute what an experiment needs to know of the model before any prompt is seen."""
         item = self.items[name]
         self.prepared[name] = item.experiment.prepare(
-            item.context, self.session.engine(self.stream.precision), self.plan.subject.tokens
+            item.context, self.session.engine(self.stream.precision), self.session.subject.tokens
         )
 
     def unit(self, unit: int, names: Sequence[str]) -> dict[str, UnitArrays]:
@@ -149,7 +148,7 @@ class Work:
             self.session.halve(step)
 
     def _unit(self, unit: int, names: Sequence[str], step: int) -> dict[str, UnitArrays]:
-        size = self.plan.settings.unit
+        size = self.session.settings.unit
         stop = max(self.items[name].context.n_prompts for name in names)
         rows = range(unit * size, min((unit + 1) * size, stop))
         shares = {name: _Share(rows.start) for name in names}
@@ -205,8 +204,8 @@ class Work:
             wanting = [name for name in names if self.items[name].context.n_prompts >= end]
             if end > start and wanting:
                 sharing = [item for item in self.items.values() if item.context.n_prompts >= end]
-                tokens = self.plan.subject.tokens[start:end, : self.stream.length]
-                placed = torch.from_numpy(tokens.astype(np.int64)).to(self.plan.settings.device)
+                tokens = self.session.subject.tokens[start:end, : self.stream.length]
+                placed = torch.from_numpy(tokens.astype(np.int64)).to(self.session.settings.device)
                 asked = reduce(or_, (item.experiment.asks for item in sharing))
                 known = [item.context.roles for item in sharing if item.context.roles.writer]
                 # Of the experiments that share a pass those that find roles know the least.
