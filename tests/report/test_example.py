@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from repro.errors import Exit, ReproError
-from repro.stages.example import example, main
+from repro.example import example, main
 from tests.runs import PAPER, Run
 
 

@@ -1,6 +1,6 @@
 """The picture at the top of the README: a published figure, drawn from its numbers, beside the same of another model.
 
-python -m repro.stages.example --subject smollm2
+python -m repro.example --subject smollm2
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from repro.errors import ReproError, listing
 from repro.figures.draw import Source, prepared
 from repro.files import disk
 from repro.measures import MEASURES
+from repro.notebook import figure
 from repro.options import DEFAULT_SPEC
 from repro.report.published import published_for
 from repro.spec.read import read_spec
-from repro.stored import figure
 
 FIGURE = "post_1_bottom"
 SCALE = 2
@@ -53,7 +53,7 @@ def example(subject: str, name: str, path: Path, spec: Path = DEFAULT_SPEC, out:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw it from the command line; what is wrong is a sentence."""
-    parser = argparse.ArgumentParser("python -m repro.stages.example", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser("python -m repro.example", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--subject", default="smollm2")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--to", type=Path, default=Path("paper_figures/example.png"))

