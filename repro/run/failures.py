@@ -51,7 +51,7 @@ class Failures:
 
     @contextmanager
     def guard(self, name: str) -> Iterator[None]:
-        """Let what goes wrong in the block, a step of one experiment, end that experiment only.
+        """Keep what goes wrong in the block, a step of one experiment, to that experiment.
 
         Raises ReproError for what concerns every experiment: wrong use (exit 2), a corrupt store (exit 5); and
         NoMemoryError, which whoever can do with less answers.
