@@ -158,17 +158,15 @@ class Work:
                     if name not in self.failures:
                         with self.failures.guard(name), self._fitting(step):
                             self._compute(name, batch, shares[name])
-        for name in names:
-            if name not in self.failures:
-                with self.failures.guard(name), self._fitting(step):
-                    self._join(name, shares[name])
         self.session.leave_out(prompt for share in shares.values() for prompt in share.unfit)
         halved = {} if self.session.at_most is None else {"micro_batch": step}
-        return {
-            name: UnitArrays(share.arrays, halved | ({NOTE: share.unfit} if share.unfit else {}))
-            for name, share in shares.items()
-            if name not in self.failures
-        }
+        filled = {}
+        for name, share in shares.items():
+            if name not in self.failures:
+                with self.failures.guard(name), self._fitting(step):
+                    notes = halved | ({NOTE: share.unfit} if share.unfit else {})
+                    filled[name] = UnitArrays(self._joined(name, share), notes)
+        return filled
 
     @contextmanager
     def _fitting(self, step: int) -> Iterator[None]:
@@ -213,24 +211,25 @@ class Work:
                 yield Batch(self.session.engine(self.stream.precision), placed, start, roles, asked), wanting
             start = max(start, end)
 
-    def _join(self, name: str, share: _Share) -> None:
-        """Join batches into one array per variable; prompts left out become NaN, or -1 where the type has no NaN."""
+    def _joined(self, name: str, share: _Share) -> dict[str, np.ndarray]:
+        """Return one array per variable; prompts left out become NaN, or -1 where the type has no NaN."""
         layout = self.items[name].layout
         assert isinstance(layout, Layout)
         rows = [prompt - share.first_prompt for prompt in share.unfit]
+        arrays = {}
         for variable in layout.variables:
             axis = variable.dims.index("prompt")
             joined = torch.cat([part[variable.name] for part in share.parts], dim=axis)
             array = joined.to("cpu", getattr(torch, variable.dtype)).numpy()
             array[(slice(None),) * axis + (rows,)] = np.nan if array.dtype.kind == "f" else -1
-            share.arrays[variable.name] = array
+            arrays[variable.name] = array
+        return arrays
 
 
 @dataclass
 class _Share:
-    """What one experiment gets of one unit: what was computed, then its arrays; and which prompts are left out."""
+    """What was computed of one experiment's unit, batch by batch, and which prompts are left out."""
 
     first_prompt: int
     parts: list[Mapping[str, torch.Tensor]] = field(default_factory=list)
     unfit: list[int] = field(default_factory=list)
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)

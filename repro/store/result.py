@@ -66,20 +66,14 @@ def open_result(path: Path, layout: Layout, unit: int, provenance: Mapping[str, 
     there, manifest = found
     records.check_files(path, manifest["files"])
     if there != layout or manifest["unit"] != unit:
-        raise ReproError(
-            f"{path} holds another layout (unit {manifest['unit']}): {_difference(there, layout)}", Exit.CORRUPT
-        )
+        differs = ", ".join(name for name, value in vars(there).items() if value != getattr(layout, name))
+        what = f"another layout (unit {manifest['unit']}{', other ' if differs else ''}{differs})"
+        raise ReproError(f"{path} holds {what}: remove the directory to start again", Exit.CORRUPT)
     result = Result(path, layout, manifest)
     if manifest["environment"] != environment and not result.committed:
         begun = f"{path} was begun in another environment: {manifest['environment']}, now {environment}"
         raise ReproError(f"{begun}; go back to that one, or remove the directory to start again", Exit.CORRUPT)
     return result
-
-
-def _difference(there: Layout, here: Layout) -> str:
-    old, new = there.to_json(), here.to_json()
-    parts = [f"{name} {old[name]} there, {new[name]} asked for" for name in old if old[name] != new[name]]
-    return "; ".join(parts)[:400]
 
 
 def _codecs(level: int) -> list[Any]:
