@@ -12,6 +12,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from repro.errors import Exit, ReproError
@@ -46,6 +47,8 @@ class Cluster:
         self.threads = threads
         self.say = say
         self.n_workers = 0
+        self.seconds = 0.0
+        """What workers have spent on units."""
         self._met = time.monotonic()
         self._told = False
 
@@ -56,32 +59,21 @@ class Cluster:
         failures: Failures,
         advance: Callable[[], None],
         watchdog: Watchdog,
-    ) -> float:
+    ) -> None:
         """Run `repro.run.loop.rounds` on the workers; a unit is written by whoever computed it.
 
         results: open results with the same unit, by experiment; make: pure data that a worker calls, once, for what
         computes units (repro.run.worker.Recipe); failures: what has failed and fails; advance: called after each unit;
         watchdog: how long a unit may take, and where a worker that hangs says so: it is ended after half that time, so
-        that the unit is tried again; fed while other runners or new workers are waited for. Returns the seconds that
-        workers spent. Raises ReproError: exit 1 if the scheduler is lost, and what workers raise for all experiments.
+        that the unit is tried again; fed while other runners or new workers are waited for. Raises ReproError: exit 1
+        if the scheduler is lost, and what workers raise for all experiments.
         Agreement: tests/run/test_cluster.py, tests/run/test_cluster_worker.py, tests/run/test_cluster_faults.py.
         """
         paths = {name: result.path.absolute() for name, result in results.items()}
         logs = watchdog.path.parent.absolute()
         job = Job(secrets.token_hex(8), paths, self.threads, versions(), make, watchdog.seconds / 2, logs)
-        seconds = 0.0
-
-        def answers(units: Sequence[int], lacking: Missing) -> Iterator[Answer]:
-            nonlocal seconds
-            for unit, names, outcome in self._answers(job, units, lacking, failures, watchdog):
-                watchdog.feed()  # a sign of life, even where others hold the unit
-                seconds += outcome.seconds
-                self._tell(outcome, failures)
-                yield unit, names, outcome.done
-
-        rounds(results, answers, failures, advance, watchdog.feed)
+        rounds(results, partial(self._answers, job, failures, watchdog), failures, advance, watchdog.feed)
         _await_visible(results, failures)
-        return seconds
 
     def await_workers(self) -> int:
         """Wait until there is a worker; return the least number of threads that one offers."""
@@ -90,9 +82,9 @@ class Cluster:
         return min(offered.values())
 
     def _answers(
-        self, job: Job, units: Sequence[int], lacking: Missing, failures: Failures, watchdog: Watchdog
-    ) -> Iterator[tuple[int, tuple[str, ...], Outcome]]:
-        """Submit units, a few per worker at a time, and yield each with the experiments asked and the answer."""
+        self, job: Job, failures: Failures, watchdog: Watchdog, units: Sequence[int], lacking: Missing
+    ) -> Iterator[Answer]:
+        """Submit units, a few per worker at a time, and yield what was answered of each."""
         waiting = deque(units)
         flying: dict[Future, tuple[int, tuple[str, ...]]] = {}
         while waiting or flying:
@@ -105,7 +97,11 @@ class Cluster:
                     flying[self._submit(job, unit, names)] = unit, names
             for future in self._finished(flying):
                 unit, names = flying.pop(future)
-                yield unit, names, self._answer(future, unit, names)
+                outcome = self._answer(future, unit, names)
+                watchdog.feed()  # a sign of life, even where others hold the unit
+                self.seconds += outcome.seconds
+                self._tell(outcome, failures)
+                yield unit, names, outcome.done
 
     def _submit(self, job: Job, unit: int, names: tuple[str, ...]) -> Future:
         with self._scheduler():

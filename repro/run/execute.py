@@ -102,8 +102,8 @@ class _Pass(Work):
                 fill(self.results, self.unit, self.failures, finished, watchdog.wait)
             else:
                 recipe = Recipe.of(self.session, self.items.values(), self.stream)
-                spent = self.cluster.fill(self.results, recipe, self.failures, finished, watchdog)
-                self.session.seconds["workers"] = self.session.seconds.get("workers", 0) + spent
+                self.cluster.fill(self.results, recipe, self.failures, finished, watchdog)
+                self.session.seconds["workers"] = self.cluster.seconds
 
     def _finish(self, item: Item, result: Result) -> None:
         subject, without = self.session.subject, excluded_prompts(item.path)
