@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import isnan, nan
 from pathlib import Path
 
 from repro.plan.plan import RAW_BYTES, Item, Plan, Settings
@@ -24,13 +24,11 @@ class Cost:
     flop: float = 0.0
     size: int = 0
     """Bytes of raw results, before compression."""
-    seconds: float | None = 0.0
-    """Of passes and reductions; None where this machine has not shown its rate yet."""
+    seconds: float = 0.0
+    """Of passes and reductions; NaN where this machine has not shown its rate yet."""
 
     def __add__(self, other: Cost) -> Cost:
-        known = self.seconds is not None and other.seconds is not None
-        seconds = self.seconds + other.seconds if known else None  # type: ignore[operator]
-        return Cost(self.flop + other.flop, self.size + other.size, seconds)
+        return Cost(self.flop + other.flop, self.size + other.size, self.seconds + other.seconds)
 
 
 def item_flop(item: Item) -> float:
@@ -44,9 +42,7 @@ def item_flop(item: Item) -> float:
 
 def item_bytes(item: Item) -> int:
     """Return the bytes of raw results before compression."""
-    if item.layout is None:
-        return 0
-    return sum(4 * prod(item.layout.shape(variable)) for variable in item.layout.variables)
+    return 0 if item.layout is None else item.layout.n_bytes
 
 
 def lacking(item: Item) -> float:
@@ -80,7 +76,7 @@ def predict(plan: Plan, folder: Path, items: Sequence[Item]) -> dict[str, Cost]:
         group = [item for item in items if item.precision == precision]
         flop, rate = flop_of(group), rates.get(_name(plan.settings, plan.subject, precision))
         size = sum(item_bytes(item) * lacking(item) for item in group)
-        costs[precision] = Cost(flop, round(size), flop / rate if rate else None)
+        costs[precision] = Cost(flop, round(size), flop / rate if rate else nan)
     return costs
 
 
@@ -91,7 +87,7 @@ def cost_comparison(predicted: Cost, seconds: float, written: int) -> str:
     Agreement: tests/plan/test_costs.py.
     """
     took = f"took {duration(seconds)}"
-    if predicted.seconds is None:
+    if isnan(predicted.seconds):
         time = f"{took}, not predicted: this machine had not run such a model before"
     else:
         off = f" ({seconds / predicted.seconds - 1:+.0%})" if predicted.seconds >= 1 else ""
@@ -143,7 +139,7 @@ def total_cost(plan: Plan, folder: Path) -> str:
     cost = sum(predict(plan, folder, todo).values(), Cost())
     streams = list(map(str, plan.passes(todo)))
     seconds = "time unknown before a first run"
-    if cost.seconds is not None:
+    if not isnan(cost.seconds):
         seconds = f"about {duration(cost.seconds)} at this machine's last rate"
     later = sum(item.waits for item in plan.items)
     more = f"; {later} more once roles are known" if later else ""

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import prod
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from repro.errors import Exit, ReproError, did_you_mean, listing
 from repro.labels import FLOAT32
@@ -199,7 +196,8 @@ class _Planner:
             return Item(name, experiment, context, State("waits", why=why), precision=precision)
         try:
             declared = experiment.layout(context)
-            if (most := _most_prompts(declared)) < context.n_prompts:
+            # So many prompts that the raw values stay under `RAW_BYTES`, and at least 1.
+            if (most := max(1, RAW_BYTES * declared.n_prompts // declared.n_bytes)) < context.n_prompts:
                 context = replace(context, n_prompts=most)
                 declared = experiment.layout(context)
         except ReproError as error:
@@ -211,12 +209,6 @@ class _Planner:
         key = key_parts(experiment, context, self.subject, {**how, "prompts_per_unit": settings.unit})
         path = result_path(self.store, self.subject.name, name, key12(key))
         return Item(name, experiment, context, _state(path, key), key, path, declared, precision)
-
-
-def _most_prompts(layout: Layout) -> int:
-    """Return how many prompts an experiment's raw values may be of, so that they stay under `RAW_BYTES`; at least 1."""
-    size = sum(np.dtype(v.dtype).itemsize * prod(layout.shape(v)) for v in layout.variables)
-    return max(1, RAW_BYTES * layout.n_prompts // size)
 
 
 def _state(path: Path, key: Mapping[str, Any]) -> State:
