@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-Advance = Callable[[], None]
 LINES = 5
 """Plain lines about one piece of work, at most."""
 
@@ -15,7 +14,7 @@ LINES = 5
 @contextmanager
 def progress(
     total: int, what: str, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
-) -> Iterator[Advance]:
+) -> Iterator[Callable[[], None]]:
     """Yield a function to call after each of `total` steps.
 
     what: the steps' plural, `units`; say: prints the plain lines; clock: seconds.

@@ -35,7 +35,6 @@ Compute = Callable[[int, Sequence[str]], Mapping[str, UnitArrays]]
 Missing = dict[str, set[int]]
 Answer = tuple[int, Sequence[str], Sequence[str]]
 """A unit, the experiments that were asked of it, and those of them that need not be asked again."""
-Answers = Callable[[Sequence[int], Missing], Iterator[Answer]]
 
 
 def missing(results: Mapping[str, Result], failures: Failures, tried: set[tuple[str, int]]) -> Missing:
@@ -54,7 +53,7 @@ def units_of(lacking: Missing) -> list[int]:
 
 def rounds(
     results: Mapping[str, Result],
-    answers: Answers,
+    answers: Callable[[Sequence[int], Missing], Iterator[Answer]],
     failures: Failures,
     advance: Callable[[], None],
     waits: Callable[[], None],

@@ -10,7 +10,6 @@ from repro.figures import draw as drawing
 from repro.spec.types import HubPrompts
 from repro.stages.paper import Paper
 from repro.store.excluded import NOTE, kept
-from repro.subjects.resolve import ResolvedSubject
 
 if TYPE_CHECKING:
     from repro.check.comparison import Collected
@@ -53,7 +52,8 @@ def collected(paper: Paper) -> Collected:
     paths = {item.name: item.path for item in plan.items if item.fresh}
     results = {name: read_summary(paths[name]) for name in experiments if name in paths}
     own = plan.subject.name == workspace.loaded.spec.run.paper_subject
-    n_prompts, n_positions = plan.subject.tokens.shape
+    prompts, (n_prompts, n_positions) = plan.subject.subject.prompts, plan.subject.tokens.shape
+    recipe = prompts.model_dump(mode="json") if isinstance(prompts, HubPrompts) else None
     # A prompt that only a variant of precision has lost takes nothing from the others' rows.
     own_precision = [found.attrs for found in results.values() if "precision" not in found.attrs]
     left_out = tuple(sorted({int(prompt) for attrs in own_precision for prompt in attrs.get(NOTE, ())}))
@@ -62,13 +62,7 @@ def collected(paper: Paper) -> Collected:
         subject_is_papers=own,
         n_prompts=min(n_prompts, workspace.settings.prompts or n_prompts),
         n_positions=n_positions,
-        same_prompts=own and _recipe(plan.subject) == PAPER_PROMPTS and not left_out,
+        same_prompts=own and recipe == PAPER_PROMPTS and not left_out,
         left_out=left_out,
     )
     return Collected(experiments, results, lambda name: kept(read_raw(paths[name]), results[name].attrs), heading)
-
-
-def _recipe(subject: ResolvedSubject) -> object:
-    """Return the recipe of a subject's prompts from the hub."""
-    prompts = subject.subject.prompts
-    return prompts.model_dump(mode="json") if isinstance(prompts, HubPrompts) else None
