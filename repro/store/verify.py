@@ -22,7 +22,7 @@ from repro.store.layout import DATA, Layout
 _RECORD = re.compile(re.escape(records.UNITS) + r"/(\d{6,})\.json")
 _CLAIM = re.compile(re.escape(records.UNITS) + r"/(\d+|commit|create)\.claim")
 _KEPT_AT_ROOT = ("README.md", ".gitignore", "bench", "logs")
-_KEPT_BESIDE_COPIES = (*_KEPT_AT_ROOT, "controls.json")
+_KEPT_BESIDE_COPIES = (*_KEPT_AT_ROOT, "controls.json", "card.json")
 
 
 @dataclass(frozen=True)
