@@ -11,21 +11,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from repro.computed import run_named as run
     from repro.model.given import load_model as load
+    from repro.notebook import figure
+    from repro.notebook import open_result as open
+    from repro.notebook import run_named as run
     from repro.scan.corrected import corrected_dla
     from repro.scan.in_memory import scan
-    from repro.stored import figure
-    from repro.stored import open_result as open
 
 __all__ = ["corrected_dla", "figure", "load", "open", "run", "scan"]
 __version__ = "0.1.0"
 
 _WHERE = {
     "corrected_dla": ("repro.scan.corrected", "corrected_dla"),
-    "figure": ("repro.stored", "figure"),
+    "figure": ("repro.notebook", "figure"),
     "load": ("repro.model.given", "load_model"),
-    "open": ("repro.stored", "open_result"),
+    "open": ("repro.notebook", "open_result"),
 }
 
 

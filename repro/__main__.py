@@ -8,12 +8,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from repro.errors import Exit, ReproError, worst
-from repro.options import OPTIONS, PLACE, PLANNING, RUNNING, AsJson
+from repro.options import PLACE, PLANNING, RUNNING, AsJson, Request
 from repro.process import set_defaults
 
 set_defaults()
@@ -26,9 +27,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help=__doc__,
 )
-
-ANSWER = "scan"
-"""The group of experiments that `scan` runs."""
 
 
 def _version(asked: bool) -> None:
@@ -49,7 +47,7 @@ def _shared(
 
 
 def command(*options: str, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a command that is handed those of `OPTIONS` in a dict, then its own parameters."""
+    """Register a command that is handed a `Request` with those options, then its own parameters."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         hints = get_type_hints(function, include_extras=True)
@@ -58,13 +56,13 @@ def command(*options: str, name: str | None = None) -> Callable[[Callable[..., N
             for parameter in list(inspect.signature(function).parameters.values())[1:]
         ]
         shared = [
-            inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-            for option, (kind, default) in OPTIONS.items()
+            inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=getattr(Request, option), annotation=kind)
+            for option, kind in get_type_hints(Request, include_extras=True).items()
             if option in options
         ]
 
         def run(**given: Any) -> None:
-            function({option: given.pop(option) for option in options}, **given)
+            function(Request(**{option: given.pop(option) for option in options}), **given)
 
         run.__doc__ = function.__doc__
         run.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined] # what typer reads
@@ -96,10 +94,11 @@ def _echo_json(value: object) -> None:
     typer.echo(json.dumps(value, indent=1, sort_keys=True))
 
 
-def _workspace(options: dict[str, Any], say: Callable[[str], None] = _say) -> Any:
-    from repro.request import Request, Workspace
+def _workspace(request: Request, as_json: bool = False) -> Any:
+    """Return the request resolved; `as_json`: what is said goes to the error stream, beside the JSON."""
+    from repro.request import Workspace
 
-    return Workspace(Request(**options), say)
+    return Workspace(request, _to_stderr if as_json else _say)
 
 
 def _end(codes: Iterable[Exit]) -> None:
@@ -107,23 +106,23 @@ def _end(codes: Iterable[Exit]) -> None:
 
 
 @command(*RUNNING, "only", name="all")
-def all_(options: dict[str, Any]) -> None:
+def all_(request: Request) -> None:
     """Resolve, plan, run, draw, check, answer, report: the whole paper."""
     from repro.pipeline import STAGES
 
-    value = _workspace(options)
+    value = _workspace(request)
     for stage in STAGES:
         value = stage(value)
     _end(value.codes)
 
 
 @command(*PLANNING, "only")
-def plan(options: dict[str, Any], as_json: AsJson = False) -> None:
+def plan(request: Request, as_json: AsJson = False) -> None:
     """Say what is fresh, stale or partial, why, and what the rest will cost. Loads no weights."""
     from repro import pipeline
     from repro.stages.plan import plan_rows
 
-    paper = pipeline.resolve(_workspace(options, _to_stderr if as_json else _say), find=False)
+    paper = pipeline.resolve(_workspace(request, as_json), find=False)
     if as_json:
         rows = plan_rows(paper.workspace.plan(paper.subject))
         _echo_json({"subject": paper.subject.name, "items": rows})
@@ -133,21 +132,21 @@ def plan(options: dict[str, Any], as_json: AsJson = False) -> None:
 
 @command(*RUNNING)
 def run(
-    options: dict[str, Any],
+    request: Request,
     names: Annotated[list[str] | None, typer.Argument(help="Experiments, figures, groups; nothing: all.")] = None,
 ) -> None:
     """Compute experiments that are not fresh and commit them to the store."""
     from repro import pipeline
     from repro.stages.plan import show_plan
 
-    paper = pipeline.run(pipeline.plan(pipeline.resolve(_workspace({**options, "only": ",".join(names or ())}))))
+    paper = pipeline.run(pipeline.plan(pipeline.resolve(_workspace(replace(request, only=",".join(names or ()))))))
     show_plan(paper.workspace, paper.plan)
     _end(paper.codes)
 
 
 @command(*RUNNING)
 def scan(
-    options: dict[str, Any],
+    request: Request,
     model: Annotated[str | None, typer.Argument(help="A declared subject, a model directory, or a hub name.")] = None,
     controls: Annotated[
         bool, typer.Option("--controls", help="Scan two untrained twins of the model, too, where every claim is false.")
@@ -157,10 +156,10 @@ def scan(
     """Say which components take back what others wrote, because it was written: a table, and a verdict last."""
     from repro import pipeline
 
-    if model is not None and options["subject"] is not None:
+    if model is not None and request.subject is not None:
         raise ReproError("scan: give the model once, as an argument or with --subject")
-    asked = {**options, "subject": model or options["subject"], "only": ANSWER, "controls": controls}
-    workspace = _workspace(asked, _to_stderr if as_json else _say)
+    asked = replace(request, subject=model or request.subject, only="scan", controls=controls)
+    workspace = _workspace(asked, as_json)
     paper = pipeline.run(pipeline.plan(pipeline.resolve(workspace)))
     paper = pipeline.conclude(pipeline.report(pipeline.answer(paper)))
     if as_json and paper.verdict:
@@ -169,13 +168,13 @@ def scan(
 
 
 @command(*PLANNING, "only", "fresh")
-def figures(options: dict[str, Any], as_json: AsJson = False) -> None:
+def figures(request: Request, as_json: AsJson = False) -> None:
     """Draw figures from the store: PNG and SVG."""
     from repro import pipeline
     from repro.figures.draw import missing_error
     from repro.stages.paper import stored
 
-    paper = pipeline.draw(stored(_workspace(options, _to_stderr if as_json else _say)))
+    paper = pipeline.draw(stored(_workspace(request, as_json)))
     if as_json:
         rows = [{"figure": d.name, "files": list(map(str, d.files)), "skipped": d.skipped} for d in paper.drawn]
         _echo_json(rows)
@@ -185,32 +184,32 @@ def figures(options: dict[str, Any], as_json: AsJson = False) -> None:
 
 
 @command(*PLANNING, "only", "fresh")
-def report(options: dict[str, Any]) -> None:
+def report(request: Request) -> None:
     """Write report.html from the store: the answer, every figure, the scan as a map, where the numbers come from."""
     from repro import pipeline
     from repro.stages.paper import stored
 
-    pipeline.report(stored(_workspace(options)))
+    pipeline.report(stored(_workspace(request)))
 
 
 @command(*PLANNING, "only")
-def check(options: dict[str, Any], as_json: AsJson = False) -> None:
+def check(request: Request, as_json: AsJson = False) -> None:
     """Compare the stored numbers with the published ones: check.md and check.json."""
     from repro import pipeline
     from repro.stages.paper import stored
 
-    paper = pipeline.check(stored(_workspace(options, _to_stderr if as_json else _say)))
+    paper = pipeline.check(stored(_workspace(request, as_json)))
     if as_json:
         typer.echo((paper.workspace.figures_folder(paper.subject.name) / "check.json").read_text())
     _end(paper.codes)
 
 
 @command(*PLACE)
-def verify(options: dict[str, Any], as_json: AsJson = False) -> None:
+def verify(request: Request, as_json: AsJson = False) -> None:
     """Look for damage in the store: flipped bits, lost chunks, torn records, foreign files."""
     from repro.stages.maintain import verify as look
 
-    findings = look(_workspace(options, _to_stderr if as_json else _say))
+    findings = look(_workspace(request, as_json))
     if as_json:
         rows = [{"path": str(f.path), "what": f.what, "prompts": f.prompts, "foreign": f.foreign} for f in findings]
         _echo_json(rows)
@@ -218,11 +217,11 @@ def verify(options: dict[str, Any], as_json: AsJson = False) -> None:
 
 
 @command("spec")
-def subjects(options: dict[str, Any], as_json: AsJson = False) -> None:
+def subjects(request: Request, as_json: AsJson = False) -> None:
     """List the declared subjects and whether they can be had here without asking anyone."""
     from repro.subjects.resolve import listed
 
-    rows = listed(_workspace(options).loaded)
+    rows = listed(_workspace(request).loaded)
     if as_json:
         _echo_json(rows)
         return
@@ -232,7 +231,7 @@ def subjects(options: dict[str, Any], as_json: AsJson = False) -> None:
 
 @command(*PLANNING)
 def clean(
-    options: dict[str, Any],
+    request: Request,
     yes: Annotated[bool, typer.Option("--yes", help="Remove them.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -240,7 +239,7 @@ def clean(
     from repro.stages.maintain import clean as tidy
     from repro.stages.paper import stored
 
-    workspace = _workspace(options, _to_stderr if as_json else _say)
+    workspace = _workspace(request, as_json)
     found = tidy(stored(workspace, announced=False), yes)
     if as_json:
         _echo_json({"removed": yes, "results": list(map(str, found))})
@@ -248,7 +247,7 @@ def clean(
 
 @command(*PLACE, "device")
 def bench(
-    options: dict[str, Any],
+    request: Request,
     budget: Annotated[str, typer.Option(help="How long it may take, such as 8m.")] = "5m",
     only: Annotated[str | None, typer.Option(help="Kernels, shapes or kernel/shape, by commas.")] = None,
     compile_all: Annotated[bool, typer.Option("--compile-all", help="Compile every configuration, too.")] = False,
@@ -258,17 +257,17 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Compare kernels with their reference in float64, then time them; or, with --end-to-end, the whole paper."""
-    workspace = _workspace(options)
+    workspace = _workspace(request)
     if whole:
         from repro.bench.end_to_end import end_to_end, parse_sizes
 
-        end_to_end(options["spec"], workspace.store, parse_sizes(sizes), repeats, _say)
+        end_to_end(request.spec, workspace.store, parse_sizes(sizes), repeats, _say)
         return
     from repro.bench.kernels import BenchOptions
     from repro.bench.kernels import bench as measure
 
     directory = workspace.figures_folder("bench")
-    asked = BenchOptions(workspace.store, directory, options["device"], budget, only, compile_all, as_json)
+    asked = BenchOptions(workspace.store, directory, request.device, budget, only, compile_all, as_json)
     _end([measure(asked, _say)])
 
 

@@ -11,19 +11,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from repro.errors import ReproError
-from repro.plan.cost import Cost, cost_comparison, on_disk, predict_each, remember
+from repro.plan.cost import Cost, cost_comparison, on_disk, predict, remember
 from repro.plan.plan import Item, Plan
 from repro.request import Workspace, parse_bytes
 from repro.run.watchdog import Watchdog, parse_watchdog
 from repro.run.workers import check_options, open_cluster
-from repro.store.excluded import excluded_prompts, kept
+from repro.store.excluded import excluded_prompts
 from repro.store.records import COMMIT
 from repro.subjects.access import cache_folder
 from repro.subjects.resolve import ResolvedSubject
 
 if TYPE_CHECKING:
-    import xarray as xr
-
     from repro.model.decoder import Model
     from repro.run.cluster import Cluster
     from repro.run.session import Session
@@ -60,18 +58,18 @@ class Computer:
             return plan
         from repro.run.execute import execute
 
-        for precision, cost in predict_each(plan, cache_folder(), items).items():
+        for precision, cost in predict(plan, cache_folder(), items).items():
             self._costs[precision] = self._costs.get(precision, Cost()) + cost
         before = on_disk(items)
-        outcomes = execute(plan, items, session, self._cluster)
+        self.failed |= execute(plan, items, session, self._cluster).keys()
         self._written += on_disk(items) - before
-        self.failed |= {outcome.name for outcome in outcomes if outcome.error}
         return plan.looked_up()
 
     def settle(self, plan: Plan) -> None:
         """Have the claims of scans that are there confirmed by real forwards, and kept, unless they are already."""
         from repro.scan.choose import settled
         from repro.scan.kept import named_pairs
+        from repro.store.result import read_kept
 
         subject = self.subject.subject
         for item in plan.items:
@@ -85,7 +83,7 @@ class Computer:
             tokens = self.subject.tokens[: item.context.n_prompts, : item.stream.length]
             tokens = np.delete(tokens, excluded_prompts(item.path), 0)
             named = named_pairs(subject.writer, subject.erasers)
-            settled(item.path, partial(_scanned, item.path), tokens, model, named)
+            settled(item.path, partial(read_kept, item.path), tokens, model, named)
 
     def _todo(self, plan: Plan) -> list[Item]:
         return [item for item in plan.todo if item.name not in self.failed]
@@ -132,14 +130,6 @@ class Computer:
             remember(
                 cache_folder(), self._costs[precision].flop, seconds, self.workspace.settings, self.subject, precision
             )
-
-
-def _scanned(path: Path) -> xr.Dataset:
-    """Return the raw arrays of a scan without prompts that are left out, with the attributes of its summary."""
-    from repro.store.result import read_raw, read_summary
-
-    summary = read_summary(path)
-    return kept(read_raw(path), summary.attrs).load().assign_attrs(summary.attrs)
 
 
 def remove_result(path: Path) -> None:

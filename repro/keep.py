@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from repro.request import Request, Workspace
+from repro.options import Request
+from repro.request import Workspace
 from repro.store.committed import commit_reduced
 
 
@@ -25,5 +26,5 @@ def keep(workspace: Workspace) -> list[Path]:
 
 
 if __name__ == "__main__":
-    for folder in keep(Workspace(Request(spec=Path("experiments.toml"), subject=sys.argv[1]), print)):
+    for folder in keep(Workspace(Request(subject=sys.argv[1]), print)):
         print(folder)

@@ -15,11 +15,6 @@ def sites(n_layers: int) -> list[str]:
     return ["resid_pre0", *(f"resid_{kind}{layer}" for layer in range(n_layers) for kind in ("mid", "post"))]
 
 
-def site_after(layer: int) -> str:
-    """Return the first site that contains what the heads of `layer` wrote."""
-    return f"resid_mid{layer}"
-
-
 def heads_of(layer: int, n_heads: int) -> list[str]:
     """Return the labels of the heads of one layer."""
     return [f"L{layer}H{head}" for head in range(n_heads)]

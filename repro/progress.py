@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-Advance = Callable[[], None]
 LINES = 5
 """Plain lines about one piece of work, at most."""
 
@@ -15,45 +14,41 @@ LINES = 5
 @contextmanager
 def progress(
     total: int, what: str, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
-) -> Iterator[Advance]:
+) -> Iterator[Callable[[], None]]:
     """Yield a function to call after each of `total` steps.
 
     what: the steps' plural, `units`; say: prints the plain lines; clock: seconds.
     """
-    if sys.stdout.isatty():
-        yield from _bar(total, what)
-    else:
-        yield from _lines(total, what, say, clock)
-
-
-def _bar(total: int, what: str) -> Iterator[Advance]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[pace]}"))
-    started, done = time.monotonic(), 0
-    with Progress(*columns, transient=True) as bars:
-        task = bars.add_task(what, total=total, pace="")
+    with _bar(total, what) if sys.stdout.isatty() else _lines(total, what, say) as show:
+        started, done = clock(), 0
 
         def advance() -> None:
             nonlocal done
             done += 1
-            bars.update(task, advance=1, pace=pace(done, total, time.monotonic() - started))
+            show(done, pace(done, total, clock() - started))
 
         yield advance
 
 
-def _lines(total: int, what: str, say: Callable[[str], None], clock: Callable[[], float]) -> Iterator[Advance]:
-    started, done = clock(), 0
+@contextmanager
+def _bar(total: int, what: str) -> Iterator[Callable[[int, str], None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[pace]}"))
+    with Progress(*columns, transient=True) as bars:
+        task = bars.add_task(what, total=total, pace="")
+        yield lambda done, told: bars.update(task, completed=done, pace=told)
+
+
+@contextmanager
+def _lines(total: int, what: str, say: Callable[[str], None]) -> Iterator[Callable[[int, str], None]]:
     step = max(-(-total // LINES), 1)
 
-    def advance() -> None:
-        nonlocal done
-        done += 1
+    def show(done: int, told: str) -> None:
         if done % step == 0 or done == total:
-            told = pace(done, total, clock() - started)
             say(f"  {done}/{total} {what}{', ' if told else ''}{told}")
 
-    yield advance
+    yield show
 
 
 def pace(done: int, total: int, seconds: float) -> str:

@@ -2,58 +2,33 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from repro.errors import Exit, ReproError
+from repro.figures.draw import Source, lack
 from repro.measures import MEASURES
+from repro.options import Request
 from repro.plan.plan import Plan, Settings, make_plan, select
 from repro.spec.read import read_spec
 from repro.spec.types import Loaded
+from repro.store.records import COMMIT
 from repro.subjects.access import Access, cache_folder
 from repro.subjects.resolve import ResolvedSubject, choose
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for, as given."""
-
-    spec: Path
-    subject: str | None = None
-    only: str = ""
-    """Experiments, figures or groups, separated by commas."""
-    prompts: int | None = None
-    text: Sequence[Path] | None = None
-    """Files of plain text in place of the subject's prompts."""
-    device: str = "auto"
-    kernels: str = "auto"
-    products: str = "auto"
-    memory: str = "2GiB"
-    out: Path | None = None
-    offline: bool = False
-    fresh: bool = False
-    watchdog: str = "30m"
-    workers: int | None = None
-    scheduler: str | None = None
-    controls: bool = False
-    """Whether untrained twins are scanned, too."""
-
-    def __post_init__(self) -> None:
-        """Refuse a number of prompts that is none: a notebook may give anything."""
-        if self.prompts is not None and (type(self.prompts) is not int or self.prompts < 1):
-            raise ReproError(f"prompts: given {self.prompts!r}; a whole number from 1 on is allowed")
-
-
 class Workspace:
     """The request resolved: spec, directories, subject, settings. Each is worked out when first needed."""
 
     def __init__(self, request: Request, say: Callable[[str], None]) -> None:
+        # A notebook may give anything.
+        if request.prompts is not None and (type(request.prompts) is not int or request.prompts < 1):
+            raise ReproError(f"prompts: given {request.prompts!r}; a whole number from 1 on is allowed")
         self.request = request
         self.say = say
 
@@ -165,21 +140,48 @@ class Workspace:
         chosen = self.selection[0] if names is None else names
         return make_plan(self.loaded, subject, chosen, self.settings, self.store)
 
+    def whole_plan(self, subject: ResolvedSubject) -> Plan:
+        """Return the plan for all experiments of the spec that fit the subject: others have no result of it."""
+        names = list(self.loaded.spec.experiment)
+        try:
+            return self.plan(subject, names)
+        except ReproError:
+            return self.plan(subject, [name for name in names if self._fits(subject, name)])
+
+    def _fits(self, subject: ResolvedSubject, name: str) -> bool:
+        """Return whether an experiment is not declared for other prompts or another model than the subject's."""
+        try:
+            self.plan(subject, [name])
+        except ReproError:
+            return False
+        return True
+
+    def source(self, plan: Plan, experiment: str) -> Source | str:
+        """Return an experiment's data: its own result, else the copy kept in git, stamped so; else why there is none.
+
+        Raises ReproError (exit 5) for an own result that is damaged: another one must not take its place.
+        """
+        item = next((item for item in plan.items if item.name == experiment), None)
+        if item is not None and item.fresh:
+            return Source(item.path, roles=plan.roles.attrs())
+        if item is not None:
+            item.refuse_damage()
+        copy = self.committed / plan.subject.name / experiment
+        if (copy / COMMIT).is_file():
+            return Source(copy, "COMMITTED")
+        return lack(experiment, "" if item is None else str(item.state))
+
     def check_writable(self) -> None:
         """Refuse, before anything is computed, a root that cannot be written."""
-        figures = self.figures_folder("any")
-        nearest = next(folder for folder in figures.parents if folder.exists())
-        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-            raise ReproError(f"--out {self.root}: {nearest} cannot be written; choose another directory")
+        figures = next(folder for folder in self.figures_folder("any").parents if folder.exists())
+        folder = self.store
         try:
-            self.store.mkdir(parents=True, exist_ok=True)
-            probe = self.store / f".probe-{os.getpid()}"
-            probe.write_bytes(b"")
-            probe.unlink()
+            folder.mkdir(parents=True, exist_ok=True)
+            for folder in (self.store, figures):
+                TemporaryFile(dir=folder).close()
         except OSError as error:
-            raise ReproError(
-                f"--out {self.root}: cannot be written ({error.strerror}); choose another directory"
-            ) from None
+            message = f"--out {self.root}: {folder} cannot be written ({error.strerror}); choose another directory"
+            raise ReproError(message) from None
 
 
 def parse_bytes(text: str) -> int:

@@ -43,15 +43,12 @@ class Toy:
             if "odd" in names and self.odd == "hangs":
                 time.sleep(600)
             if "odd" in names and self.odd == "fails":
-                failures.guard("odd", _fail)
+                with failures.guard("odd"):
+                    raise ValueError("no such thing")
             filled = UnitArrays(faulty.measure(declared, declared.prompts(faulty.UNIT, unit)), {"halved": 0})
             return {name: filled for name in names if name not in failures}
 
         return compute
-
-
-def _fail() -> None:
-    raise ValueError("no such thing")
 
 
 def run(root: Path, toy: Toy, workers: int | None, scheduler: str | None, watchdog: Watchdog) -> dict[str, str]:

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -116,10 +117,10 @@ def child(spec: Path, prompts: int) -> dict[str, Any]:
     bare = Bare(model, tokens, session.micro_batch(plan.todo[0].stream))
     bare.over(range(prompts // 2))
     begun = time.perf_counter()
-    outcomes = execute(plan, plan.todo, session)
+    errors = execute(plan, plan.todo, session)
     paper = time.perf_counter() - begun
-    if failed := [outcome for outcome in outcomes if outcome.error]:
-        raise ReproError(f"{failed[0].name}: {failed[0].error}", Exit.FAILED)
+    for name, error in errors.items():
+        raise ReproError(f"{name}: {error}", Exit.FAILED)
     # Before any logits: they are larger than all that the paper's passes hold.
     highest, above_weights = peak(), above(chosen.folder.weights)
     bare.over(range(prompts // 2, prompts), unembed=True)
@@ -152,14 +153,13 @@ def _spent(seconds: Mapping[str, float], stage: str) -> float:
 def _draw(workspace: Workspace) -> int:
     """Draw every figure of the spec from the store; how many."""
     from repro.figures import draw as figures
-    from repro.stages.draw import source_of
 
     plan = workspace.plan(workspace.choose(ask=False))
     out = workspace.figures_folder(plan.subject.name)
     drawn = figures.draw(
         workspace.loaded,
         workspace.selection[1],
-        lambda name: source_of(plan, name, workspace.committed),
+        partial(workspace.source, plan),
         out,
         fresh=True,
     )

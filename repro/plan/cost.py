@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import isnan, nan
 from pathlib import Path
 
-from repro.model.folder import Shape
 from repro.plan.plan import RAW_BYTES, Item, Plan, Settings
 from repro.progress import duration
 from repro.subjects.resolve import ResolvedSubject
@@ -25,18 +24,11 @@ class Cost:
     flop: float = 0.0
     size: int = 0
     """Bytes of raw results, before compression."""
-    seconds: float | None = 0.0
-    """Of passes and reductions; None where this machine has not shown its rate yet."""
+    seconds: float = 0.0
+    """Of passes and reductions; NaN where this machine has not shown its rate yet."""
 
     def __add__(self, other: Cost) -> Cost:
-        known = self.seconds is not None and other.seconds is not None
-        seconds = self.seconds + other.seconds if known else None  # type: ignore[operator]
-        return Cost(self.flop + other.flop, self.size + other.size, seconds)
-
-
-def pass_flop(shape: Shape, prompts: int, length: int) -> float:
-    """Return the FLOP of one clean pass, unembedding excluded."""
-    return prompts * length * shape.flop_per_token(length)
+        return Cost(self.flop + other.flop, self.size + other.size, self.seconds + other.seconds)
 
 
 def item_flop(item: Item) -> float:
@@ -50,9 +42,7 @@ def item_flop(item: Item) -> float:
 
 def item_bytes(item: Item) -> int:
     """Return the bytes of raw results before compression."""
-    if item.layout is None:
-        return 0
-    return sum(4 * prod(item.layout.shape(variable)) for variable in item.layout.variables)
+    return 0 if item.layout is None else item.layout.n_bytes
 
 
 def lacking(item: Item) -> float:
@@ -62,37 +52,31 @@ def lacking(item: Item) -> float:
     return 1 - item.state.present / item.state.total if item.state.kind == "partial" else 1.0
 
 
-def _flop(items: Sequence[Item]) -> float:
-    """Return the FLOP of some experiments: one pass for all that read the same, and what each adds."""
+def flop_of(items: Sequence[Item]) -> float:
+    """Return the FLOP of what some experiments lack: one pass for all that read the same, and what each adds.
+
+    A pass is clean, its unembedding excluded.
+    """
     passes = 0.0
     for stream in {item.stream for item in items}:
         group = [item for item in items if item.stream == stream]
         most = max(group, key=lambda item: item.context.n_prompts * lacking(item))
-        passes += pass_flop(most.context.shape, most.context.n_prompts, stream.length) * lacking(most)
+        tokens = most.context.n_prompts * stream.length
+        passes += tokens * most.context.shape.flop_per_token(stream.length) * lacking(most)
     return passes + sum(item_flop(item) * lacking(item) for item in items)
 
 
-def plan_flop(plan: Plan) -> float:
-    """Return the FLOP of all that can be computed now: the passes, and what each experiment adds."""
-    return _flop(plan.todo)
+def predict(plan: Plan, folder: Path, items: Sequence[Item]) -> dict[str, Cost]:
+    """Return what computing some of a plan's experiments will take, by precision, as each has a rate of its own.
 
-
-def predict(plan: Plan, folder: Path, items: Sequence[Item] | None = None) -> Cost:
-    """Return what computing some of a plan's experiments will take; nothing named: all that can be computed now.
-
-    folder: the directory where `remember` keeps this machine's rate. Agreement: tests/plan/test_costs.py.
+    folder: the directory where `remember` keeps this machine's rates. Agreement: tests/plan/test_costs.py.
     """
-    return sum(predict_each(plan, folder, plan.todo if items is None else items).values(), Cost())
-
-
-def predict_each(plan: Plan, folder: Path, items: Sequence[Item]) -> dict[str, Cost]:
-    """Return `predict` for each precision by itself, as each has a rate of its own."""
     costs, rates = {}, _rates(folder)
     for precision in dict.fromkeys(item.precision for item in items):
         group = [item for item in items if item.precision == precision]
-        flop, rate = _flop(group), rates.get(_name(plan.settings, plan.subject, precision))
+        flop, rate = flop_of(group), rates.get(_name(plan.settings, plan.subject, precision))
         size = sum(item_bytes(item) * lacking(item) for item in group)
-        costs[precision] = Cost(flop, round(size), flop / rate if rate else None)
+        costs[precision] = Cost(flop, round(size), flop / rate if rate else nan)
     return costs
 
 
@@ -103,7 +87,7 @@ def cost_comparison(predicted: Cost, seconds: float, written: int) -> str:
     Agreement: tests/plan/test_costs.py.
     """
     took = f"took {duration(seconds)}"
-    if predicted.seconds is None:
+    if isnan(predicted.seconds):
         time = f"{took}, not predicted: this machine had not run such a model before"
     else:
         off = f" ({seconds / predicted.seconds - 1:+.0%})" if predicted.seconds >= 1 else ""
@@ -141,14 +125,9 @@ def cost_line(item: Item) -> str:
         return f"  [at most {in_flop(item_flop(item))}]"
     share, size = lacking(item), item_bytes(item)
     # Of more prompts the raw values would take more than is allowed.
-    cut = f" of the first {item.context.n_prompts} prompts" if _is_cut(item) else ""
-    return f"  [{in_flop(item_flop(item) * share)}, {in_bytes(size * share)}{cut}]"
-
-
-def _is_cut(item: Item) -> bool:
-    """Return whether one more prompt would be too much for an experiment's raw values."""
     prompts = item.context.n_prompts
-    return item_bytes(item) * (prompts + 1) > RAW_BYTES * prompts
+    cut = f" of the first {prompts} prompts" if size * (prompts + 1) > RAW_BYTES * prompts else ""
+    return f"  [{in_flop(item_flop(item) * share)}, {in_bytes(size * share)}{cut}]"
 
 
 def total_cost(plan: Plan, folder: Path) -> str:
@@ -157,10 +136,10 @@ def total_cost(plan: Plan, folder: Path) -> str:
     if not todo:
         waiting = [item.name for item in plan.items if item.waits]
         return f"nothing to compute; waiting: {', '.join(waiting)}" if waiting else "nothing to compute"
-    cost = predict(plan, folder)
+    cost = sum(predict(plan, folder, todo).values(), Cost())
     streams = list(map(str, plan.passes(todo)))
     seconds = "time unknown before a first run"
-    if cost.seconds is not None:
+    if not isnan(cost.seconds):
         seconds = f"about {duration(cost.seconds)} at this machine's last rate"
     later = sum(item.waits for item in plan.items)
     more = f"; {later} more once roles are known" if later else ""

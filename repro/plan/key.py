@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from repro.errors import Exit, ReproError
 from repro.measures.base import Context, Measure
 from repro.model.folder import tokens_fingerprint
 from repro.store.records import State
@@ -33,7 +32,7 @@ def key_parts(
         "tokens": tokens_fingerprint(subject.tokens[: context.n_prompts]),
         "weights": subject.weights,
         **settings,
-        "torch": _major_minor("torch"),
+        "torch": ".".join(version("torch").split(".")[:2]),
     }
     asked = experiment.needs
     if asked and context.roles.writer:
@@ -71,10 +70,3 @@ def _change(name: str, before: object, now: object) -> str:
         return ", ".join(f"{key} {before.get(key)} -> {now.get(key)}" for key in inner)
     short = all(isinstance(value, str | int | float | None) and len(str(value)) <= SHORT for value in (before, now))
     return f"{name} {before} -> {now}" if short else name
-
-
-def _major_minor(package: str) -> str:
-    try:
-        return ".".join(version(package).split(".")[:2])
-    except PackageNotFoundError:
-        raise ReproError(f"{package} is not installed", Exit.FAILED) from None

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import prod
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from repro.errors import Exit, ReproError, did_you_mean, listing
 from repro.labels import FLOAT32
 from repro.measures.base import Context, Measure, Stream
 from repro.measures.roles import Roles
 from repro.plan.key import key_parts, what_changed
-from repro.plan.roles import ROLES, finder, is_named, known_roles, left_out, writer_alone
+from repro.plan.roles import finders, known_roles, left_out, writer_alone
 from repro.spec.types import Loaded
 from repro.store.layout import Layout, key12, result_path
 from repro.store.records import State, status
@@ -169,7 +166,7 @@ class _Planner:
         missing = {role for role in asked if not roles.knows(role)}
         if missing and not roles.writer:
             missing.add("writer")
-        pulled = [name for role in ROLES if role in missing for name in self._finds(role)]
+        pulled = finders(self.loaded, self.subject, missing)
         items = [
             self.item(name, self._given(experiments[name], roles))
             for name in dict.fromkeys((*pulled, *chosen))
@@ -182,9 +179,6 @@ class _Planner:
         if experiment.named_only:
             return Roles(roles.writer, roles.erasers)
         return writer_alone(self.subject, roles) if experiment.finds else roles
-
-    def _finds(self, role: str) -> list[str]:
-        return [] if is_named(self.subject, (role,)) else [finder(self.loaded, self.subject, role)]
 
     def _result_of(self, name: str, roles: Roles) -> Path | None:
         """Return where the fresh result of an experiment that finds roles lies."""
@@ -202,7 +196,8 @@ class _Planner:
             return Item(name, experiment, context, State("waits", why=why), precision=precision)
         try:
             declared = experiment.layout(context)
-            if (most := _most_prompts(declared)) < context.n_prompts:
+            # So many prompts that the raw values stay under `RAW_BYTES`, and at least 1.
+            if (most := max(1, RAW_BYTES * declared.n_prompts // declared.n_bytes)) < context.n_prompts:
                 context = replace(context, n_prompts=most)
                 declared = experiment.layout(context)
         except ReproError as error:
@@ -214,12 +209,6 @@ class _Planner:
         key = key_parts(experiment, context, self.subject, {**how, "prompts_per_unit": settings.unit})
         path = result_path(self.store, self.subject.name, name, key12(key))
         return Item(name, experiment, context, _state(path, key), key, path, declared, precision)
-
-
-def _most_prompts(layout: Layout) -> int:
-    """Return how many prompts an experiment's raw values may be of, so that they stay under `RAW_BYTES`; at least 1."""
-    size = sum(np.dtype(v.dtype).itemsize * prod(layout.shape(v)) for v in layout.variables)
-    return max(1, RAW_BYTES * layout.n_prompts // size)
 
 
 def _state(path: Path, key: Mapping[str, Any]) -> State:

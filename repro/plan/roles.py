@@ -36,8 +36,9 @@ def finder(loaded: Loaded, subject: ResolvedSubject, role: str) -> str:
 
     Raises ReproError (exit 2) naming the role where no experiment does.
     """
-    if (name := _finder(loaded, role)) is not None:
-        return name
+    for name, experiment in loaded.spec.experiment.items():
+        if role in experiment.finds:
+            return str(name)
     (measure,) = (get_args(kind.model_fields["measure"].annotation)[0] for kind in MEASURES if role in kind.finds)
     raise ReproError(
         f"[subject.{subject.name}] {role}: to be found, but no experiment of the spec does so; declare one with "
@@ -45,8 +46,9 @@ def finder(loaded: Loaded, subject: ResolvedSubject, role: str) -> str:
     )
 
 
-def _finder(loaded: Loaded, role: str) -> str | None:
-    return next((str(name) for name, experiment in loaded.spec.experiment.items() if role in experiment.finds), None)
+def finders(loaded: Loaded, subject: ResolvedSubject, roles: Collection[str]) -> list[str]:
+    """Return the experiments that find those of some roles which the spec does not name."""
+    return [finder(loaded, subject, role) for role in ROLES if role in roles and not is_named(subject, (role,))]
 
 
 def left_out(subject: ResolvedSubject, experiment: Measure) -> bool:
@@ -56,15 +58,18 @@ def left_out(subject: ResolvedSubject, experiment: Measure) -> bool:
     return bool(experiment.finds) and not experiment.answers and is_named(subject, experiment.finds)
 
 
-def role_experiments(loaded: Loaded, subject: ResolvedSubject, names: Collection[str]) -> list[str]:
-    """Return the experiments that find roles, of those that some experiments need and of those among them."""
+def role_experiments(loaded: Loaded, subject: ResolvedSubject, names: Collection[str]) -> list[list[str]]:
+    """Return the experiments that find roles, of those that some experiments need and of those among them.
+
+    Those that find a writer come first: others may wait for what they find.
+    """
     experiments = loaded.spec.experiment
     asked = {role for name in names for role in experiments[name].needs}
     asked |= {"writer"} if asked else set()
-    found = [finder(loaded, subject, role) for role in ROLES if role in asked and not is_named(subject, (role,))]
     chosen = [name for name in names if experiments[name].finds and not left_out(subject, experiments[name])]
-    # What needs no role comes first: others may wait for what it finds.
-    return sorted(dict.fromkeys((*found, *chosen)), key=lambda name: bool(experiments[name].needs))
+    found = dict.fromkeys((*finders(loaded, subject, asked), *chosen))
+    first = [name for name in found if "writer" in experiments[name].finds]
+    return [together for together in (first, [name for name in found if name not in first]) if together]
 
 
 def writer_alone(subject: ResolvedSubject, roles: Roles) -> Roles:
@@ -103,7 +108,7 @@ def _writer_and_erasers(loaded: Loaded, subject: ResolvedSubject, asked: Collect
         tests.sort(key=lambda name: loaded.spec.experiment[name].named_only)
     else:
         named = Roles() if declared.writer == "auto" else Roles(declared.writer, source="auto")
-        tests = [finder(loaded, subject, role) for role in ROLES if role in asked and not is_named(subject, (role,))]
+        tests = finders(loaded, subject, asked)
     paths = (result_of(name, named) for name in tests)
     kept = next((found for path in paths if path is not None and (found := load(path)) is not None), None)
     pairs = frozenset(named_pairs(declared.writer, declared.erasers))
@@ -126,13 +131,11 @@ def _examples(
     if not given.writer:
         return None
     path = result_of(finder(loaded, subject, "examples"), given)
-    return None if path is None else tuple(_mined(subject, item) for item in mined_from(_attrs(path)))
-
-
-def _attrs(path: Path) -> Mapping[Any, Any]:
+    if path is None:
+        return None
     from repro.store.result import read_summary
 
-    return read_summary(path).attrs
+    return tuple(_mined(subject, item) for item in mined_from(read_summary(path).attrs))
 
 
 def _tokenised(subject: ResolvedSubject, item: Example) -> ExampleTokens:

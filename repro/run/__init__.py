@@ -2,4 +2,4 @@
 
 from repro.packages import make_callable
 
-make_callable(__name__, "repro.computed", "run_named")
+make_callable(__name__, "repro.notebook", "run_named")

@@ -12,6 +12,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from repro.errors import Exit, ReproError
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 IN_FLIGHT = 2
 """Units per worker that are on their way at once: one at work, one waiting."""
 RECOUNT_S = 2.0
-"""Seconds between two looks at how many workers there are."""
+"""Seconds between two looks at how many workers there are, where none has answered in between."""
 NO_WORKERS_S = 10.0
 """Seconds without any worker after which the user is told."""
 VISIBLE_S = 60.0
@@ -46,7 +47,9 @@ class Cluster:
         self.threads = threads
         self.say = say
         self.n_workers = 0
-        self._looked = self._met = time.monotonic()
+        self.seconds = 0.0
+        """What workers have spent on units."""
+        self._met = time.monotonic()
         self._told = False
 
     def fill(
@@ -56,32 +59,21 @@ class Cluster:
         failures: Failures,
         advance: Callable[[], None],
         watchdog: Watchdog,
-    ) -> float:
+    ) -> None:
         """Run `repro.run.loop.rounds` on the workers; a unit is written by whoever computed it.
 
         results: open results with the same unit, by experiment; make: pure data that a worker calls, once, for what
         computes units (repro.run.worker.Recipe); failures: what has failed and fails; advance: called after each unit;
         watchdog: how long a unit may take, and where a worker that hangs says so: it is ended after half that time, so
-        that the unit is tried again; fed while other runners or new workers are waited for. Returns the seconds that
-        workers spent. Raises ReproError: exit 1 if the scheduler is lost, and what workers raise for all experiments.
+        that the unit is tried again; fed while other runners or new workers are waited for. Raises ReproError: exit 1
+        if the scheduler is lost, and what workers raise for all experiments.
         Agreement: tests/run/test_cluster.py, tests/run/test_cluster_worker.py, tests/run/test_cluster_faults.py.
         """
         paths = {name: result.path.absolute() for name, result in results.items()}
         logs = watchdog.path.parent.absolute()
         job = Job(secrets.token_hex(8), paths, self.threads, versions(), make, watchdog.seconds / 2, logs)
-        seconds = 0.0
-
-        def answers(units: Sequence[int], lacking: Missing) -> Iterator[Answer]:
-            nonlocal seconds
-            for unit, names, outcome in self._answers(job, units, lacking, failures, watchdog):
-                watchdog.feed()  # a sign of life, even where others hold the unit
-                seconds += outcome.seconds
-                self._tell(outcome, failures)
-                yield unit, names, outcome.done
-
-        rounds(results, answers, failures, advance, watchdog.feed)
+        rounds(results, partial(self._answers, job, failures, watchdog), failures, advance, watchdog.feed)
         _await_visible(results, failures)
-        return seconds
 
     def await_workers(self) -> int:
         """Wait until there is a worker; return the least number of threads that one offers."""
@@ -90,22 +82,26 @@ class Cluster:
         return min(offered.values())
 
     def _answers(
-        self, job: Job, units: Sequence[int], lacking: Missing, failures: Failures, watchdog: Watchdog
-    ) -> Iterator[tuple[int, tuple[str, ...], Outcome]]:
-        """Submit units, a few per worker at a time, and yield each with the experiments asked and the answer."""
+        self, job: Job, failures: Failures, watchdog: Watchdog, units: Sequence[int], lacking: Missing
+    ) -> Iterator[Answer]:
+        """Submit units, a few per worker at a time, and yield what was answered of each."""
         waiting = deque(units)
         flying: dict[Future, tuple[int, tuple[str, ...]]] = {}
         while waiting or flying:
-            if not self._count():
+            if not self._nthreads():
                 watchdog.feed()  # waiting for a worker is not a hang
-            while waiting and len(flying) < IN_FLIGHT * max(self._count(), 1):
+            while waiting and len(flying) < IN_FLIGHT * max(self.n_workers, 1):
                 unit = waiting.popleft()
                 names = tuple(name for name in lacking if unit in lacking[name] and name not in failures)
                 if names:
                     flying[self._submit(job, unit, names)] = unit, names
             for future in self._finished(flying):
                 unit, names = flying.pop(future)
-                yield unit, names, self._answer(future, unit, names)
+                outcome = self._answer(future, unit, names)
+                watchdog.feed()  # a sign of life, even where others hold the unit
+                self.seconds += outcome.seconds
+                self._tell(outcome, failures)
+                yield unit, names, outcome.done
 
     def _submit(self, job: Job, unit: int, names: tuple[str, ...]) -> Future:
         with self._scheduler():
@@ -155,20 +151,14 @@ class Cluster:
             for line in outcome.said:
                 self.say(line)
 
-    def _count(self) -> int:
-        """Return the number of workers, looked up now and then: a cluster may grow and shrink."""
-        if not self.n_workers or time.monotonic() - self._looked > RECOUNT_S:
-            self._nthreads()
-        return self.n_workers
-
     def _nthreads(self) -> dict[str, int]:
-        """Return the threads of each worker; say once where there has been none for a while."""
+        """Return the threads of each worker, which come and go; say once where there has been none for a while."""
         with self._scheduler():
             offered: dict[str, int] = self.client.nthreads()
-        self.n_workers, self._looked = len(offered), time.monotonic()
+        self.n_workers, now = len(offered), time.monotonic()
         if offered:
-            self._met, self._told = self._looked, False
-        elif not self._told and self._looked - self._met > NO_WORKERS_S:
+            self._met, self._told = now, False
+        elif not self._told and now - self._met > NO_WORKERS_S:
             self.say(f"{self.where}: there are no workers; waiting for one")
             self._told = True
         return offered

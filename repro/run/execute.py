@@ -6,7 +6,6 @@ import os
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,57 +27,46 @@ from repro.store.result import Result, open_result
 from repro.store.verify import repair
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How an experiment ended: `error` is empty if it is committed."""
-
-    name: str
-    error: str = ""
-
-
-def execute(plan: Plan, items: Sequence[Item], session: Session, cluster: Cluster | None = None) -> list[Outcome]:
+def execute(plan: Plan, items: Sequence[Item], session: Session, cluster: Cluster | None = None) -> dict[str, str]:
     """Compute and commit some of a plan's items: one pass per length of prompts and precision, shared by all.
 
-    cluster: whose workers fill the units; None: this process does. A failing experiment does not stop the others.
-    Raises ReproError if the model cannot be had.
+    cluster: whose workers fill the units; None: this process does. Returns the errors of experiments that failed, which
+    do not stop the others. Raises ReproError if the model cannot be had.
     """
-    outcomes: list[Outcome] = []
+    errors: dict[str, str] = {}
     with torch.inference_mode():
         for stream, group in plan.passes(items).items():
             session.engine(stream.precision)  # loaded first: a model that cannot be had must cost nothing
-            outcomes += _Pass(plan, group, stream, session, cluster).run()
-    return outcomes
+            errors |= _Pass(group, stream, session, cluster).run()
+    return errors
 
 
-class _Pass:
-    """One stream over the prompts, for several experiments."""
+class _Pass(Work):
+    """One stream over the prompts, for several experiments, from their opened results to COMMIT."""
 
-    def __init__(
-        self, plan: Plan, items: Sequence[Item], stream: Stream, session: Session, cluster: Cluster | None
-    ) -> None:
-        self.plan = plan
-        self.stream = stream
-        self.session = session
+    def __init__(self, items: Sequence[Item], stream: Stream, session: Session, cluster: Cluster | None) -> None:
+        super().__init__(items, stream, session, Failures(session.say))
         self.cluster = cluster
-        self.failures = Failures(session.say)
-        self.work = Work(plan, items, stream, session, self.failures)
         self.results: dict[str, Result] = {}
 
-    def run(self) -> list[Outcome]:
-        """Open the results, stream what is missing, reduce and commit."""
+    def run(self) -> dict[str, str]:
+        """Open the results, stream what is missing, reduce and commit; return the errors of what failed."""
         started = time.perf_counter()
-        for item in self.work.items.values():
-            self.failures.guard(item.name, lambda item=item: self._open(item))  # type: ignore[misc]
+        for item in self.items.values():
+            with self.failures.guard(item.name):
+                self._open(item)
         try:
             self._fill()
         finally:
             for result in self.results.values():
                 result.close()
         started = self._spent("passes", started)
-        for name in list(self.results):
-            self.failures.guard(name, lambda name=name: self._finish(name))  # type: ignore[misc]
+        for name, result in self.results.items():
+            if name not in self.failures and not result.committed:
+                with self.failures.guard(name):
+                    self._finish(self.items[name], result)
         self._spent("reductions", started)
-        return [Outcome(name, self.failures.errors.get(name, "")) for name in self.work.items]
+        return self.failures.errors
 
     def _spent(self, stage: str, started: float) -> float:
         """Add the time since `started` to a stage, each precision's its own; return the time now."""
@@ -92,9 +80,9 @@ class _Pass:
             findings = repair(item.path)
             self.session.say(f"{item.name}: damage found ({len(findings)}); what was lost is computed again")
         threads = torch.get_num_threads() if self.cluster is None else self.cluster.threads
-        provenance = _provenance(self.plan, item, self.session, threads)
-        self.results[item.name] = open_result(item.path, item.layout, self.plan.settings.unit, provenance)
-        self.work.prepare(item.name)
+        provenance = _provenance(item, self.session, threads)
+        self.results[item.name] = open_result(item.path, item.layout, self.session.settings.unit, provenance)
+        self.prepare(item.name)
 
     def _fill(self) -> None:
         """Say what is missing, and have it computed."""
@@ -102,7 +90,7 @@ class _Pass:
         units = units_of(lacking)
         if not units:
             return
-        size = f"{len(units)} units of {self.plan.settings.unit} prompts x {self.stream}"
+        size = f"{len(units)} units of {self.session.settings.unit} prompts x {self.stream}"
         self.session.say(f"pass over {size}: {', '.join(lacking)}")
         with self.session.watchdog as watchdog, progress(len(units), "units", self.session.say) as advance:
 
@@ -111,41 +99,38 @@ class _Pass:
                 advance()
 
             if self.cluster is None:
-                fill(self.results, self.work.unit, self.failures, finished, watchdog.wait)
+                fill(self.results, self.unit, self.failures, finished, watchdog.wait)
             else:
-                recipe = Recipe.of(self.plan, list(self.work.items.values()), self.stream, self.session.memory)
-                spent = self.cluster.fill(self.results, recipe, self.failures, finished, watchdog)
-                self.session.seconds["workers"] = self.session.seconds.get("workers", 0) + spent
+                recipe = Recipe.of(self.session, self.items.values(), self.stream)
+                self.cluster.fill(self.results, recipe, self.failures, finished, watchdog)
+                self.session.seconds["workers"] = self.cluster.seconds
 
-    def _finish(self, name: str) -> None:
-        item, result = self.work.items[name], self.results[name]
-        if result.committed:
-            return
-        tokenizer = self.plan.subject.tokenizer
-        prepared, without = self.work.prepared[name], excluded_prompts(item.path)
-        dataset = summarise(item.experiment, item.context, result, prepared, tokenizer.name, without)
+    def _finish(self, item: Item, result: Result) -> None:
+        subject, without = self.session.subject, excluded_prompts(item.path)
+        prepared, decode = self.prepared[item.name], subject.tokenizer.name
+        dataset = summarise(item.experiment, item.context, result, prepared, decode, without)
         dataset.attrs.update(
-            subject=self.plan.subject.name,
-            model=self.plan.subject.subject.model,
-            experiment=name,
+            subject=subject.name,
+            model=subject.subject.model,
+            experiment=item.name,
             n_layers=item.context.shape.n_layers,
         )
         if item.precision != FLOAT32:
             dataset.attrs["precision"] = item.precision
         mark_capped(dataset, self.session.engine(item.precision).model.logit_cap)
-        dataset.attrs.setdefault("examples", "named" if self.plan.subject.subject.examples != "auto" else "mined")
+        dataset.attrs.setdefault("examples", "named" if subject.subject.examples != "auto" else "mined")
         result.finalise(dataset)
 
 
-def _provenance(plan: Plan, item: Item, session: Session, threads: int) -> dict[str, Any]:
+def _provenance(item: Item, session: Session, threads: int) -> dict[str, Any]:
     """Return where a result comes from; only `key` and `environment` decide about freshness."""
-    settings, engine = plan.settings, session.engine(item.precision)
+    subject, settings, engine = session.subject, session.settings, session.engine(item.precision)
     return {
-        "subject": plan.subject.name,
-        "model": plan.subject.subject.model,
+        "subject": subject.name,
+        "model": subject.subject.model,
         "experiment": item.name,
         "key": dict(item.key),
-        "fallback": plan.subject.fallback,
+        "fallback": subject.fallback,
         "environment": {
             "torch": item.key["torch"],
             "device": settings.device,

@@ -49,16 +49,15 @@ class Failures:
         """Return whether an experiment has failed."""
         return name in self.errors
 
-    def guard(self, name: str, action: Callable[[], None]) -> None:
-        """Run one experiment's step; what goes wrong ends that experiment only.
+    @contextmanager
+    def guard(self, name: str) -> Iterator[None]:
+        """Keep what goes wrong in the block, a step of one experiment, to that experiment.
 
         Raises ReproError for what concerns every experiment: wrong use (exit 2), a corrupt store (exit 5); and
         NoMemoryError, which whoever can do with less answers.
         """
-        if name in self.errors:
-            return
         try:
-            action()
+            yield
         except ReproError as error:
             if error.code in (Exit.CORRUPT, Exit.USAGE):
                 raise

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,6 @@ Compute = Callable[[int, Sequence[str]], Mapping[str, UnitArrays]]
 Missing = dict[str, set[int]]
 Answer = tuple[int, Sequence[str], Sequence[str]]
 """A unit, the experiments that were asked of it, and those of them that need not be asked again."""
-Answers = Callable[[Sequence[int], Missing], Iterator[Answer]]
 
 
 def missing(results: Mapping[str, Result], failures: Failures, tried: set[tuple[str, int]]) -> Missing:
@@ -55,7 +53,7 @@ def units_of(lacking: Missing) -> list[int]:
 
 def rounds(
     results: Mapping[str, Result],
-    answers: Answers,
+    answers: Callable[[Sequence[int], Missing], Iterator[Answer]],
     failures: Failures,
     advance: Callable[[], None],
     waits: Callable[[], None],
@@ -99,8 +97,7 @@ def fill(
         with ThreadPoolExecutor(1, "commit") as writer:
             waiting: list[Future[None]] = []
             for unit in units:
-                names = [name for name in lacking if unit in lacking[name] and name not in failures]
-                mine = claimed(unit, names, results, failures)
+                mine = claimed(unit, [name for name in lacking if unit in lacking[name]], results, failures)
                 if not mine:
                     continue
                 try:
@@ -121,13 +118,11 @@ def fill(
 def claimed(unit: int, names: Sequence[str], results: Mapping[str, Result], failures: Failures) -> list[str]:
     """Claim a unit; return the experiments of which nobody else holds it."""
     mine: list[str] = []
-
-    def claim(name: str) -> None:
-        if results[name].claim(unit):
-            mine.append(name)
-
     for name in names:
-        failures.guard(name, partial(claim, name))
+        if name not in failures:
+            with failures.guard(name):
+                if results[name].claim(unit):
+                    mine.append(name)
     return mine
 
 
@@ -137,13 +132,11 @@ def write(
     """Commit one unit of every experiment that it is filled for; release the claims of all."""
     try:
         for name, one in filled.items():
-            failures.guard(name, partial(_write, results[name], unit, one))
+            if name not in failures:
+                with failures.guard(name):
+                    results[name].write_unit(unit, one.arrays, one.notes)
     finally:
         give_back(unit, mine, results)
-
-
-def _write(result: Result, unit: int, filled: UnitArrays) -> None:
-    result.write_unit(unit, filled.arrays, filled.notes)
 
 
 def give_back(unit: int, mine: Sequence[str], results: Mapping[str, Result]) -> None:

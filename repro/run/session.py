@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial, reduce
+from functools import reduce
 from operator import or_
 from typing import Any
 
@@ -20,7 +21,7 @@ from repro.measures.batch import Batch, Engine
 from repro.measures.roles import Roles
 from repro.model.folder import Shape
 from repro.model.load import load
-from repro.plan.plan import Item, Plan, Settings
+from repro.plan.plan import Item, Settings
 from repro.process import keep_freed_memory
 from repro.run.failures import Failures, NoMemoryError, Say, memory_told
 from repro.run.loop import UnitArrays
@@ -28,8 +29,6 @@ from repro.run.watchdog import Watchdog
 from repro.store.excluded import NOTE
 from repro.store.layout import Layout
 from repro.subjects.resolve import ResolvedSubject
-
-NUMPY_TYPES = {"float32": torch.float32, "int32": torch.int32}
 
 
 @dataclass
@@ -116,8 +115,7 @@ def working_bytes(shape: Shape, length: int, width: int) -> int:
 class Work:
     """The units of one pass over the prompts, for several experiments."""
 
-    def __init__(self, plan: Plan, items: Iterable[Item], stream: Stream, session: Session, failures: Failures) -> None:
-        self.plan = plan
+    def __init__(self, items: Iterable[Item], stream: Stream, session: Session, failures: Failures) -> None:
         self.items = {item.name: item for item in items}
         self.stream = stream
         self.session = session
@@ -128,7 +126,7 @@ class Work:
         """Compute what an experiment needs to know of the model before any prompt is seen."""
         item = self.items[name]
         self.prepared[name] = item.experiment.prepare(
-            item.context, self.session.engine(self.stream.precision), self.plan.subject.tokens
+            item.context, self.session.engine(self.stream.precision), self.session.subject.tokens
         )
 
     def unit(self, unit: int, names: Sequence[str]) -> dict[str, UnitArrays]:
@@ -150,30 +148,32 @@ class Work:
             self.session.halve(step)
 
     def _unit(self, unit: int, names: Sequence[str], step: int) -> dict[str, UnitArrays]:
-        size = self.plan.settings.unit
+        size = self.session.settings.unit
         stop = max(self.items[name].context.n_prompts for name in names)
         rows = range(unit * size, min((unit + 1) * size, stop))
         shares = {name: _Share(rows.start) for name in names}
         for first in range(rows.start, rows.stop, step):
             for batch, wanting in self._batches(first, min(first + step, rows.stop), names):
                 for name in wanting:
-                    action = partial(self._compute, name, batch, shares[name])
-                    self.failures.guard(name, partial(self._fitting, step, action))
-        for name in names:
-            self.failures.guard(name, partial(self._fitting, step, partial(self._join, name, shares[name])))
+                    if name not in self.failures:
+                        with self.failures.guard(name), self._fitting(step):
+                            self._compute(name, batch, shares[name])
         self.session.leave_out(prompt for share in shares.values() for prompt in share.unfit)
         halved = {} if self.session.at_most is None else {"micro_batch": step}
-        return {
-            name: UnitArrays(share.arrays, halved | ({NOTE: share.unfit} if share.unfit else {}))
-            for name, share in shares.items()
-            if name not in self.failures
-        }
+        filled = {}
+        for name, share in shares.items():
+            if name not in self.failures:
+                with self.failures.guard(name), self._fitting(step):
+                    notes = halved | ({NOTE: share.unfit} if share.unfit else {})
+                    filled[name] = UnitArrays(self._joined(name, share), notes)
+        return filled
 
-    def _fitting(self, step: int, action: Callable[[], None]) -> None:
-        """Do what may run out of memory; with single prompts that is the experiment's failure."""
+    @contextmanager
+    def _fitting(self, step: int) -> Iterator[None]:
+        """Tell of memory that runs out in the block; with single prompts that is the experiment's failure."""
         try:
             with memory_told():
-                action()
+                yield
         except NoMemoryError:
             if step > 1:
                 raise
@@ -202,8 +202,8 @@ class Work:
             wanting = [name for name in names if self.items[name].context.n_prompts >= end]
             if end > start and wanting:
                 sharing = [item for item in self.items.values() if item.context.n_prompts >= end]
-                tokens = self.plan.subject.tokens[start:end, : self.stream.length]
-                placed = torch.from_numpy(tokens.astype(np.int64)).to(self.plan.settings.device)
+                tokens = self.session.subject.tokens[start:end, : self.stream.length]
+                placed = torch.from_numpy(tokens.astype(np.int64)).to(self.session.settings.device)
                 asked = reduce(or_, (item.experiment.asks for item in sharing))
                 known = [item.context.roles for item in sharing if item.context.roles.writer]
                 # Of the experiments that share a pass those that find roles know the least.
@@ -211,24 +211,25 @@ class Work:
                 yield Batch(self.session.engine(self.stream.precision), placed, start, roles, asked), wanting
             start = max(start, end)
 
-    def _join(self, name: str, share: _Share) -> None:
-        """Join batches into one array per variable; prompts left out become NaN, or -1 where the type has no NaN."""
+    def _joined(self, name: str, share: _Share) -> dict[str, np.ndarray]:
+        """Return one array per variable; prompts left out become NaN, or -1 where the type has no NaN."""
         layout = self.items[name].layout
         assert isinstance(layout, Layout)
         rows = [prompt - share.first_prompt for prompt in share.unfit]
+        arrays = {}
         for variable in layout.variables:
             axis = variable.dims.index("prompt")
             joined = torch.cat([part[variable.name] for part in share.parts], dim=axis)
-            array = joined.to("cpu", NUMPY_TYPES[variable.dtype]).numpy()
+            array = joined.to("cpu", getattr(torch, variable.dtype)).numpy()
             array[(slice(None),) * axis + (rows,)] = np.nan if array.dtype.kind == "f" else -1
-            share.arrays[variable.name] = array
+            arrays[variable.name] = array
+        return arrays
 
 
 @dataclass
 class _Share:
-    """What one experiment gets of one unit: what was computed, then its arrays; and which prompts are left out."""
+    """What was computed of one experiment's unit, batch by batch, and which prompts are left out."""
 
     first_prompt: int
     parts: list[Mapping[str, torch.Tensor]] = field(default_factory=list)
     unfit: list[int] = field(default_factory=list)
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)

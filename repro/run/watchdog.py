@@ -8,7 +8,6 @@ import socket
 import sys
 import threading
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Self
 
 from repro import files
@@ -71,9 +70,7 @@ class Watchdog:
         faulthandler.dump_traceback(self._log, all_threads=True)
         os._exit(Exit.FAILED)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._log is None or self._timer is None:
             return
         self._timer.cancel()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any
 from repro import __version__
 from repro.errors import Exit, ReproError
 from repro.measures.base import Stream
-from repro.measures.roles import Roles
 from repro.model.folder import Folder, tokens_fingerprint
-from repro.plan.plan import Item, Plan, Settings
+from repro.plan.plan import Item, Settings
 from repro.process import set_defaults
 from repro.run.failures import Failures
 from repro.run.loop import Compute, claimed, give_back, write
@@ -31,6 +30,7 @@ from repro.subjects.resolve import ResolvedSubject
 
 if TYPE_CHECKING:
     from repro.measures.batch import Engine
+    from repro.run.session import Session
 
 set_defaults()  # a worker of somebody else's cluster imports this module before it imports torch
 
@@ -166,10 +166,10 @@ class Recipe:
     """Bytes that a pass may take in each worker."""
 
     @classmethod
-    def of(cls, plan: Plan, items: Sequence[Item], stream: Stream, memory: int) -> Recipe:
-        """Return the recipe of some items of a plan, with absolute paths and nothing a worker can read for itself."""
-        subject = ResolvedSubject(plan.subject.name, plan.subject.subject, _absolute(plan.subject.folder))
-        return cls(subject, plan.settings, tuple(items), stream, memory)
+    def of(cls, session: Session, items: Iterable[Item], stream: Stream) -> Recipe:
+        """Return how to compute some items, with absolute paths and nothing a worker can read for itself."""
+        subject = ResolvedSubject(session.subject.name, session.subject.subject, _absolute(session.subject.folder))
+        return cls(subject, session.settings, tuple(items), stream, session.memory)
 
     def __call__(self, failures: Failures, threads: int) -> Compute:
         """Load the model at the pass's precision, unless it is the last one loaded, and prepare the experiments.
@@ -187,10 +187,10 @@ class Recipe:
         session = Session(self.subject, self.settings, self.memory, failures.say)
         with torch.inference_mode():
             session.engines = {self.stream.precision: self._engine(session)}
-            plan = Plan(self.subject, self.settings, self.items, Roles())
-            work = Work(plan, self.items, self.stream, session, failures)
+            work = Work(self.items, self.stream, session, failures)
             for item in self.items:
-                failures.guard(item.name, lambda name=item.name: work.prepare(name))  # type: ignore[misc]
+                with failures.guard(item.name):
+                    work.prepare(item.name)
 
         def compute(unit: int, names: Sequence[str]) -> Any:
             # A worker's tasks come in several threads, and both settings are a thread's own.
@@ -200,7 +200,7 @@ class Recipe:
 
         return compute
 
-    def _engine(self, session: Any) -> Engine:
+    def _engine(self, session: Session) -> Engine:
         precision, settings, weights = self.stream.precision, self.settings, self.items[0].key["weights"]
         loaded = (weights, precision, settings.kernels, settings.products, settings.device)
         if loaded not in _engines:

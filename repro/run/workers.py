@@ -14,7 +14,6 @@ import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -46,10 +45,9 @@ def open_cluster(workers: int | None, scheduler: str | None, device: str, say: S
 
     workers: processes to start here; scheduler: the address of an existing one; device: `cpu`, or `cuda` with a device
     for each worker. Processes started here end with the block, at once and however it ends. Raises ReproError (exit 2)
-    for what `check_options` refuses, for more workers than devices, and for a scheduler that does not answer.
+    for more workers than devices, and for a scheduler that does not answer; `check_options` comes first.
     Agreement: tests/run/test_cluster.py, tests/run/test_cluster_faults.py.
     """
-    check_options(workers, scheduler)
     if workers is not None:
         with _silence(), _start_workers(workers, device) as (client, threads):
             say(f"workers: {workers} processes here; threads per unit: {threads}")
@@ -127,13 +125,16 @@ def _cluster(threads: int, devices: list[str]) -> Any:
     """Return a cluster with a process for each device, "" being no GPU; `scale` starts them."""
     from distributed import LocalCluster
 
-    options = {"memory_limit": 0, "silence_logs": _SILENT, "dashboard_address": None, "host": HERE}
-    if devices[0] and find_spec("dask_cuda") is not None:
-        cluster = import_module("dask_cuda").LocalCUDACluster
-        return cluster(n_workers=len(devices), threads_per_worker=threads, **options)
-    # A scheduler without a dashboard still serves a few pages: at any port, so that two runs do not meet.
-    pages = {"dashboard_address": f"{HERE}:0"}
-    made = LocalCluster(n_workers=0, threads_per_worker=threads, scheduler_kwargs=pages, **options)
+    made = LocalCluster(
+        n_workers=0,
+        threads_per_worker=threads,
+        memory_limit=0,
+        silence_logs=_SILENT,
+        host=HERE,
+        dashboard_address=None,
+        # A scheduler without a dashboard still serves a few pages: at any port, so that two runs do not meet.
+        scheduler_kwargs={"dashboard_address": f"{HERE}:0"},
+    )
     # LocalCluster gives all its workers the same environment; each of ours sees a GPU of its own.
     for number, gpu in enumerate(devices):
         env = {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}

@@ -10,7 +10,6 @@ from repro.figures import draw as drawing
 from repro.measures.path_shares import PathShares
 from repro.scan.twin import Twin, untrained_twins
 from repro.stages.paper import Paper, answering
-from repro.store.excluded import kept
 
 if TYPE_CHECKING:
     from repro.model.decoder import Model
@@ -25,11 +24,9 @@ def answer(paper: Paper) -> Paper:
         paper.workspace.say(f"no answer yet: {drawing.lack(item.name, str(item.state))}")
         return paper
     from repro.scan.answer import answered
-    from repro.store.result import read_raw, read_summary
+    from repro.store.result import read_kept
 
     out = paper.workspace.figures_folder(paper.subject.name)
-    summary = read_summary(item.path)
-    raw = kept(read_raw(item.path), summary.attrs).load().assign_attrs(summary.attrs)
     tokens = paper.subject.tokens[: item.context.n_prompts, : item.stream.length]
 
     @cache
@@ -49,7 +46,7 @@ def answer(paper: Paper) -> Paper:
 
     asked = twins if paper.workspace.request.controls else None
     origin = (paper.subject.subject.model, paper.subject.folder.path.name)
-    *lines, last = answered(raw, item.path, paper.subject.name, tokens, model, out, asked, origin)
+    *lines, last = answered(read_kept(item.path), item.path, paper.subject.name, tokens, model, out, asked, origin)
     paper.workspace.say("")
     for line in lines:
         paper.workspace.say(line)

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repro.errors import Exit, ReproError
 from repro.figures import draw as drawing
-from repro.plan.plan import Plan
-from repro.request import Workspace
 from repro.spec.types import HubPrompts
-from repro.stages.paper import Paper, item_of
+from repro.stages.paper import Paper
 from repro.store.excluded import NOTE, kept
-from repro.subjects.resolve import ResolvedSubject
 
 if TYPE_CHECKING:
     from repro.check.comparison import Collected
@@ -47,12 +43,17 @@ def collected(paper: Paper) -> Collected:
     from repro.check.report import Heading
     from repro.store.result import read_raw, read_summary
 
-    workspace, plan = paper.workspace, widened(paper.workspace, paper.plan)
+    workspace, plan = paper.workspace, paper.workspace.whole_plan(paper.subject)
     experiments = workspace.loaded.spec.experiment
-    paths = {name: at for name in experiments if (at := _result(workspace, plan, name)) is not None}
-    results = {name: read_summary(path) for name, path in paths.items()}
+    for item in plan.items:
+        item.refuse_damage()
+        if item.state.kind == "partial":
+            workspace.say(f"  {drawing.lack(item.name, str(item.state))}; it is not compared")
+    paths = {item.name: item.path for item in plan.items if item.fresh}
+    results = {name: read_summary(paths[name]) for name in experiments if name in paths}
     own = plan.subject.name == workspace.loaded.spec.run.paper_subject
-    n_prompts, n_positions = plan.subject.tokens.shape
+    prompts, (n_prompts, n_positions) = plan.subject.subject.prompts, plan.subject.tokens.shape
+    recipe = prompts.model_dump(mode="json") if isinstance(prompts, HubPrompts) else None
     # A prompt that only a variant of precision has lost takes nothing from the others' rows.
     own_precision = [found.attrs for found in results.values() if "precision" not in found.attrs]
     left_out = tuple(sorted({int(prompt) for attrs in own_precision for prompt in attrs.get(NOTE, ())}))
@@ -61,31 +62,7 @@ def collected(paper: Paper) -> Collected:
         subject_is_papers=own,
         n_prompts=min(n_prompts, workspace.settings.prompts or n_prompts),
         n_positions=n_positions,
-        same_prompts=own and _recipe(plan.subject) == PAPER_PROMPTS and not left_out,
+        same_prompts=own and recipe == PAPER_PROMPTS and not left_out,
         left_out=left_out,
     )
     return Collected(experiments, results, lambda name: kept(read_raw(paths[name]), results[name].attrs), heading)
-
-
-def _recipe(subject: ResolvedSubject) -> object:
-    """Return the recipe of a subject's prompts from the hub."""
-    prompts = subject.subject.prompts
-    return prompts.model_dump(mode="json") if isinstance(prompts, HubPrompts) else None
-
-
-def widened(workspace: Workspace, plan: Plan) -> Plan:
-    """Return the plan with all experiments of the spec, if all fit the subject: planned together they are quicker."""
-    try:
-        return workspace.plan(plan.subject, [*(item.name for item in plan.items), *workspace.loaded.spec.experiment])
-    except ReproError:
-        return plan
-
-
-def _result(workspace: Workspace, plan: Plan, name: str) -> Path | None:
-    """Return where an experiment's own committed result lies, whether or not it was selected now."""
-    item = item_of(workspace, plan, name)
-    if item is not None:
-        item.refuse_damage()
-        if item.state.kind == "partial":
-            workspace.say(f"  {drawing.lack(name, str(item.state))}; it is not compared")
-    return item.path if item is not None and item.fresh else None

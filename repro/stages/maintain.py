@@ -10,7 +10,7 @@ from repro.errors import ReproError
 from repro.files import load
 from repro.plan.plan import Plan
 from repro.request import Workspace
-from repro.stages.paper import Paper, item_of
+from repro.stages.paper import Paper
 from repro.store.records import PROVENANCE
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def clean(paper: Paper, remove: bool) -> list[Path]:
     be used is not known yet.
     """
     workspace, plan = paper.workspace, paper.plan
-    items = [item for name in workspace.loaded.spec.experiment if (item := item_of(workspace, plan, name)) is not None]
+    items = workspace.whole_plan(plan.subject).items
     used, waiting = {item.path for item in items}, {item.name for item in items if item.waits}
     found = [
         path

@@ -1,4 +1,4 @@
-"""The paper on its way through the stages, and which experiment's result is which."""
+"""The paper on its way through the stages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from repro.computer import Computer
-from repro.errors import Exit, ReproError
+from repro.errors import Exit
 from repro.figures.draw import Drawn
 from repro.plan.plan import Item, Plan
 from repro.request import Workspace
@@ -47,19 +47,6 @@ def stored(workspace: Workspace, announced: bool = True) -> Paper:
     return Paper(workspace, subject, Computer(workspace, subject), workspace.plan(subject))
 
 
-def item_of(workspace: Workspace, plan: Plan, name: str) -> Item | None:
-    """Return an experiment in the plan, or in one of its own; nothing where it does not fit or its role is named."""
-    item = next((item for item in plan.items if item.name == name), None)
-    if item is not None:
-        return item
-    try:
-        named = workspace.plan(plan.subject, [name]).items
-    except ReproError:
-        # Declared for other prompts or another model than this subject's: it has no result here.
-        return None
-    return next((other for other in named if other.name == name), None)
-
-
 def answering(paper: Paper) -> Item | None:
     """Return what the question is answered from: the plan's own scan, else the one in which the roles were found.
 
@@ -68,9 +55,8 @@ def answering(paper: Paper) -> Item | None:
     own = next((item for item in paper.plan.items if item.experiment.answers), None)
     if own is not None or not any("erasers" in item.experiment.needs for item in paper.plan.items):
         return own
-    experiments = paper.workspace.loaded.spec.experiment
-    name = next((name for name in experiments if "erasers" in experiments[name].finds), None)
-    return None if name is None else item_of(paper.workspace, paper.plan, name)
+    whole = paper.workspace.whole_plan(paper.subject)
+    return next((item for item in whole.items if "erasers" in item.experiment.finds), None)
 
 
 def announce(workspace: Workspace, subject: ResolvedSubject) -> None:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 from repro.errors import ReproError
-from repro.stages.check import collected, widened
-from repro.stages.draw import source_of
+from repro.stages.check import collected
 from repro.stages.paper import Paper, answering
-from repro.store.excluded import kept
 
 if TYPE_CHECKING:
-    import xarray as xr
-
     from repro.report.material import Material
 
 
@@ -36,16 +32,12 @@ def _material(paper: Paper) -> Material:
     from repro.check.comparison import compare
     from repro.report.material import Material
     from repro.scan.answer import kept_answer
-    from repro.store.result import read_raw, read_summary
+    from repro.store.result import read_kept
 
-    workspace, plan = paper.workspace, widened(paper.workspace, paper.plan)
+    workspace, plan = paper.workspace, paper.workspace.whole_plan(paper.subject)
     n_prompts, n_positions = paper.subject.tokens.shape
     item = answering(paper)
     item = None if item is None or not item.fresh else item
-
-    def raw(path: Path) -> xr.Dataset:
-        summary = read_summary(path)
-        return kept(read_raw(path), summary.attrs).load().assign_attrs(summary.attrs)
 
     return Material(
         loaded=workspace.loaded,
@@ -54,10 +46,10 @@ def _material(paper: Paper) -> Material:
         fallback=paper.subject.fallback,
         n_prompts=min(n_prompts, workspace.settings.prompts or n_prompts),
         n_positions=n_positions,
-        source=lambda name: source_of(plan, name, workspace.committed),
+        source=partial(workspace.source, plan),
         comparison=paper.compared or compare(collected(paper)),
         scan="" if item is None else item.name,
-        raw=None if item is None else lambda: raw(item.path),
+        raw=None if item is None else partial(read_kept, item.path),
         answer=None if item is None else kept_answer(workspace.figures_folder(paper.subject.name), item.path.name),
         fresh=workspace.request.fresh,
     )

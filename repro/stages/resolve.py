@@ -17,9 +17,6 @@ def resolve(workspace: Workspace, find: bool = True) -> Paper:
     announce(workspace, subject)
     paper = Paper(workspace, subject, Computer(workspace, subject))
     if find:
-        names = role_experiments(workspace.loaded, subject, workspace.selection[0])
-        first = [name for name in names if "writer" in workspace.loaded.spec.experiment[name].finds]
-        for together in (first, [name for name in names if name not in first]):
-            if together:
-                paper.computer.settle(paper.computer.compute(workspace.plan(subject, together)))
+        for together in role_experiments(workspace.loaded, subject, workspace.selection[0]):
+            paper.computer.settle(paper.computer.compute(workspace.plan(subject, together)))
     return paper

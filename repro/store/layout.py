@@ -106,6 +106,11 @@ class Layout:
         """Return the number of prompts."""
         return self.sizes["prompt"]
 
+    @property
+    def n_bytes(self) -> int:
+        """Return the bytes of all raw values, before compression."""
+        return sum(np.dtype(v.dtype).itemsize * math.prod(self.shape(v)) for v in self.variables)
+
     def variable(self, name: str) -> Variable:
         """Return the variable of that name."""
         for variable in self.variables:

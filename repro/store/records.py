@@ -34,14 +34,21 @@ def unit_name(i: int) -> str:
 
 def load_manifest(path: Path) -> tuple[Layout, dict[str, Any]] | None:
     """Return layout and body of a result's manifest, None without one. Raises ReproError (exit 5) if damaged."""
-    body = load(path / MANIFEST)
-    if body is None:
-        return None
-    if body.get("format") != FORMAT:
-        raise ReproError(
-            f"{path} was written in format {body.get('format')}; this version reads {FORMAT}", Exit.CORRUPT
-        )
-    return Layout.from_json(body["layout"]), body
+    body = _body(path, MANIFEST)
+    return None if body is None else (Layout.from_json(body["layout"]), body)
+
+
+def load_commit(path: Path) -> dict[str, Any] | None:
+    """Return the body of COMMIT; None if nothing is committed. Raises ReproError (exit 5) if damaged."""
+    return _body(path, COMMIT)
+
+
+def _body(path: Path, file: str) -> dict[str, Any] | None:
+    body = load(path / file)
+    if body is not None and body.get("format") != FORMAT:
+        written = f"{path} was written in format {body.get('format')}"
+        raise ReproError(f"{written}; this version reads {FORMAT}", Exit.CORRUPT)
+    return body
 
 
 def load_record(path: Path, layout: Layout, manifest: Mapping[str, Any], i: int) -> dict[str, Any] | None:
@@ -78,16 +85,6 @@ def _size(path: Path) -> int:
         return path.lstat().st_size
     except OSError:
         return -1
-
-
-def load_commit(path: Path) -> dict[str, Any] | None:
-    """Return the body of COMMIT; None if nothing is committed. Raises ReproError (exit 5) if damaged."""
-    body = load(path / COMMIT)
-    if body is not None and body.get("format") != FORMAT:
-        raise ReproError(
-            f"{path} was written in format {body.get('format')}; this version reads {FORMAT}", Exit.CORRUPT
-        )
-    return body
 
 
 @dataclass(frozen=True)

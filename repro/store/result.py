@@ -21,14 +21,15 @@ from repro.store import records
 from repro.store.claims import Claims
 from repro.store.committed import commit_reduced
 from repro.store.datasets import open_dataset, portable, write_dataset
+from repro.store.excluded import kept
 from repro.store.layout import DIMENSIONS, Layout, check_place
 from repro.store.records import status
-from repro.store.units import Chunk, Units, create
+from repro.store.units import Units, create
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Result", "commit_reduced", "open_result", "read_raw", "read_summary", "status"]
+__all__ = ["Result", "commit_reduced", "open_result", "read_kept", "read_raw", "read_summary", "status"]
 
 BLOCK_BYTES = 128 * 2**20
 """Default size of a block of `Result.iter_blocks`, in bytes."""
@@ -65,20 +66,14 @@ def open_result(path: Path, layout: Layout, unit: int, provenance: Mapping[str, 
     there, manifest = found
     records.check_files(path, manifest["files"])
     if there != layout or manifest["unit"] != unit:
-        raise ReproError(
-            f"{path} holds another layout (unit {manifest['unit']}): {_difference(there, layout)}", Exit.CORRUPT
-        )
+        differs = ", ".join(name for name, value in vars(there).items() if value != getattr(layout, name))
+        what = f"another layout (unit {manifest['unit']}{', other ' if differs else ''}{differs})"
+        raise ReproError(f"{path} holds {what}: remove the directory to start again", Exit.CORRUPT)
     result = Result(path, layout, manifest)
     if manifest["environment"] != environment and not result.committed:
         begun = f"{path} was begun in another environment: {manifest['environment']}, now {environment}"
         raise ReproError(f"{begun}; go back to that one, or remove the directory to start again", Exit.CORRUPT)
     return result
-
-
-def _difference(there: Layout, here: Layout) -> str:
-    old, new = there.to_json(), here.to_json()
-    parts = [f"{name} {old[name]} there, {new[name]} asked for" for name in old if old[name] != new[name]]
-    return "; ".join(parts)[:400]
 
 
 def _codecs(level: int) -> list[Any]:
@@ -176,7 +171,7 @@ class Result(Units):
             array, index = values[variable.name], self.layout.index(variable, prompts)
             content = self._encoder.chunk(variable.name, self.layout.chunk(variable, i), index, array)
             nan = int(np.count_nonzero(np.isnan(array))) if array.dtype.kind == "f" else 0
-            chunks[variable.name] = Chunk(self.layout.chunk_file(variable, i), content, nan)
+            chunks[variable.name] = self.layout.chunk_file(variable, i), content, nan
         return self._put(i, chunks, records.plain(notes or {}))
 
     @cached_property
@@ -279,3 +274,12 @@ def read_raw(path: Path) -> xr.Dataset:
     if found.kind != "committed":
         raise ReproError(f"{path}: {found.why or found}; see `python -m repro verify`", Exit.CORRUPT)
     return open_dataset(path / records.DATA)
+
+
+def read_kept(path: Path) -> xr.Dataset:
+    """Return the raw arrays of a committed result, loaded, without the prompts that are left out; attrs: its summary's.
+
+    Raises ReproError (exit 5) as `read_summary` and `read_raw` do.
+    """
+    attrs = read_summary(path).attrs
+    return kept(read_raw(path), attrs).load().assign_attrs(attrs)

@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from repro import files
@@ -19,17 +17,8 @@ from repro.store import records
 from repro.store.claims import Claims
 from repro.store.layout import Layout
 
-
-@dataclass(frozen=True)
-class Chunk:
-    """Encoded bytes of one variable of one unit."""
-
-    file: str
-    """Path inside the result directory."""
-    content: bytes
-    """What the file holds."""
-    nan: int
-    """Number of NaN among its values."""
+Chunk = tuple[str, bytes, int]
+"""One variable of one unit: its path in the result directory, its encoded bytes, and how many of its values are NaN."""
 
 
 def create(
@@ -77,9 +66,7 @@ class Units:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -149,13 +136,12 @@ class Units:
         """Write chunks into place, read them back, then write the record, which alone says that they count."""
         files.remove(self._units / records.unit_name(i))
         entries = {}
-        for name, chunk in chunks.items():
-            file = self.path / chunk.file
-            files.write_durably(file, chunk.content)
-            if file.read_bytes() != chunk.content:
-                raise ReproError(f"{file} reads back differently from what was written: check the disk", Exit.FAILED)
-            digest = [len(chunk.content), files.sha256(chunk.content)]
-            entries[name] = {"file": chunk.file, "digest": digest, "nan": chunk.nan}
+        for name, (file, content, nan) in chunks.items():
+            path = self.path / file
+            files.write_durably(path, content)
+            if path.read_bytes() != content:
+                raise ReproError(f"{path} reads back differently from what was written: check the disk", Exit.FAILED)
+            entries[name] = {"file": file, "digest": [len(content), files.sha256(content)], "nan": nan}
         prompts = self.unit_slice(i)
         body = {
             "format": records.FORMAT,
@@ -171,9 +157,11 @@ class Units:
     def _commit(self, write_summary: Callable[[Path], None]) -> None:
         """Verify every unit against its bytes, have the summary written to a fresh directory, and write COMMIT last."""
         with files.disk(self.path):
-            if not self._claim_commit():
+            if self.committed:
                 return
-            try:
+            with self._claims.turn("commit"):
+                if self.committed:  # by whoever held it until just now
+                    return
                 self._check_units()
                 self._sweep()
                 built = files.temporary(self.path / records.SUMMARY)
@@ -186,17 +174,6 @@ class Units:
                 files.sync_folder(target.parent)
                 body = {"format": records.FORMAT, "key": self._manifest["key"], "files": self._files()}
                 files.write_durably(self.path / records.COMMIT, files.sealed(body))
-            finally:
-                self._claims.drop("commit")
-
-    def _claim_commit(self) -> bool:
-        """Wait until this runner may commit; return False if another one has done so."""
-        if not self.committed:
-            self._claims.take("commit", wait=True)
-        if self.committed:
-            self._claims.drop("commit")
-            return False
-        return True
 
     def _check_units(self) -> None:
         """Refuse to commit what is incomplete or differs from its record; a unit that differs is forgotten."""

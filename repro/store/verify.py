@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from repro.store.layout import DATA, Layout
 _RECORD = re.compile(re.escape(records.UNITS) + r"/(\d{6,})\.json")
 _CLAIM = re.compile(re.escape(records.UNITS) + r"/(\d+|commit|create)\.claim")
 _KEPT_AT_ROOT = ("README.md", ".gitignore", "bench", "logs")
-_KEPT_BESIDE_COPIES = (*_KEPT_AT_ROOT, "controls.json")
+_KEPT_BESIDE_COPIES = (*_KEPT_AT_ROOT, "controls.json", "card.json")
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,11 @@ def verify_result(path: Path) -> list[Finding]:
     if manifest is not None and (manifest.get("key") != path.name or manifest.get("format") != records.FORMAT):
         check.say(records.MANIFEST, "belongs to another result or another version")
         manifest = None
-    files: dict[str, Any] = {}
+    layout, files = None, dict[str, Any]()
     if manifest is not None:
-        check.geometry(Layout.from_json(manifest["layout"]), manifest)
-        files = dict(manifest["files"])
+        layout, files = Layout.from_json(manifest["layout"]), dict(manifest["files"])
+        for i in range(layout.n_units(manifest["unit"])):
+            check.known.update(layout.chunk_file(v, i) for v in layout.variables)
     if commit is not None and commit.get("key") != path.name:
         check.say(records.COMMIT, "belongs to another result")
     elif commit is not None:
@@ -104,122 +106,87 @@ def verify_result(path: Path) -> list[Finding]:
     if manifest is None and (listed or commit is not None):
         check.say(records.MANIFEST, "is missing")
     for name in sorted(listed):
-        check.record(name, manifest)
+        check.record(name, layout, manifest)
     for name, digest in sorted(files.items()):
         check.digest(name, digest)
     # What cannot be judged: labels while there is no manifest, a summary while there is no COMMIT.
-    if manifest is None or commit is None:
-        check.unsettled = DATA if manifest is None else records.SUMMARY
-    check.foreign()
-    return sorted(check.findings, key=lambda finding: finding.file)
+    unsettled = DATA if manifest is None else records.SUMMARY if commit is None else ""
+    return check.ended(unsettled)
 
 
 def _verify_copy(path: Path) -> list[Finding]:
     """Return the findings in a reduced copy of a result."""
     check = _Check(path)
     commit = check.sealed(records.COMMIT)
-    if commit is None and not check.bad:
+    if commit is None:
         check.say(records.COMMIT, "is missing")
     for name, digest in (commit or {"files": {}})["files"].items():
         check.digest(name, digest)
     check.known |= {records.ARCHIVE, records.PROVENANCE}
-    check.foreign()
-    return sorted(check.findings, key=lambda finding: finding.file)
+    return check.ended()
 
 
 class _Check:
-    """Findings of one directory, each file reported once, and the files that belong there."""
+    """The first finding of each file of one directory, and the files that belong there."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.findings: list[Finding] = []
-        self.bad: set[str] = set()
+        self.found: dict[str, Finding] = {}
         self.known: set[str] = set()
-        self.layout: Layout | None = None
-        self.unit = 1
-        self.unsettled = ""
 
-    def say(
-        self, file: str, what: str, units: Mapping[int, tuple[int, int]] | None = None, foreign: bool = False
-    ) -> None:
-        """Report a file, once."""
-        if file not in self.bad:
-            self.bad.add(file)
-            units = units or {}
-            self.findings.append(Finding(self.path, file, what, tuple(units.values()), tuple(units), foreign))
+    def say(self, file: str, what: str, **concerns: Any) -> None:
+        """Report a file, once; concerns: the other fields of a `Finding`."""
+        self.found.setdefault(file, Finding(self.path, file, what, **concerns))
 
-    def geometry(self, layout: Layout, manifest: Mapping[str, Any]) -> None:
-        """Learn which chunks may exist, from the manifest."""
-        self.layout, self.unit = layout, manifest["unit"]
-        for i in range(layout.n_units(self.unit)):
-            self.known.update(layout.chunk_file(v, i) for v in layout.variables)
-
-    def sealed(self, file: str) -> dict[str, Any] | None:
+    def sealed(
+        self, file: str, load: Callable[[], dict[str, Any] | None] | None = None, **concerns: Any
+    ) -> dict[str, Any] | None:
         """Return the body of a sealed file, None if it is absent or damaged."""
         self.known.add(file)
         try:
-            return files.load(self.path / file)
+            return files.load(self.path / file) if load is None else load()
         except ReproError as error:
-            self.say(file, error.message.removeprefix(f"{self.path / file} "))
+            self.say(file, error.message.removeprefix(f"{self.path / file} "), **concerns)
             return None
 
-    def digest(self, file: str, expected: Any) -> None:
+    def digest(self, file: str, expected: Any, **concerns: Any) -> None:
         """Compare a file with its checksum."""
         self.known.add(file)
-        if file not in self.bad:
-            self._compare(file, expected, {})
-
-    def _compare(self, file: str, expected: Any, units: Mapping[int, tuple[int, int]]) -> None:
         found = files.digest_or_none(self.path / file)
-        if found == expected:
-            return
         if found is None:
-            what = "is missing or no plain file"
+            self.say(file, "is missing or no plain file", **concerns)
         elif found[0] != expected[0]:
-            what = f"has {found[0]} bytes instead of {expected[0]}"
-        else:
-            what = "has changed since it was written"
-        self.say(file, what, units)
+            self.say(file, f"has {found[0]} bytes instead of {expected[0]}", **concerns)
+        elif found != expected:
+            self.say(file, "has changed since it was written", **concerns)
 
-    def prompts(self, i: int) -> dict[int, tuple[int, int]]:
-        """Return unit i and its prompts, as far as the manifest tells."""
-        if self.layout is None or i >= self.layout.n_units(self.unit):
-            return {}
-        prompts = self.layout.prompts(self.unit, i)
-        return {i: (prompts.start, prompts.stop)}
-
-    def record(self, file: str, manifest: Mapping[str, Any] | None) -> None:
+    def record(self, file: str, layout: Layout | None, manifest: Mapping[str, Any] | None) -> None:
         """Check one unit's record, and the chunks that it covers."""
-        i = int(file.removeprefix(f"{records.UNITS}/").removesuffix(".json"))
-        units = self.prompts(i)
-        if self.layout is not None and not units:
-            return
-        self.known.add(file)
-        try:
-            record = files.load(self.path / file)
-            if record is not None and manifest is not None and self.layout is not None:
-                record = records.load_record(self.path, self.layout, manifest, i)
-        except ReproError as error:
-            self.say(file, error.message.removeprefix(f"{self.path / file} "), units)
-            return
+        i, load, concerns = int(Path(file).stem), None, dict[str, Any]()
+        if layout is not None and manifest is not None:
+            if i >= layout.n_units(manifest["unit"]):
+                return
+            prompts = layout.prompts(manifest["unit"], i)
+            concerns = {"prompts": ((prompts.start, prompts.stop),), "units": (i,)}
+            load = partial(records.load_record, self.path, layout, manifest, i)
+        record = self.sealed(file, load, **concerns)
         if record is None:
-            self.say(file, "is missing", units)
+            self.say(file, "is missing", **concerns)
             return
-        units = {i: tuple(record["prompts"])}
         for entry in record["variables"].values():
-            self.known.add(entry["file"])
-            self._compare(entry["file"], entry["digest"], units)
+            self.digest(entry["file"], entry["digest"], prompts=(tuple(record["prompts"]),), units=(i,))
 
-    def foreign(self) -> None:
-        """Report what does not belong here."""
+    def ended(self, unsettled: str = "") -> list[Finding]:
+        """Report what does not belong here, but for a folder that cannot be judged; return all findings by file."""
         for file in _files(self.path):
             temporary = any(files.is_temporary(part) for part in Path(file).parts)
             if file in self.known or temporary or _CLAIM.fullmatch(file):
                 continue
-            if self.unsettled and file.startswith(f"{self.unsettled}/"):
+            if unsettled and file.startswith(f"{unsettled}/"):
                 continue
             link = (self.path / file).is_symlink()
             self.say(file, "is a link" if link else "does not belong here", foreign=True)
+        return [self.found[file] for file in sorted(self.found)]
 
 
 def _files(path: Path) -> Iterator[str]:

@@ -33,8 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Any, Path]:
         spec = endtoend.make_subject(tmp_path_factory.mktemp("shape"), SPEC, prompts=PROMPTS)
     world = Workspace(Request(spec=spec, subject="shape", only="paper"), lambda line: None)
     plan = world.plan(world.choose(ask=False))
-    outcomes = execute(plan, plan.todo, Session(plan.subject, world.settings, 2**31, lambda line: None))
-    assert not any(outcome.error for outcome in outcomes)
+    assert execute(plan, plan.todo, Session(plan.subject, world.settings, 2**31, lambda line: None)) == {}
     return plan, baseline.library_model(plan.subject.folder), spec
 
 

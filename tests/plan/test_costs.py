@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,8 @@ import pytest
 from repro import computer
 from repro.errors import Exit
 from repro.plan import cost as costs
-from repro.plan.cost import item_bytes, item_flop, pass_flop, plan_flop
+from repro.plan.cost import Cost, flop_of, item_bytes, item_flop
+from repro.plan.plan import Item, Plan
 from repro.run import loop
 from repro.store.claims import Claims
 from repro.store.records import State
@@ -24,6 +26,21 @@ from tests.runs import PAPER, ROOT, Run
 
 Finished = Callable[[str], Run]
 BF16 = {"precision": "bf16"}
+
+
+def plan_flop(plan: Plan) -> float:
+    """All that can be computed now."""
+    return flop_of(plan.todo)
+
+
+def pass_flop(item: Item) -> float:
+    """One clean pass over five prompts of 16 tokens."""
+    return 5 * 16 * item.context.shape.flop_per_token(16)
+
+
+def predict(plan: Plan, folder: Path, *items: Item) -> Cost:
+    """What some experiments will take, at whatever precisions; nothing named: all that can be computed now."""
+    return sum(costs.predict(plan, folder, items or plan.todo).values(), Cost())
 
 
 def test_costs_are_told_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,7 +54,7 @@ def test_costs_are_told_before_anything_runs(tmp_path: Path, monkeypatch: pytest
     assert item_bytes(nodes) == 4 * 15 * 5 * 16
     assert item_bytes(patch) == 4 * 2 * (7 + 4) * 5 * 16
     assert item_bytes(scatter) == 4 * 3 * 2 * 16
-    once = pass_flop(nodes.context.shape, 5, 16)
+    once = pass_flop(nodes)
     assert item_flop(patch) > item_flop(nodes) > 0
     assert plan_flop(plan) == pytest.approx(once + sum(map(item_flop, plan.items))), "one pass serves all three"
     assert costs.total_cost(plan, tmp_path).endswith("time unknown before a first run")
@@ -53,14 +70,14 @@ def test_what_is_there_already_costs_nothing(tmp_path: Path) -> None:
     nodes, patch = (replace(plan.item(name), state=State("partial", 3, 4)) for name in ("nodes", "patch"))
     begun, done = replace(plan, items=(nodes, patch)), replace(nodes, state=State("fresh"))
     assert plan_flop(begun) == pytest.approx(plan_flop(plan) / 4)
-    assert costs.predict(begun, tmp_path).size == round(costs.predict(plan, tmp_path).size / 4)
+    assert predict(begun, tmp_path).size == round(predict(plan, tmp_path).size / 4)
     assert costs.cost_line(done) == ""
     assert costs.lacking(done) == 0
     # The pass is as long as the longest of the experiments that share it still needs.
     uneven = replace(plan, items=(nodes, replace(patch, state=State("partial", 2, 4))))
-    once = pass_flop(nodes.context.shape, 5, 16)
+    once = pass_flop(nodes)
     assert plan_flop(uneven) == pytest.approx(once / 2 + item_flop(nodes) / 4 + item_flop(patch) / 2)
-    assert costs.predict(plan, tmp_path, [nodes]).flop == pytest.approx((once + item_flop(nodes)) / 4)
+    assert predict(plan, tmp_path, nodes).flop == pytest.approx((once + item_flop(nodes)) / 4)
 
 
 def test_predicted_and_actual_are_said_in_one_line() -> None:
@@ -68,7 +85,7 @@ def test_predicted_and_actual_are_said_in_one_line() -> None:
     assert costs.cost_comparison(known, 88.0, 395 * 2**20) == (
         "predicted 1 min 24 s, took 1 min 28 s (+5%); 71.2 TFLOP at 810 GFLOP/s; 410 MiB predicted, 395 MiB written"
     )
-    unknown = known + costs.Cost(0.0, 0, None)
+    unknown = known + costs.Cost(0.0, 0, math.nan)
     assert costs.cost_comparison(unknown, 88.0, 0).startswith(
         "took 1 min 28 s, not predicted: this machine had not run such a model"
     )
@@ -79,9 +96,9 @@ def test_predicted_and_actual_are_said_in_one_line() -> None:
 
 def test_a_run_is_predicted_at_the_rate_of_the_last(tmp_path: Path) -> None:
     plan = planned(world(tmp_path, NAMED, nodes=NODES))
-    assert costs.predict(plan, tmp_path / "rates").seconds is None
+    assert math.isnan(predict(plan, tmp_path / "rates").seconds)
     costs.remember(tmp_path / "rates", 2 * plan_flop(plan), 8.0, plan.settings, plan.subject, "float32")
-    assert costs.predict(plan, tmp_path / "rates").seconds == pytest.approx(4.0)
+    assert predict(plan, tmp_path / "rates").seconds == pytest.approx(4.0)
     item = plan.item("nodes")
     assert costs.on_disk([item]) == 0
     item.path.joinpath("units").mkdir(parents=True)
@@ -92,16 +109,16 @@ def test_a_run_is_predicted_at_the_rate_of_the_last(tmp_path: Path) -> None:
 def test_each_precision_has_a_pass_and_a_rate_of_its_own(tmp_path: Path) -> None:
     plan = planned(world(tmp_path, NAMED, nodes=NODES, patch={"measure": "v_patch"}, coarse=NODES | BF16))
     nodes, coarse = plan.item("nodes"), plan.item("coarse")
-    once = pass_flop(nodes.context.shape, 5, 16)
+    once = pass_flop(nodes)
     assert plan_flop(plan) == pytest.approx(2 * once + sum(map(item_flop, plan.items)))
     assert costs.total_cost(plan, tmp_path).startswith(
         "next: 3 experiments in 2 passes (16 tokens, 16 tokens in bf16), "
     )
     costs.remember(tmp_path / "rates", 3 * (once + item_flop(coarse)), 6.0, plan.settings, plan.subject, "bf16")
-    assert costs.predict(plan, tmp_path / "rates", [coarse]).seconds == pytest.approx(2.0)
-    assert costs.predict(plan, tmp_path / "rates", [nodes]).seconds is None
-    assert costs.predict(plan, tmp_path / "rates").seconds is None
-    assert costs.predict(plan, tmp_path).flop == pytest.approx(plan_flop(plan))
+    assert predict(plan, tmp_path / "rates", coarse).seconds == pytest.approx(2.0)
+    assert math.isnan(predict(plan, tmp_path / "rates", nodes).seconds)
+    assert math.isnan(predict(plan, tmp_path / "rates").seconds)
+    assert predict(plan, tmp_path).flop == pytest.approx(plan_flop(plan))
 
 
 @pytest.mark.parametrize("held", [False, True], ids=["alone", "another runner holds a unit"])

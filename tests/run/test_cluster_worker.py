@@ -211,7 +211,8 @@ def sent(model: Path, tmp_path: Path) -> bytes:
     world = Workspace(Request(PAPER, subject=str(model), out=tmp_path), print)
     plan = world.plan(world.choose(ask=False))
     item = next(item for item in plan.todo if item.name == "scan")
-    return pickle.dumps(Recipe.of(plan, [item], item.stream, 2**30))
+    session = compute.Session(plan.subject, plan.settings, 2**30, print)
+    return pickle.dumps(Recipe.of(session, [item], item.stream))
 
 
 @pytest.mark.usefixtures("one_thread")

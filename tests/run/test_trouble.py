@@ -41,19 +41,13 @@ def test_memory_that_runs_out_elsewhere_is_one_experiments_failure() -> None:
     said: list[str] = []
     failures = Failures(said.append)
 
-    def reduce() -> None:
+    with failures.guard("one"):
         raise MemoryError("Unable to allocate 3.00 GiB")
-
-    failures.guard("one", reduce)
     advice = "free some memory, then run the same command again to go on"
     assert said == [f"one failed: MemoryError: Unable to allocate 3.00 GiB; {advice}"]
-    with pytest.raises(NoMemoryError):
-        failures.guard("two", lambda: _raise(NoMemoryError("whoever can do with less")))
+    with pytest.raises(NoMemoryError), failures.guard("two"):
+        raise NoMemoryError("whoever can do with less")
     assert "two" not in failures
-
-
-def _raise(error: Exception) -> Any:
-    raise error
 
 
 def short_of_memory(real: Callable[..., Any], most: int, error: Exception, where: int) -> Callable[..., Any]:

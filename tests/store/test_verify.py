@@ -13,6 +13,7 @@ from repro.errors import Exit, ReproError
 from repro.store.result import commit_reduced, read_raw, read_summary, status
 from repro.store.verify import Finding, invalidate, repair, verify, verify_result
 from tests import campaigns, faulty
+from tests.runs import ROOT
 
 N_PROMPTS = 9
 CHUNK, OTHER = "data.zarr/pr/c.0.3.0", "data.zarr/pr/c.0.0.0"
@@ -64,6 +65,13 @@ def test_an_untouched_store_has_no_findings(root: Path) -> None:
     (root / "committed" / "README.md").write_text("copies")
     assert verify(root) == []
     assert verify(root / "nowhere") == []
+
+
+def test_what_is_kept_in_git_has_no_findings(tmp_path: Path) -> None:
+    kept = shutil.copytree(ROOT / "store" / "committed", tmp_path / "store" / "committed")
+    assert verify(tmp_path / "store") == []
+    _flip(kept / "mini" / "v_patch" / "summary.zarr.zip")
+    assert [finding.file for finding in verify(tmp_path / "store")] == ["summary.zarr.zip"]
 
 
 @pytest.mark.parametrize("damage", [_flip, _truncate, Path.unlink])
