@@ -144,7 +144,8 @@ def total_cost(plan: Plan, folder: Path) -> str:
     later = sum(item.waits for item in plan.items)
     more = f"; {later} more once roles are known" if later else ""
     passes = f"{len(streams)} pass{'es' if len(streams) > 1 else ''} ({', '.join(streams)})"
-    return f"next: {len(todo)} experiments in {passes}, {in_flop(cost.flop)}, {in_bytes(cost.size)}, {seconds}{more}"
+    experiments = f"{len(todo)} experiment{'s' if len(todo) > 1 else ''}"
+    return f"next: {experiments} in {passes}, {in_flop(cost.flop)}, {in_bytes(cost.size)}, {seconds}{more}"
 
 
 def remember(

@@ -105,7 +105,7 @@ def test_before_anything_ran_only_the_scan_can_be_computed(folders: dict[str, Pa
     assert {row["state"] for row in others.values()} == {"waits for roles"}
     assert {row["key"] for row in others.values()} == {None}
     last = run.cli("plan").out.splitlines()[-1]
-    assert last.startswith("next: 1 experiments in 1 pass (40 tokens), ")
+    assert last.startswith("next: 1 experiment in 1 pass (40 tokens), ")
     assert last.endswith("; 6 more once roles are known")
     assert not list(tmp_path.iterdir()), "planning writes nothing"
 
