@@ -56,7 +56,7 @@ def write_report(material: Material, directory: Path, say: Callable[[str], None]
             advance()
     scan = None
     if material.raw is not None:
-        scan = scan_part(material.raw(), material.subject, material.n_positions, material.answer)
+        scan = scan_part(material.raw(), material.n_positions, material.answer)
     absent = {name: at for name, at in found.items() if isinstance(at, str)}
     missing = {name: absent[f.experiment] for name, f in spec.figure.items() if f.experiment in absent}
     origins = provenance(
