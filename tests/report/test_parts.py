@@ -101,15 +101,21 @@ def test_a_summary_is_read_back_from_its_csv() -> None:
             "nan_count": (("node", "site"), [[0, 3]]),
             "raw": (("prompt", "position"), np.zeros((2, 3))),
             "density": (("y_bin", "x_bin"), [[0, 5]]),
+            "n_points": ((), 6),
+            "all": ("quantile", [1.0, 2.0, 3.0]),
+            "verdict": ("node", np.array(["reliable"], dtype=object)),
         },
         {"quantile": ["lower", "median", "upper"], "node": ['a,"b'], "site": ["resid_pre0", "resid_mid0"]},
     )
     rows = list(csv.DictReader(io.StringIO(csv_text(ds))))
-    assert {row["variable"] for row in rows} == {"pr", "nan_count", "density"}, "raw points stay in the store"
+    assert {row["variable"] for row in rows} == {"pr", "nan_count", "density", "n_points", "all", "verdict"}, (
+        "raw points stay in the store"
+    )
     first, second = (row for row in rows if row["variable"] == "pr")
     assert (first["node"], first["site"], first["median"], first["units"]) == ('a,"b', "resid_pre0", "0.15", "1")
     assert (second["lower"], second["median"], second["upper"]) == ("-0.2", "", "0.3")
-    assert [row["value"] for row in rows if row["variable"] == "density"] == ["5"]
+    for name, value in (("density", "5"), ("n_points", "6"), ("verdict", "reliable")):
+        assert [row["value"] for row in rows if row["variable"] == name] == [value]
 
 
 def test_drawings_on_one_page_keep_their_own_clips() -> None:
