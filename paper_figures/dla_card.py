@@ -98,7 +98,6 @@ def _notes(ds: xr.Dataset) -> list[str]:
     who = {
         "shares": "shares alone (neither tested nor held against decoys)",
         "roles": "the subject's roles",
-        "scan": "the scan",
     }
     return [
         f"Lines: 95 % over {int(ds.attrs['n_prompts']):,} prompts. Taken back: mean |DLA| times {MINUS}slope of the "

@@ -18,7 +18,7 @@ import pytest
 import xarray as xr
 
 import paper_figures
-from paper_figures import page, parts, text, theme
+from paper_figures import parts, text, theme
 
 PUBLISHED = Path(__file__).parents[2] / "repro" / "check" / "published" / "gelu4l_resid_onto_node.csv"
 QUANTILES = ["lower", "median", "upper"]
@@ -500,7 +500,7 @@ def test_a_figure_is_the_same_twice_and_changes_with_its_data() -> None:
         ds, first, picture = drawn(view, "gelu-4l")
         second = draw(view, ds.copy(deep=True))
         assert svg(second) == picture
-        assert page.html(second) == page.html(first)
+        assert second.to_dict() == first.to_dict()
     pngs = [io.BytesIO(), io.BytesIO()]
     for chart, png in zip((first, second), pngs, strict=True):
         chart.save(png, format="png")
@@ -515,17 +515,11 @@ def test_text_from_a_prompt_cannot_act() -> None:
     )
     ds["top2_named"][:] = False
     chart = draw("P 5", ds)
-    bad, good = page.html(chart), page.html(drawn("P 5", "gelu-4l")[1])
-    assert bad.count("</script") == good.count("</script")
-    assert "<script>alert" not in bad
-    assert "http-equiv" not in bad
-    assert not re.search(r"<(script|link)[^>]*(src|href)=", bad)
-    spec = json.loads(next(re.finditer(r"const spec = (\{.*\});", bad))[1])
-    assert spec == json.loads(json.dumps(chart.to_dict()))
-    seen = " ".join(words(svg(chart)))
+    picture = svg(chart)
+    assert "<script" not in picture
+    seen = " ".join(words(picture))
     assert "{datum.x}" in seen
     assert "<script>alert('x')</script>" in seen
-    assert page.html(alt.Chart({"values": [{"a": NASTY}]}).mark_point()).count("</script") == good.count("</script")
 
 
 def test_mined_examples_and_pairs_that_are_not_the_top_two_are_marked() -> None:
