@@ -11,6 +11,7 @@ from typing import Any
 
 import xarray as xr
 
+from repro.figures.draw import Source
 from repro.store.records import COMMIT
 
 
@@ -26,8 +27,7 @@ class Origin:
     kernels: str
     device: str
     date: str
-    """When it was committed, in UTC."""
-    stamp: str
+    """When it was committed, in UTC; empty for a copy."""
 
 
 @dataclass(frozen=True)
@@ -40,34 +40,33 @@ class Provenance:
     versions: tuple[tuple[str, str], ...]
 
 
-def provenance(results: Mapping[str, xr.Dataset], paths: Mapping[str, Path], stamps: Mapping[str, str]) -> Provenance:
+def provenance(results: Mapping[str, xr.Dataset], sources: Mapping[str, Source]) -> Provenance:
     """Return the origin of every result on the page.
 
-    results: summaries by experiment, with their `provenance` in the attributes; paths: where each lies; stamps: what
-    must be said of it. Agreement: tests/report/test_page.py.
+    results: summaries by experiment, with their `provenance` in the attributes; sources: where each lies.
+    Agreement: tests/report/test_page.py.
     """
     origins: list[Origin] = []
     versions: dict[str, dict[str, None]] = {}
     facts: dict[str, dict[str, None]] = {}
     for name, found in results.items():
         body = json.loads(found.attrs["provenance"])
-        env, key = body["environment"], body["key"]
+        env, at = body["environment"], sources[name]
         origins.append(
             Origin(
                 experiment=name,
-                key=paths[name].name if not stamps[name] else "copy in git",
+                key=at.path.name if not at.stamp else "copy in git",
                 prompts=int(found.attrs["n_prompts"]),
                 positions=int(found.attrs["n_positions"]),
                 precision=str(env["precision"]),
                 kernels=str(env["kernels"]),
                 device=str(env["device"]),
-                date=_committed(paths[name]) if not stamps[name] else "",
-                stamp=stamps[name],
+                date=_committed(at.path) if not at.stamp else "",
             )
         )
         for library, version in body["versions"].items():
             versions.setdefault(library, {})[version] = None
-        for fact, value in _facts(body, key).items():
+        for fact, value in _facts(body).items():
             facts.setdefault(fact, {})[value] = None
     return Provenance(
         tuple(origins),
@@ -76,8 +75,8 @@ def provenance(results: Mapping[str, xr.Dataset], paths: Mapping[str, Path], sta
     )
 
 
-def _facts(body: Mapping[str, Any], key: Mapping[str, Any]) -> dict[str, str]:
-    host = body.get("host", {})
+def _facts(body: Mapping[str, Any]) -> dict[str, str]:
+    host, key = body.get("host", {}), body["key"]
     return {
         "model": str(body["model"]),
         "weights, sha256": str(key.get("weights", "")),
