@@ -5,11 +5,10 @@ from __future__ import annotations
 import altair as alt
 import xarray as xr
 
-from .parts import Row, data, options, plain
+from .parts import Row, data, plain
 from .text import number, text_width
 from .theme import CLEAN, INK, LABEL, MUTED, OTHER, PATCHED, SOFT, WRITER, frame
 
-OPTIONS: dict[str, str] = {}
 WIDTH, BAR = 330, 26
 COLOURS = {"einsum": OTHER, "torch.compile": MUTED[0], "matmul+topk": MUTED[1], "tiled": WRITER}
 TRITON = PATCHED
@@ -22,7 +21,6 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     milliseconds, faster (times the einsum reference), peak in bytes. attrs: title, subtitle, notes.
     Tests: tests/kernels/test_bench.py.
     """
-    options(ds, OPTIONS)
     rows = [_row(ds.isel(row=i)) for i in range(ds.sizes["row"])]
     cases = list(dict.fromkeys(row["case"] for row in rows))
     margin = max([text_width(row["provider"], LABEL) for row in rows], default=0) + 12

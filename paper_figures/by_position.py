@@ -14,7 +14,6 @@ from .parts import (
     layer_of,
     layered,
     level,
-    options,
     quartile_rows,
     quartile_tip,
     references,
@@ -127,7 +126,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     ds:  summary of `pr_by_position`: pr[quantile, site, position] over prompts, variance_share[source, site].
     Raises ValueError for an unknown option or site. Tests: tests/figures/test_paper_figures.py.
     """
-    sites = _sites(ds, options(ds, OPTIONS).get("sites"))
+    sites = _sites(ds, ds.attrs["options"].get("sites"))
     count = ds.sizes["position"]
     notes = [
         f"Line: median over {int(ds.attrs['n_prompts']):,} prompts; band: {quartile_words(ds)}; "

@@ -7,7 +7,7 @@ from typing import Any
 import altair as alt
 import xarray as xr
 
-from .parts import Row, data, key, layered, options, plain, span
+from .parts import Row, choice, data, key, layered, plain, span
 from .text import DASH, MINUS, number
 from .theme import CLEAN, ERASER, INK, LABEL, PATCHED, PATCHED_TEXT, SOFT, frame
 
@@ -43,10 +43,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     ds:  summary of `dla_card`: mean_abs, taken_abs, taken_back, total_abs by bound and writer, verdict, erases.
     Tests: tests/figures/test_paper_figures.py.
     """
-    ablation = str(options(ds, OPTIONS).get("ablation", "zero"))
-    if ablation not in {str(a) for a in ds["ablation"].values}:
-        allowed = ", ".join(str(a) for a in ds["ablation"].values)
-        raise ValueError(f"option 'ablation' is {ablation!r}; allowed: {allowed}")
+    ablation = choice(ds, "ablation", [str(a) for a in ds["ablation"].values])
     rows = _rows(ds, ablation)
     order = [row["writer"] for row in rows]
     values = [

@@ -17,7 +17,6 @@ from .parts import (
     key,
     layer_of,
     layered,
-    options,
     quartile_rows,
     quartile_tip,
     references,
@@ -148,7 +147,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     Tests: tests/figures/test_paper_figures.py.
     """
     writer, roles = str(ds.attrs["writer"]), erasers(ds)
-    nodes = _chosen(ds, options(ds, OPTIONS).get("layers"))
+    nodes = _chosen(ds, ds.attrs["options"].get("layers"))
     total = SUM in {str(c) for c in ds["component"].values}
     here = ds.sel(component=[*nodes, SUM] if total else nodes)
     rows, places = _rows(here, roles), Places(nodes, writer, roles, total=total)

@@ -69,18 +69,9 @@ def listed(items: Sequence[Any]) -> str:
     return f"{', '.join(before)} and {last}" if before else last
 
 
-def options(ds: xr.Dataset, known: Mapping[str, str]) -> dict[str, Any]:
-    """Return the figure's options; ValueError naming a key that this view does not read."""
-    given = dict(ds.attrs.get("options") or {})
-    for key in given:
-        if key not in known:
-            raise ValueError(f"unknown option {key!r}; this figure reads {', '.join(known) or 'none'}")
-    return given
-
-
-def choice(given: Mapping[str, Any], key: str, allowed: Sequence[str]) -> str:
-    """Return one of the allowed words, the first of them by default; ValueError naming them all otherwise."""
-    value = given.get(key, allowed[0])
+def choice(ds: xr.Dataset, key: str, allowed: Sequence[str]) -> str:
+    """Return an option, one of the allowed words and by default the first; ValueError naming them all otherwise."""
+    value = ds.attrs["options"].get(key, allowed[0])
     if value not in allowed:
         raise ValueError(f"option {key!r} is {value!r}; allowed: {', '.join(allowed)}")
     return str(value)

@@ -14,7 +14,6 @@ from .parts import (
     layer_of,
     layered,
     listed,
-    options,
     quartile_rows,
     quartile_tip,
     references,
@@ -22,8 +21,6 @@ from .parts import (
     y_axis,
 )
 from .theme import HEIGHT, RUNS, SOFT, counted, frame, quartile_words, undefined
-
-OPTIONS: dict[str, str] = {}
 
 
 def _inputs(patched: list[str]) -> str:
@@ -40,7 +37,6 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     ds:  summary of `v_patch`: site_pr[quantile, run, site], site_nan_count[run, site].
     Raises ValueError for an unknown option. Tests: tests/figures/test_paper_figures.py.
     """
-    options(ds, OPTIONS)
     writer, patched = str(ds.attrs["writer"]), [str(label) for label in ds["head"].values]
     sites = Sites([str(s) for s in ds["site"].values])
     rows = [row | {"colour": RUNS[row["run"]][0]} for row in quartile_rows(ds["site_pr"], ds.get("site_nan_count"))]

@@ -15,7 +15,6 @@ from .parts import (
     haloed,
     key,
     layered,
-    options,
     plain,
     quartile_tip,
     references,
@@ -136,7 +135,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
          the examples' words as coordinates.
     Tests: tests/figures/test_paper_figures.py.
     """
-    shown = choice(options(ds, OPTIONS), "show", ("writer", "others", "both"))
+    shown = choice(ds, "show", ("writer", "others", "both"))
     if str(ds.attrs.get("examples")) == "mined" and "MINED" not in str(ds.attrs.get("subtitle", "")):
         ds = ds.assign_attrs(subtitle=f"{ds.attrs.get('subtitle', '')} · MINED examples")
     examples = [str(e) for e in ds["example"].values]

@@ -9,12 +9,11 @@ import altair as alt
 import numpy as np
 import xarray as xr
 
-from .parts import TOP, Row, data, haloed, layered, options, span, table, y_axis
+from .parts import TOP, Row, data, haloed, layered, span, table, y_axis
 from .ramp import ramp
 from .text import MINUS, number
 from .theme import ERASER, INK, WRITER, erasers, frame
 
-OPTIONS: dict[str, str] = {}
 SIDE = 330
 # The line of the fit's numbers, between a panel and its title.
 FIT = 18
@@ -115,7 +114,6 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     ds:  summary of `dla_scatter`: density[against, y_bin, x_bin], pearson_r, slope, intercept, n_points[against].
     Tests: tests/figures/test_paper_figures.py.
     """
-    options(ds, OPTIONS)
     x_edges, y_edges = _edges(ds, "x"), _edges(ds, "y")
     counts = ds["density"].transpose("against", "y_bin", "x_bin").values
     (x, columns), (y, lines) = _used(x_edges, counts.sum((0, 1))), _used(y_edges, counts.sum((0, 2)))
@@ -150,7 +148,6 @@ def points(ds: xr.Dataset) -> alt.ConcatChart:
     ds:  as for `chart`, with the raw writer_dla[prompt, position] and answer_dla[against, prompt, position].
     Tests: tests/figures/test_paper_figures.py.
     """
-    options(ds, OPTIONS)
     writer = ds["writer_dla"].values.ravel()
     answers = ds["answer_dla"].transpose("against", "prompt", "position").values.reshape(ds.sizes["against"], -1)
     panel = Panel(ds, span(writer, margin=0.03), span(answers.ravel(), margin=0.03), SIDE, SIDE)

@@ -12,7 +12,6 @@ from .parts import (
     end_labels,
     layer_of,
     layered,
-    options,
     quartile_rows,
     quartile_tip,
     references,
@@ -21,7 +20,6 @@ from .parts import (
 )
 from .theme import HEIGHT, MUTED, WRITER, counted, frame, undefined
 
-OPTIONS: dict[str, str] = {}
 # With more heads than colours the lines differ in their dashes too.
 DASHES = ([1, 0], [7, 3], [2, 3], [9, 3, 2, 3], [4, 2])
 
@@ -43,7 +41,6 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     ds:  summary of `sites_onto_nodes`: pr[quantile, node, site], nan_count[node, site].
     Raises ValueError for an unknown option. Tests: tests/figures/test_paper_figures.py.
     """
-    options(ds, OPTIONS)
     writer = str(ds.attrs["writer"])
     layer = layer_of(writer)
     heads = [str(n) for n in ds["node"].values if str(n).startswith(f"L{layer}H") or str(n) == writer]

@@ -15,7 +15,6 @@ from .parts import (
     drawn,
     layer_of,
     layered,
-    options,
     quartile_rows,
     quartile_tip,
     references,
@@ -25,7 +24,6 @@ from .parts import (
 from .text import number
 from .theme import ERASER, HEIGHT, WRITER, counted, erasers, frame, quartile_words, undefined
 
-OPTIONS: dict[str, str] = {}
 # Where a printed median stands beside its point, and how far off.
 _SIDES: dict[Any, int] = {"left": 5, "center": 0, "right": -5}
 
@@ -57,7 +55,6 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     ds:  summary of `sites_onto_nodes`: pr[quantile, node, site], nan_count[node, site].
     Raises ValueError for an unknown option. Tests: tests/figures/test_paper_figures.py.
     """
-    options(ds, OPTIONS)
     writer = str(ds.attrs["writer"])
     here, sites = ds.sel(node=[writer]), Sites([str(s) for s in ds["site"].values])
     rows = quartile_rows(here["pr"], here.get("nan_count"))

@@ -157,7 +157,7 @@ def _render(name: str, figure: Figure, at: Source, out: Path, papers: str) -> tu
     dataset = prepared(figure, read_summary(at.path), at, papers)
     out.mkdir(parents=True, exist_ok=True)
     module = paper_figures.load(figure.chart)
-    files = list(_save(module.chart(dataset), out, name))
+    files = list(_save(paper_figures.chart(figure.chart, dataset), out, name))
     if hasattr(module, "points"):
         files.append(out / f"{name}_points.png")
         module.points(dataset).save(files[-1], scale_factor=PNG_SCALE)

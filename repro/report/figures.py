@@ -136,7 +136,7 @@ def _drawing(name: str, whose: str, says: str, figure: Figure, ds: xr.Dataset) -
 
     # Charts are checked against the schema where the figures themselves are drawn.
     with debug_mode(False):
-        whole = paper_figures.load(figure.chart).chart(ds).to_dict(validate=False)
+        whole = paper_figures.chart(figure.chart, ds).to_dict(validate=False)
     words = whole.pop("usermeta")
     spec = bare(whole, words["body"])
     drawn = still(vl_convert.vegalite_to_svg(spec), name)

@@ -48,10 +48,10 @@ def example(workspace: Workspace, figure: str, path: Path) -> None:
             f"{figure}: no result of {declared.experiment} for {subject.name} in {workspace.store} ({item.state}); "
             f"compute it with `python -m repro run {declared.experiment} --subject {workspace.request.subject}`"
         )
-    module, papers = paper_figures.load(declared.chart), loaded.spec.run.paper_subject
+    papers = loaded.spec.run.paper_subject
     own = Source(item.path, roles=plan.roles.attrs())
     drawn = [
-        module.chart(prepared(declared, dataset, at, papers))
+        paper_figures.chart(declared.chart, prepared(declared, dataset, at, papers))
         for dataset, at in ((published, Source(Path())), (read_summary(item.path), own))
     ]
     drawn[0].title.subtitle = f"{papers}, drawn from the published numbers"

@@ -246,8 +246,7 @@ def dataset(view: str, subject: str = "gelu-4l", **attrs: Any) -> xr.Dataset:
 
 
 def draw(view: str, ds: xr.Dataset) -> alt.ConcatChart:
-    chart: alt.ConcatChart = paper_figures.load(VIEWS[view][0]).chart(ds)
-    return chart
+    return paper_figures.chart(VIEWS[view][0], ds)
 
 
 def svg(chart: Any) -> str:
