@@ -43,7 +43,7 @@ def write_report(material: Material, directory: Path, say: Callable[[str], None]
         return directory / FILE
     there = [names for names in groups if spec.figure[names[0]].experiment in sources]
     results = {name: read_summary(at.path) for name, at in sources.items()}
-    declared = Declarations.read(material.loaded.path, spec.experiment)
+    declared = Declarations(material.loaded.path.read_text(encoding="utf-8"), spec.experiment)
     figures = []
     with progress(len(there), "charts of the page", say) as advance:
         for names in there:

@@ -150,7 +150,7 @@ def test_figures_that_show_the_same_are_one() -> None:
 
 @pytest.fixture(scope="module")
 def declared() -> Declarations:
-    return Declarations.read(SPEC.path, SPEC.spec.experiment)
+    return Declarations(SPEC.path.read_text(), SPEC.spec.experiment)
 
 
 def test_a_declaration_is_the_files_own_lines(declared: Declarations) -> None:
