@@ -203,15 +203,18 @@ def layered(layers: Sequence[Any], width: float, height: float) -> alt.LayerChar
 def end_labels(rows: Sequence[Row], sites: Sites, height: float, domain: tuple[float, float]) -> list[alt.Chart]:
     """Label lines right of their last points, moved apart where they would collide, with thin leaders.
 
-    rows: dicts of `label`, `value` (finite), `colour`, `bold`.
+    rows: of `site`, `median`, `label`, `colour`, `bold`; of a line whose last median is undefined nothing is said.
     """
+    rows = [row for row in rows if row["site"] == sites.names[-1] and row["median"] is not None]
     if not rows:
         return []
     lo, hi = domain
     gap = min((LABEL + 3) / height, 1 / len(rows)) * (hi - lo)
-    places = spread([row["value"] for row in rows], gap, lo, hi)
+    places = spread([row["median"] for row in rows], gap, lo, hi)
     placed = data(
-        {**row, "at": at, "weight": "bold" if row["bold"] else "normal"} for row, at in zip(rows, places, strict=True)
+        {name: row[name] for name in ("label", "colour", "bold")}
+        | {"value": row["median"], "at": at, "weight": "bold" if row["bold"] else "normal"}
+        for row, at in zip(rows, places, strict=True)
     )
     base = alt.Chart(placed).encode(color=alt.Color("colour:N", scale=None))
     leaders = base.mark_rule(strokeWidth=1, opacity=0.7).encode(

@@ -56,17 +56,13 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
             traced.transform_filter(alt.datum.run == run).mark_point(filled=True, size=size, opacity=1),
         )
     ]
-    ends = [
-        {"label": row["run"], "value": row["median"], "colour": RUNS[row["run"]][1], "bold": True}
-        for row in rows
-        if row["site"] == sites.names[-1] and row["median"] is not None
-    ]
+    named = [row | {"label": row["run"], "colour": RUNS[row["run"]][1], "bold": True} for row in rows]
     notes = [
         f"Lines: medians over {counted(ds)}; bands: {quartile_words(ds)}. "
         f"Patched: {writer}'s output is taken out of {_inputs(patched)}.",
         *undefined(ds, "site_pr", "site_nan_count"),
     ]
     shade = sites.shade({layer: (f"layer {layer}: patched", SOFT) for layer in map(layer_of, patched)})
-    labels = end_labels(ends, sites, HEIGHT, domain)
+    labels = end_labels(named, sites, HEIGHT, domain)
     body = layered([*shade, *references([0, 1]), band, *lines, *labels], sites.width, HEIGHT)
     return frame(body, ds, sites.width, notes)

@@ -6,7 +6,6 @@ import altair as alt
 import xarray as xr
 
 from .parts import (
-    Row,
     Sites,
     data,
     end_labels,
@@ -22,15 +21,6 @@ from .theme import HEIGHT, MUTED, WRITER, counted, frame, undefined
 
 # With more heads than colours the lines differ in their dashes too.
 DASHES = ([1, 0], [7, 3], [2, 3], [9, 3, 2, 3], [4, 2])
-
-
-def _ends(rows: list[Row], last: str, writer: str) -> list[Row]:
-    """Return what the direct labels say, at each line's last site."""
-    return [
-        {"label": row["node"], "value": row["median"], "colour": row["colour"], "bold": row["node"] == writer}
-        for row in rows
-        if row["site"] == last and row["median"] is not None
-    ]
 
 
 def chart(ds: xr.Dataset) -> alt.ConcatChart:
@@ -69,7 +59,8 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     thick = base.transform_filter(alt.datum.node == writer).mark_line(
         strokeWidth=3.4, point=alt.OverlayMarkDef(size=60)
     )
-    labels = end_labels(_ends(rows, sites.names[-1], writer), sites, height, domain)
+    named = [row | {"label": row["node"], "bold": row["node"] == writer} for row in rows]
+    labels = end_labels(named, sites, height, domain)
     notes = [
         f"Medians over {counted(ds)}. 1: the {kind}'s output is wholly present; 0: none of it; above 1: others write "
         "along it.",

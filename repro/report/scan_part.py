@@ -12,7 +12,7 @@ import xarray as xr
 
 from repro.labels import step_of
 from repro.report.presence import presence_svg
-from repro.scan.claims import Pairs
+from repro.scan.claims import Pairs, median
 from repro.scan.confirmation import Confirmation
 from repro.scan.expected import Case
 from repro.scan.table import said_beside, size, verdict
@@ -124,7 +124,7 @@ def _map(
             "z": p.z,
             "p": p.p_adjusted,
             "usual": p.usual,
-            "presence": _median(raw["presence"].sel(stratum=name).values),
+            "presence": median(raw["presence"].sel(stratum=name).values.astype(np.float64)),
         }
         if pairs.path.size <= LARGEST:
             path = raw["path"].sel(stratum=name).values[:n]
@@ -166,10 +166,6 @@ def _outcome(pairs: Pairs, w: str, c: str, found: Confirmation) -> list[Any]:
 def packed(values: np.ndarray) -> str:
     """Return an array as base64 of little-endian float32, row by row."""
     return base64.b64encode(np.ascontiguousarray(values, dtype="<f4").tobytes()).decode()
-
-
-def _median(values: np.ndarray) -> np.ndarray:
-    return _quantile(values, 0.5)
 
 
 def _quantile(values: np.ndarray, level: float) -> np.ndarray:
