@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from types import MappingProxyType, ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import altair as alt
+    import xarray as xr
 
 _SITES_ON_NODES = {"measure": "projection", "of": "sites", "onto": "nodes"}
 # Every chart and the experiments that it draws: the fields of an experiment that its summary's dimensions depend on.
@@ -37,8 +42,22 @@ def draws(name: str) -> Mapping[str, str]:
     return MappingProxyType(_DRAWS[name])
 
 
+def chart(name: str, ds: xr.Dataset) -> alt.ConcatChart:
+    """Return a summary as one view draws it. Raises ValueError, naming the option, for one that the view does not read.
+
+    ds: with `options` among its attributes. Tests: tests/figures/test_paper_figures.py.
+    """
+    view = load(name)
+    known: Mapping[str, str] = getattr(view, "OPTIONS", {})
+    for key in ds.attrs["options"]:
+        if key not in known:
+            raise ValueError(f"unknown option {key!r}; this figure reads {', '.join(known) or 'none'}")
+    drawn: alt.ConcatChart = view.chart(ds)
+    return drawn
+
+
 def load(name: str) -> ModuleType:
-    """Return the module of one view: `chart(ds)`, `OPTIONS` (what it understands) and, for the scatter, `points(ds)`.
+    """Return the module of one view: `chart(ds)`, `OPTIONS` where it has some and, for the scatter, `points(ds)`.
 
     Raises KeyError with the name if there is no such view; `names()` lists them.
     Tests: tests/figures/test_paper_figures.py.

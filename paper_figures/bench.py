@@ -5,11 +5,10 @@ from __future__ import annotations
 import altair as alt
 import xarray as xr
 
-from .parts import Row, data, options, plain
+from .parts import Row, data, plain
 from .text import number, text_width
 from .theme import CLEAN, INK, LABEL, MUTED, OTHER, PATCHED, SOFT, WRITER, frame
 
-OPTIONS: dict[str, str] = {}
 WIDTH, BAR = 330, 26
 COLOURS = {"einsum": OTHER, "torch.compile": MUTED[0], "matmul+topk": MUTED[1], "tiled": WRITER}
 TRITON = PATCHED
@@ -22,7 +21,6 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     milliseconds, faster (times the einsum reference), peak in bytes. attrs: title, subtitle, notes.
     Tests: tests/kernels/test_bench.py.
     """
-    options(ds, OPTIONS)
     rows = [_row(ds.isel(row=i)) for i in range(ds.sizes["row"])]
     cases = list(dict.fromkeys(row["case"] for row in rows))
     margin = max([text_width(row["provider"], LABEL) for row in rows], default=0) + 12
@@ -63,12 +61,12 @@ def _case(case: str, rows: list[Row], margin: float) -> alt.HConcatChart:
     whiskers = (
         alt.Chart(data(rows))
         .mark_rule(color=INK, strokeWidth=1.5)
-        .encode(x=alt.X("lower:Q"), x2=alt.X2("upper:Q"), y=alt.Y("provider:N", sort=providers))
+        .encode(x="lower:Q", x2="upper:Q", y=alt.Y("provider:N", sort=providers))
     )
     floor = alt.Chart(data([row for row in rows if row["floor"] is not None])).mark_tick(
         color=CLEAN, thickness=2, size=BAR
     )
-    floors = floor.encode(x=alt.X("floor:Q"), y=alt.Y("provider:N", sort=providers))
+    floors = floor.encode(x="floor:Q", y=alt.Y("provider:N", sort=providers))
     height = BAR * len(rows)
     left = alt.layer(time[0], whiskers, floors, time[1]).properties(width=WIDTH, height=height)
     peak = _bars(rows, providers, ("megabytes", "peak_end", "peak_words"), "peak memory beyond inputs (MB)", None)

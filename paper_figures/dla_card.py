@@ -7,7 +7,7 @@ from typing import Any
 import altair as alt
 import xarray as xr
 
-from .parts import Row, data, key, layered, options, plain, span
+from .parts import Row, choice, data, key, layered, plain, span
 from .text import DASH, MINUS, number
 from .theme import CLEAN, ERASER, INK, LABEL, PATCHED, PATCHED_TEXT, SOFT, frame
 
@@ -43,10 +43,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     ds:  summary of `dla_card`: mean_abs, taken_abs, taken_back, total_abs by bound and writer, verdict, erases.
     Tests: tests/figures/test_paper_figures.py.
     """
-    ablation = str(options(ds, OPTIONS).get("ablation", "zero"))
-    if ablation not in {str(a) for a in ds["ablation"].values}:
-        allowed = ", ".join(str(a) for a in ds["ablation"].values)
-        raise ValueError(f"option 'ablation' is {ablation!r}; allowed: {allowed}")
+    ablation = choice(ds, "ablation", [str(a) for a in ds["ablation"].values])
     rows = _rows(ds, ablation)
     order = [row["writer"] for row in rows]
     values = [
@@ -82,7 +79,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
         base.mark_rule(color=PATCHED, strokeWidth=1.4).encode(x=x("total lower"), x2=alt.X2(field="total upper")),
         mark.encode(x=x("total estimate")),
         base.mark_text(align="left", baseline="middle", fontSize=LABEL, color=INK).encode(
-            x=alt.XValue(WIDTH + 10), text=alt.Text("words:N")
+            x=alt.XValue(WIDTH + 10), text="words:N"
         ),
     ]
     entries = [
@@ -98,7 +95,6 @@ def _notes(ds: xr.Dataset) -> list[str]:
     who = {
         "shares": "shares alone (neither tested nor held against decoys)",
         "roles": "the subject's roles",
-        "scan": "the scan",
     }
     return [
         f"Lines: 95 % over {int(ds.attrs['n_prompts']):,} prompts. Taken back: mean |DLA| times {MINUS}slope of the "

@@ -6,7 +6,7 @@ import altair as alt
 import numpy as np
 import xarray as xr
 
-from .parts import choice, data, haloed, key, layered, options, references, span, table, y_axis
+from .parts import choice, data, haloed, key, layered, references, span, table, y_axis
 from .text import number
 from .theme import CLEAN, INK, WRITER, frame
 
@@ -29,7 +29,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     ds:  summary of `dla_card`: values[attribution, writer, target, prompt], total[ablation, writer, target, prompt].
     Tests: tests/figures/test_paper_figures.py.
     """
-    against = choice(options(ds, OPTIONS), "against", tuple(AGAINST))
+    against = choice(ds, "against", tuple(AGAINST))
     dla = ds["values"].sel(attribution="dla").transpose("writer", ...).values.reshape(ds.sizes["writer"], -1)
     other = ds["total"].sel(ablation="zero") if against == "total" else ds["values"].sel(attribution=against)
     effect = other.transpose("writer", ...).values.reshape(dla.shape)
@@ -51,13 +51,9 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
         layers.append(dots.encode(x=across, y=up))
     ends = [{"x": end, "y": end} for end in domain]
     layers.append(
-        alt.Chart(data(ends))
-        .mark_line(color=INK, strokeWidth=1.4, strokeDash=[5, 4])
-        .encode(x=alt.X("x:Q"), y=alt.Y("y:Q"))
+        alt.Chart(data(ends)).mark_line(color=INK, strokeWidth=1.4, strokeDash=[5, 4]).encode(x="x:Q", y="y:Q")
     )
-    equal = alt.Chart(data([ends[1] | {"words": "equal"}])).encode(
-        x=alt.X("x:Q"), y=alt.Y("y:Q"), text=alt.Text("words:N")
-    )
+    equal = alt.Chart(data([ends[1] | {"words": "equal"}])).encode(x="x:Q", y="y:Q", text="words:N")
     layers += haloed(equal, align="right", baseline="top", dx=-12, dy=6, color=INK)
     entries = [(kind, colour, colour) for kind, colour in KINDS]
     notes = [

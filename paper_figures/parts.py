@@ -69,18 +69,9 @@ def listed(items: Sequence[Any]) -> str:
     return f"{', '.join(before)} and {last}" if before else last
 
 
-def options(ds: xr.Dataset, known: Mapping[str, str]) -> dict[str, Any]:
-    """Return the figure's options; ValueError naming a key that this view does not read."""
-    given = dict(ds.attrs.get("options") or {})
-    for key in given:
-        if key not in known:
-            raise ValueError(f"unknown option {key!r}; this figure reads {', '.join(known) or 'none'}")
-    return given
-
-
-def choice(given: Mapping[str, Any], key: str, allowed: Sequence[str]) -> str:
-    """Return one of the allowed words, the first of them by default; ValueError naming them all otherwise."""
-    value = given.get(key, allowed[0])
+def choice(ds: xr.Dataset, key: str, allowed: Sequence[str]) -> str:
+    """Return an option, one of the allowed words and by default the first; ValueError naming them all otherwise."""
+    value = ds.attrs["options"].get(key, allowed[0])
     if value not in allowed:
         raise ValueError(f"option {key!r} is {value!r}; allowed: {', '.join(allowed)}")
     return str(value)
@@ -188,7 +179,7 @@ class Sites:
         labels = [
             alt.Chart(data([row]))
             .mark_text(baseline="middle", color=row["colour"])
-            .encode(text=alt.Text("words:N"), x=alt.XValue(row["at"]), y=alt.YValue(-STRIP / 2 + STRIP * row["up"]))
+            .encode(text="words:N", x=alt.XValue(row["at"]), y=alt.YValue(-STRIP / 2 + STRIP * row["up"]))
             for row in rows
         ]
         return [bands, *labels]
@@ -199,7 +190,7 @@ def references(values: Sequence[float]) -> list[alt.Chart]:
     return [
         alt.Chart(data([{"reference": value}]))
         .mark_rule(color=SOFT, opacity=0.8, strokeDash=[1, 0] if value == 0 else [4, 4])
-        .encode(y=alt.Y("reference:Q"))
+        .encode(y="reference:Q")
         for value in values
     ]
 
@@ -212,24 +203,27 @@ def layered(layers: Sequence[Any], width: float, height: float) -> alt.LayerChar
 def end_labels(rows: Sequence[Row], sites: Sites, height: float, domain: tuple[float, float]) -> list[alt.Chart]:
     """Label lines right of their last points, moved apart where they would collide, with thin leaders.
 
-    rows: dicts of `label`, `value` (finite), `colour`, `bold`.
+    rows: of `site`, `median`, `label`, `colour`, `bold`; of a line whose last median is undefined nothing is said.
     """
+    rows = [row for row in rows if row["site"] == sites.names[-1] and row["median"] is not None]
     if not rows:
         return []
     lo, hi = domain
     gap = min((LABEL + 3) / height, 1 / len(rows)) * (hi - lo)
-    places = spread([row["value"] for row in rows], gap, lo, hi)
+    places = spread([row["median"] for row in rows], gap, lo, hi)
     placed = data(
-        {**row, "at": at, "weight": "bold" if row["bold"] else "normal"} for row, at in zip(rows, places, strict=True)
+        {name: row[name] for name in ("label", "colour", "bold")}
+        | {"value": row["median"], "at": at, "weight": "bold" if row["bold"] else "normal"}
+        for row, at in zip(rows, places, strict=True)
     )
     base = alt.Chart(placed).encode(color=alt.Color("colour:N", scale=None))
     leaders = base.mark_rule(strokeWidth=1, opacity=0.7).encode(
-        x=alt.XValue(sites.last + 7), x2=alt.X2Value(sites.width), y=alt.Y("value:Q"), y2=alt.Y2("at:Q")
+        x=alt.XValue(sites.last + 7), x2=alt.X2Value(sites.width), y="value:Q", y2="at:Q"
     )
     words = [
         base.transform_filter(alt.datum.weight == weight)
         .mark_text(align="left", baseline="middle", fontWeight=weight, fontSize=LABEL)
-        .encode(x=alt.XValue(sites.width + 5), y=alt.Y("at:Q"), text=alt.Text("label:N"))
+        .encode(x=alt.XValue(sites.width + 5), y="at:Q", text="label:N")
         for weight in ("normal", "bold")
     ]
     return [leaders, *words]
@@ -246,7 +240,7 @@ def key(entries: Sequence[tuple[str, str, str]], width: float, lift: float = 0) 
         )
         layers.append(
             base.mark_text(align="left", baseline="middle", color=ink, fontSize=LABEL).encode(
-                x=alt.XValue(at + 10), y=alt.YValue(-TOP - lift), text=alt.Text("words:N")
+                x=alt.XValue(at + 10), y=alt.YValue(-TOP - lift), text="words:N"
             )
         )
         at += text_width(words, LABEL) + 34
@@ -261,7 +255,7 @@ def haloed(base: alt.Chart, **mark: Any) -> list[alt.Chart]:
 def whiskers(base: alt.Chart, y: alt.Y) -> list[alt.Chart]:
     """Return the span of the quartiles as a dark line in a pale one, so that it shows on a bar as well as beside it."""
     return [
-        base.mark_rule(color=colour, strokeWidth=width, opacity=opacity).encode(y=y, y2=alt.Y2("upper:Q"))
+        base.mark_rule(color=colour, strokeWidth=width, opacity=opacity).encode(y=y, y2="upper:Q")
         for colour, width, opacity in ((PAPER, 3.6, 0.8), (INK, 1.5, 1.0))
     ]
 

@@ -12,7 +12,6 @@ from .parts import (
     key,
     layer_of,
     layered,
-    options,
     quartile_rows,
     quartile_tip,
     references,
@@ -33,7 +32,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     ds:  summary of `v_patch`: head_pr[quantile, run, head], head_nan_count[run, head]; patched MLPs are among `head`.
     Raises ValueError for an unknown option. Tests: tests/figures/test_paper_figures.py.
     """
-    shown = choice(options(ds, OPTIONS), "heads", ("all", "erasers"))
+    shown = choice(ds, "heads", ("all", "erasers"))
     writer, roles = str(ds.attrs["writer"]), erasers(ds)
     every, runs = ([str(label) for label in ds[dim].values] for dim in ("head", "run"))
     heads, notes = [head for head in every if shown == "all" or head in roles], []

@@ -14,7 +14,6 @@ from .parts import (
     layer_of,
     layered,
     listed,
-    options,
     quartile_rows,
     quartile_tip,
     references,
@@ -22,8 +21,6 @@ from .parts import (
     y_axis,
 )
 from .theme import HEIGHT, RUNS, SOFT, counted, frame, quartile_words, undefined
-
-OPTIONS: dict[str, str] = {}
 
 
 def _inputs(patched: list[str]) -> str:
@@ -40,7 +37,6 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     ds:  summary of `v_patch`: site_pr[quantile, run, site], site_nan_count[run, site].
     Raises ValueError for an unknown option. Tests: tests/figures/test_paper_figures.py.
     """
-    options(ds, OPTIONS)
     writer, patched = str(ds.attrs["writer"]), [str(label) for label in ds["head"].values]
     sites = Sites([str(s) for s in ds["site"].values])
     rows = [row | {"colour": RUNS[row["run"]][0]} for row in quartile_rows(ds["site_pr"], ds.get("site_nan_count"))]
@@ -48,10 +44,8 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     middle, low = (
         y_axis(name, domain, f"projection ratio PR(site, {writer})", lift=STRIP) for name in ("median", "lower")
     )
-    base = alt.Chart(data(rows)).encode(
-        x=sites.x(), color=alt.Color("colour:N", scale=None), detail=alt.Detail("run:N")
-    )
-    band = base.mark_area(opacity=0.2).encode(y=low, y2=alt.Y2("upper:Q"))
+    base = alt.Chart(data(rows)).encode(x=sites.x(), color=alt.Color("colour:N", scale=None), detail="run:N")
+    band = base.mark_area(opacity=0.2).encode(y=low, y2="upper:Q")
     traced = base.encode(y=middle, tooltip=quartile_tip("run", "site", count="site_nan_count" in ds))
     # The clean line is the wider one and lies below, so that both are seen where the patch changes nothing.
     lines = [
@@ -62,17 +56,13 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
             traced.transform_filter(alt.datum.run == run).mark_point(filled=True, size=size, opacity=1),
         )
     ]
-    ends = [
-        {"label": row["run"], "value": row["median"], "colour": RUNS[row["run"]][1], "bold": True}
-        for row in rows
-        if row["site"] == sites.names[-1] and row["median"] is not None
-    ]
+    named = [row | {"label": row["run"], "colour": RUNS[row["run"]][1], "bold": True} for row in rows]
     notes = [
         f"Lines: medians over {counted(ds)}; bands: {quartile_words(ds)}. "
         f"Patched: {writer}'s output is taken out of {_inputs(patched)}.",
         *undefined(ds, "site_pr", "site_nan_count"),
     ]
     shade = sites.shade({layer: (f"layer {layer}: patched", SOFT) for layer in map(layer_of, patched)})
-    labels = end_labels(ends, sites, HEIGHT, domain)
+    labels = end_labels(named, sites, HEIGHT, domain)
     body = layered([*shade, *references([0, 1]), band, *lines, *labels], sites.width, HEIGHT)
     return frame(body, ds, sites.width, notes)

@@ -15,7 +15,6 @@ from .parts import (
     haloed,
     key,
     layered,
-    options,
     plain,
     quartile_tip,
     references,
@@ -69,7 +68,7 @@ def _panel(ds: xr.Dataset, heads: dict[str, str], each: float, words: str, *, fi
         layer
         for below in (False, True)
         for layer in haloed(
-            base.transform_filter(alt.datum.below == below).encode(y=alt.Y("end:Q"), text=alt.Text("printed:N")),
+            base.transform_filter(alt.datum.below == below).encode(y="end:Q", text="printed:N"),
             dy=9 if below else -9,
             color=SOFT,
         )
@@ -77,7 +76,7 @@ def _panel(ds: xr.Dataset, heads: dict[str, str], each: float, words: str, *, fi
     names = [
         alt.Chart(data([{"head": head}]))
         .mark_text(baseline="top", fontWeight="bold", fontSize=12)
-        .encode(text=alt.Text("head:N"), x=alt.XValue((i + 0.5) * each), y=alt.YValue(HEIGHT + 10))
+        .encode(text="head:N", x=alt.XValue((i + 0.5) * each), y=alt.YValue(HEIGHT + 10))
         for i, head in enumerate(heads.values())
         if head != ds.attrs["writer"]
     ]
@@ -101,7 +100,7 @@ def _captions(ds: xr.Dataset, each: float) -> alt.LayerChart:
         lines = ["\n".join(prompt), "\n".join(ending(pair, each - 22, LABEL, 1)), difference]
         for words, y, style in zip(lines, (0, deep + 6, deep + 22), styles, strict=True):
             mark = alt.Chart(data([{"words": words}])).mark_text(baseline="top", lineBreak="\n", lineHeight=15, **style)
-            layers.append(mark.encode(text=alt.Text("words:N"), x=alt.XValue((i + 0.5) * each), y=alt.YValue(y)))
+            layers.append(mark.encode(text="words:N", x=alt.XValue((i + 0.5) * each), y=alt.YValue(y)))
     return layered(layers, each * len(blocks), deep + 38)
 
 
@@ -136,7 +135,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
          the examples' words as coordinates.
     Tests: tests/figures/test_paper_figures.py.
     """
-    shown = choice(options(ds, OPTIONS), "show", ("writer", "others", "both"))
+    shown = choice(ds, "show", ("writer", "others", "both"))
     if str(ds.attrs.get("examples")) == "mined" and "MINED" not in str(ds.attrs.get("subtitle", "")):
         ds = ds.assign_attrs(subtitle=f"{ds.attrs.get('subtitle', '')} · MINED examples")
     examples = [str(e) for e in ds["example"].values]

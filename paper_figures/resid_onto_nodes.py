@@ -8,12 +8,10 @@ from typing import Any
 import altair as alt
 import xarray as xr
 
-from .parts import Row, data, layer_of, layered, options, quartile_rows, quartile_tip, role_colour
+from .parts import Row, data, layer_of, layered, quartile_rows, quartile_tip, role_colour
 from .ramp import ramp
 from .text import MINUS, number, text_width
 from .theme import INK, LABEL, PAPER, WRITER, counted, frame, undefined
-
-OPTIONS: dict[str, str] = {}
 
 # Equal distances from 0 are equally strong; 1, the whole output, is where orange is full.
 LOW, HIGH = -1, 2
@@ -97,7 +95,6 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     ds:  summary of `sites_onto_nodes`: pr[quantile, node, site], nan_count[node, site].
     Tests: tests/figures/test_paper_figures.py.
     """
-    options(ds, OPTIONS)
     writer = str(ds.attrs["writer"])
     grid = Grid([str(n) for n in ds["node"].values], [str(s) for s in ds["site"].values], writer)
     rows = _rows(ds)
@@ -107,7 +104,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     cells = base.mark_rect(aria=False).encode(color=alt.Color("median:Q", scale=SCALE, legend=None))
     empty = alt.Chart(data(holes)).mark_rect(color=UNDEFINED).encode(x=grid.x(), y=grid.y(), tooltip=tips)
     values = [
-        base.transform_filter(alt.datum.ink == ink).mark_text(fontSize=9, color=ink).encode(text=alt.Text("printed:N"))
+        base.transform_filter(alt.datum.ink == ink).mark_text(fontSize=9, color=ink).encode(text="printed:N")
         for ink in (INK, PAPER)
         if grid.printed
     ]

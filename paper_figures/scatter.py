@@ -9,12 +9,11 @@ import altair as alt
 import numpy as np
 import xarray as xr
 
-from .parts import TOP, Row, data, haloed, layered, options, span, table, y_axis
+from .parts import TOP, Row, data, haloed, layered, span, table, y_axis
 from .ramp import ramp
 from .text import MINUS, number
 from .theme import ERASER, INK, WRITER, erasers, frame
 
-OPTIONS: dict[str, str] = {}
 SIDE = 330
 # The line of the fit's numbers, between a panel and its title.
 FIT = 18
@@ -59,36 +58,22 @@ class Panel:
         layers = [marks]
         if perfect := self.segment(-1.0, 0.0):
             line = alt.Chart(data(perfect)).mark_line(color=INK, strokeWidth=1.4, strokeDash=[5, 4])
-            layers.append(line.encode(x=alt.X("x:Q"), y=alt.Y("y:Q")))
+            layers.append(line.encode(x="x:Q", y="y:Q"))
         if fit := self.segment(slope, intercept):
-            layers.append(
-                alt.Chart(data(fit)).mark_line(color=WRITER, strokeWidth=2.4).encode(x=alt.X("x:Q"), y=alt.Y("y:Q"))
-            )
+            layers.append(alt.Chart(data(fit)).mark_line(color=WRITER, strokeWidth=2.4).encode(x="x:Q", y="y:Q"))
         if perfect:
             layers += self._along(perfect, above=slope * perfect[1]["x"] + intercept < perfect[1]["y"])
         words = f"fit: r = {number(r, 3)}, slope = {number(slope, 3)}, n = {int(here['n_points']):,}"
         text = alt.Chart(data([{"words": words}])).mark_text(align="left", baseline="middle", color=WRITER)
-        layers.append(text.encode(text=alt.Text("words:N"), x=alt.XValue(0), y=alt.YValue(-TOP)))
+        layers.append(text.encode(text="words:N", x=alt.XValue(0), y=alt.YValue(-TOP)))
         return layered(layers, self.width, self.height)
 
     def _along(self, line: list[Row], *, above: bool) -> list[alt.Chart]:
         """Return the name of the dashed line, written along it at its lower end, on the side where the fit is not."""
         fall = (self.height / (self.y[1] - self.y[0])) / (self.width / (self.x[1] - self.x[0]))
-        base = alt.Chart(data([line[1] | {"words": "perfect erasure"}])).encode(
-            x=alt.X("x:Q"), y=alt.Y("y:Q"), text=alt.Text("words:N")
-        )
+        base = alt.Chart(data([line[1] | {"words": "perfect erasure"}])).encode(x="x:Q", y="y:Q", text="words:N")
         side: dict[str, Any] = {"baseline": "bottom", "dy": -3} if above else {"baseline": "top", "dy": 3}
         return haloed(base, align="right", dx=-8, angle=degrees(atan2(fall, 1)), color=INK, **side)
-
-
-def _edges(ds: xr.Dataset, name: str) -> np.ndarray:
-    """Return the bin edges of one axis: as stored, else halfway between the centres."""
-    for holder in (ds, ds["density"], ds[name]):
-        if f"{name}_edges" in holder.attrs:
-            return np.asarray(holder.attrs[f"{name}_edges"], dtype=float)
-    centres = np.asarray(ds[name].values, dtype=float)
-    half = np.diff(centres) / 2 if centres.size > 1 else np.array([0.5])
-    return np.concatenate([centres[:1] - half[0], centres + np.append(half, half[-1])[-centres.size :]])
 
 
 def _used(edges: np.ndarray, counts: np.ndarray) -> tuple[Range, int]:
@@ -112,11 +97,11 @@ def _notes(ds: xr.Dataset, left_out: int, kind: str) -> list[str]:
 def chart(ds: xr.Dataset) -> alt.ConcatChart:
     """Draw the density of (DLA of writer, DLA of erasers' sum), top-2 pair: whole output left, V-composition right.
 
-    ds:  summary of `dla_scatter`: density[against, y_bin, x_bin], pearson_r, slope, intercept, n_points[against].
+    ds:  summary of `dla_scatter`: density[against, y_bin, x_bin], pearson_r, slope, intercept, n_points[against]; the
+         bins' edges are attributes.
     Tests: tests/figures/test_paper_figures.py.
     """
-    options(ds, OPTIONS)
-    x_edges, y_edges = _edges(ds, "x"), _edges(ds, "y")
+    x_edges, y_edges = (np.asarray(ds.attrs[name], float) for name in ("x_edges", "y_edges"))
     counts = ds["density"].transpose("against", "y_bin", "x_bin").values
     (x, columns), (y, lines) = _used(x_edges, counts.sum((0, 1))), _used(y_edges, counts.sum((0, 2)))
     # Whole pixels per bin and a hairline in the cell's own colour: no seams between cells at any zoom.
@@ -133,9 +118,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
         filled = table(f"density_{against}", **corners, points=grid[row, column])
         cells = alt.Chart(filled).mark_rect(aria=False, strokeWidth=0.5)
         tip = alt.Tooltip("points:Q", format=",")
-        cells = cells.encode(
-            x=across, x2=alt.X2("x2:Q"), y=up, y2=alt.Y2("y2:Q"), color=colour, stroke=edge, tooltip=tip
-        )
+        cells = cells.encode(x=across, x2="x2:Q", y=up, y2="y2:Q", color=colour, stroke=edge, tooltip=tip)
         panels.append(panel.chart(cells, against))
     asked = max(int(ds["n_points"].sum()), ds["answer_dla"].size if "answer_dla" in ds else 0)
     left_out = asked - int(counts.sum())
@@ -150,7 +133,6 @@ def points(ds: xr.Dataset) -> alt.ConcatChart:
     ds:  as for `chart`, with the raw writer_dla[prompt, position] and answer_dla[against, prompt, position].
     Tests: tests/figures/test_paper_figures.py.
     """
-    options(ds, OPTIONS)
     writer = ds["writer_dla"].values.ravel()
     answers = ds["answer_dla"].transpose("against", "prompt", "position").values.reshape(ds.sizes["against"], -1)
     panel = Panel(ds, span(writer, margin=0.03), span(answers.ravel(), margin=0.03), SIDE, SIDE)

@@ -6,13 +6,11 @@ import altair as alt
 import xarray as xr
 
 from .parts import (
-    Row,
     Sites,
     data,
     end_labels,
     layer_of,
     layered,
-    options,
     quartile_rows,
     quartile_tip,
     references,
@@ -21,18 +19,8 @@ from .parts import (
 )
 from .theme import HEIGHT, MUTED, WRITER, counted, frame, undefined
 
-OPTIONS: dict[str, str] = {}
 # With more heads than colours the lines differ in their dashes too.
 DASHES = ([1, 0], [7, 3], [2, 3], [9, 3, 2, 3], [4, 2])
-
-
-def _ends(rows: list[Row], last: str, writer: str) -> list[Row]:
-    """Return what the direct labels say, at each line's last site."""
-    return [
-        {"label": row["node"], "value": row["median"], "colour": row["colour"], "bold": row["node"] == writer}
-        for row in rows
-        if row["site"] == last and row["median"] is not None
-    ]
 
 
 def chart(ds: xr.Dataset) -> alt.ConcatChart:
@@ -43,7 +31,6 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     ds:  summary of `sites_onto_nodes`: pr[quantile, node, site], nan_count[node, site].
     Raises ValueError for an unknown option. Tests: tests/figures/test_paper_figures.py.
     """
-    options(ds, OPTIONS)
     writer = str(ds.attrs["writer"])
     layer = layer_of(writer)
     heads = [str(n) for n in ds["node"].values if str(n).startswith(f"L{layer}H") or str(n) == writer]
@@ -60,7 +47,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
         x=sites.x(),
         y=y_axis("median", domain, f"median projection ratio PR(site, {f'L{layer}Hh' if kind == 'head' else kind})"),
         color=alt.Color("colour:N", scale=None),
-        detail=alt.Detail("node:N"),
+        detail="node:N",
         tooltip=quartile_tip("node", "site", count="nan_count" in ds),
     )
     thin = [
@@ -72,7 +59,8 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     thick = base.transform_filter(alt.datum.node == writer).mark_line(
         strokeWidth=3.4, point=alt.OverlayMarkDef(size=60)
     )
-    labels = end_labels(_ends(rows, sites.names[-1], writer), sites, height, domain)
+    named = [row | {"label": row["node"], "bold": row["node"] == writer} for row in rows]
+    labels = end_labels(named, sites, height, domain)
     notes = [
         f"Medians over {counted(ds)}. 1: the {kind}'s output is wholly present; 0: none of it; above 1: others write "
         "along it.",

@@ -15,7 +15,6 @@ from .parts import (
     drawn,
     layer_of,
     layered,
-    options,
     quartile_rows,
     quartile_tip,
     references,
@@ -25,7 +24,6 @@ from .parts import (
 from .text import number
 from .theme import ERASER, HEIGHT, WRITER, counted, erasers, frame, quartile_words, undefined
 
-OPTIONS: dict[str, str] = {}
 # Where a printed median stands beside its point, and how far off.
 _SIDES: dict[Any, int] = {"left": 5, "center": 0, "right": -5}
 
@@ -57,7 +55,6 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     ds:  summary of `sites_onto_nodes`: pr[quantile, node, site], nan_count[node, site].
     Raises ValueError for an unknown option. Tests: tests/figures/test_paper_figures.py.
     """
-    options(ds, OPTIONS)
     writer = str(ds.attrs["writer"])
     here, sites = ds.sel(node=[writer]), Sites([str(s) for s in ds["site"].values])
     rows = quartile_rows(here["pr"], here.get("nan_count"))
@@ -67,14 +64,14 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
         y_axis(name, domain, f"projection ratio PR(site, {writer})", lift=STRIP) for name in ("median", "lower")
     )
     base = alt.Chart(data(rows)).encode(x=sites.x())
-    band = base.mark_area(color=WRITER, opacity=0.2).encode(y=low, y2=alt.Y2("upper:Q"))
+    band = base.mark_area(color=WRITER, opacity=0.2).encode(y=low, y2="upper:Q")
     line = base.mark_line(color=WRITER, strokeWidth=3).encode(y=middle)
     tips = quartile_tip("site", count="nan_count" in ds)
     points = base.mark_point(color=WRITER, filled=True, size=70, opacity=1).encode(y=middle, tooltip=tips)
     printed = [
         base.transform_filter((alt.datum.side == side) & (alt.datum.away == away))
         .mark_text(dy=-15 * away, dx=dx, align=side, color=WRITER, fontWeight="bold")
-        .encode(y=middle, text=alt.Text("printed:N"))
+        .encode(y=middle, text="printed:N")
         for side, dx in _SIDES.items()
         for away in (1, -1)
         if not sites.turned

@@ -39,7 +39,7 @@ def example(subject: str, name: str, path: Path, spec: Path = DEFAULT_SPEC, out:
     if published is None:
         others = [name for name, each in loaded.spec.figure.items() if published_for(loaded, each) is not None]
         raise ReproError(f"{name}: no published numbers to draw it from; figures that have some: {listing(others)}")
-    theirs = paper_figures.load(declared.chart).chart(prepared(declared, published, Source(Path()), papers))
+    theirs = paper_figures.chart(declared.chart, prepared(declared, published, Source(Path()), papers))
     theirs.title.subtitle = f"{papers}, drawn from the published numbers"
     specs = [chart.to_dict() for chart in (theirs, own)]
     # One look for both: a chart inside another may have none of its own.

@@ -105,8 +105,7 @@ def figure(
         raise ReproError(f"{name!r} is not a figure.{did_you_mean(name, declared)} Known: {', '.join(declared)}")
     at = _found(workspace, declared[name].experiment)
     dataset = prepared(declared[name], read_summary(at.path), at, workspace.loaded.spec.run.paper_subject)
-    chart: alt.ConcatChart = paper_figures.load(declared[name].chart).chart(dataset)
-    return chart
+    return paper_figures.chart(declared[name].chart, dataset)
 
 
 def _workspace(

@@ -70,9 +70,8 @@ def _file_name(device: str, only: str | None) -> str:
 
 
 def draw(records: Iterable[Record], folder: Path) -> Path | None:
-    """Draw the speeds as html, png and svg; the html's path, or None where no speed was measured."""
+    """Draw the speeds as png and svg; the svg's path, or None where no speed was measured."""
     from paper_figures import bench as view
-    from paper_figures import page
 
     dataset = dataset_of(list(records))
     if dataset is None:
@@ -80,12 +79,11 @@ def draw(records: Iterable[Record], folder: Path) -> Path | None:
     chart = view.chart(dataset)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "bench.html").write_text(page.html(chart), encoding="utf-8")
         chart.save(folder / "bench.png", scale_factor=PNG_SCALE)
         chart.save(folder / "bench.svg")
     except OSError as error:
         raise ReproError(f"{folder}: the chart cannot be written ({error.strerror})") from None
-    return folder / "bench.html"
+    return folder / "bench.svg"
 
 
 def dataset_of(records: list[Record]) -> Any:

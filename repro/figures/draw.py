@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import paper_figures
 from repro.errors import Exit, ReproError
+from repro.files import write_json
 from repro.labels import in_precision, layer_of
 from repro.progress import progress
 from repro.spec.types import Figure, Loaded
@@ -91,7 +92,7 @@ def draw(
                 refused.append(f"[figure.{name}] options: {error}")
             else:
                 stamps[name] = {"digest": digest, "files": [file.name for file in files]}
-                _write_stamps(out / STAMPS, stamps)
+                write_json(out / STAMPS, stamps)
                 drawn[name] = Drawn(name, files)
             advance()
     if refused:
@@ -107,23 +108,10 @@ def _read_stamps(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _write_stamps(path: Path, stamps: Mapping[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(stamps, indent=1, sort_keys=True))
-    temporary.replace(path)
-
-
 def _digest(figure: Figure, at: Source, papers: str) -> str:
     """Return a checksum of the data, the declaration, the drawing code and the version of the drawing library."""
-    parts = [
-        figure.model_dump_json(),
-        at.stamp,
-        str(at.roles.get("roles", "")),
-        papers,
-        at.path.name,
-        (at.path / "COMMIT").read_text(),
-    ]
-    parts.append(version("altair"))
+    parts = [figure.model_dump_json(), at.stamp, str(at.roles.get("roles", "")), papers]
+    parts += [at.path.name, (at.path / "COMMIT").read_text(), version("altair")]
     parts += [file.read_text() for file in sorted(Path(paper_figures.__file__).parent.glob("*.py"))]
     parts.append(Path(__file__).read_text())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -157,7 +145,7 @@ def _render(name: str, figure: Figure, at: Source, out: Path, papers: str) -> tu
     dataset = prepared(figure, read_summary(at.path), at, papers)
     out.mkdir(parents=True, exist_ok=True)
     module = paper_figures.load(figure.chart)
-    files = list(_save(module.chart(dataset), out, name))
+    files = list(_save(paper_figures.chart(figure.chart, dataset), out, name))
     if hasattr(module, "points"):
         files.append(out / f"{name}_points.png")
         module.points(dataset).save(files[-1], scale_factor=PNG_SCALE)
@@ -206,10 +194,9 @@ def _options(figure: Figure, attrs: Mapping[str, Any]) -> dict[str, Any]:
 
 def subtitle(attrs: Mapping[str, Any], stamp: str, labels: str = "") -> str:
     """Return one line that always says whose numbers these are, and what they are worth; labels: which figure it is."""
+    size = f"{attrs['n_prompts']} prompts x {attrs['n_positions']} tokens"
     parts = [labels] if labels else []
-    parts += [
-        f"subject {attrs['subject']} ({attrs['model']}), {attrs['n_prompts']} prompts x {attrs['n_positions']} tokens"
-    ]
+    parts.append(f"subject {attrs['subject']} ({attrs['model']}), {size}")
     if "precision" in attrs:
         parts.append(f"computed{in_precision(attrs['precision'])}")
     if not attrs["own"]:

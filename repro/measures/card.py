@@ -3,10 +3,10 @@
     taken back   minus the slope of sum over claimed erasers of DLA(path_{w->c}) on DLA(w), over prompts and targets
     DLA*         DLA(w) + sum over all later c of DLA(path_{w->c}), the first order of what is made of w
 
-Every interval is 95 % by bootstrap over prompts. Which components count as erasers of a writer is the scan's to say
-(repro/scan/card.py), or the subject's roles; where nobody says, those whose shares meet what the scan asks of shares:
-over the card's prompts the medians of path share, of path share less that of the other writers through the component,
-and of clean share lie below -0.02. That is neither tested nor held against decoys, and the card says which it was.
+Every interval is 95 % by bootstrap over prompts. Which components count as erasers of a writer the subject's roles
+say; where they do not, those count whose shares meet what the scan asks of shares: over the card's prompts the medians
+of path share, of path share less that of the other writers through the component, and of clean share lie below -0.02.
+That is neither tested nor held against decoys, and the card says which it was.
 """
 
 from __future__ import annotations

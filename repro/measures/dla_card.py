@@ -198,7 +198,7 @@ class DLACard(Measure):
         nodes = list(raw.layout.coords["node"])
         chosen = [nodes[index] for index in values["chosen"][:, 0]]
         roles = context.roles
-        # The same whatever a scan has said since: a subject's own roles are what is asked about, `scan.card` judges.
+        # The same whatever a scan has said since: a subject's own roles are what is asked about.
         meant = roles.source == "named" or roles.found
         claims = {roles.writer: roles.erasers} if roles.writer in chosen and meant else {}
         dataset = card(values, chosen, nodes, list(raw.layout.coords["component"]), claims)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import xarray as xr
 from markupsafe import Markup
 
 from repro import __version__
@@ -19,7 +18,6 @@ from repro.report.figures import Drawing, Shown, same_view, shown
 from repro.report.material import Material
 from repro.report.page import render
 from repro.report.provenance import Provenance, provenance
-from repro.report.published import stated_for
 from repro.report.scan_part import ScanPart, scan_part
 from repro.report.shortfalls import Shortfall, shortfalls
 from repro.report.stamp import stamp_in, stamp_of
@@ -45,40 +43,27 @@ def write_report(material: Material, directory: Path, say: Callable[[str], None]
         return directory / FILE
     there = [names for names in groups if spec.figure[names[0]].experiment in sources]
     results = {name: read_summary(at.path) for name, at in sources.items()}
-    declared = Declarations.read(material.loaded.path, spec.experiment)
+    declared = Declarations(material.loaded.path.read_text(encoding="utf-8"), spec.experiment)
     figures = []
     with progress(len(there), "charts of the page", say) as advance:
         for names in there:
             try:
-                figures.append(_shown(material, names, results, sources, declared))
+                experiment = spec.figure[names[0]].experiment
+                figures.append(shown(material.loaded, names, results[experiment], sources[experiment], declared))
             except ValueError as error:
                 raise ReproError(f"[figure.{names[0]}] options: {error}") from None
             advance()
     scan = None
     if material.raw is not None:
-        scan = scan_part(material.raw(), material.subject, material.n_positions, material.answer)
+        scan = scan_part(material.raw(), material.n_positions, material.answer)
     absent = {name: at for name, at in found.items() if isinstance(at, str)}
     missing = {name: absent[f.experiment] for name, f in spec.figure.items() if f.experiment in absent}
-    origins = provenance(
-        results, {name: at.path for name, at in sources.items()}, {name: at.stamp for name, at in sources.items()}
-    )
+    origins = provenance(results, sources)
     short = shortfalls(material.comparison, scan, results, missing)
     text = render({"stamp": stamp, **_context(material, figures, scan, origins, short)}, _data(figures, scan))
     directory.mkdir(parents=True, exist_ok=True)
     write_durably(directory / FILE, text.encode())
     return directory / FILE
-
-
-def _shown(
-    material: Material,
-    names: Sequence[str],
-    results: Mapping[str, xr.Dataset],
-    sources: Mapping[str, Source],
-    declared: Declarations,
-) -> Shown:
-    figure = material.loaded.spec.figure[names[0]]
-    at = sources[figure.experiment]
-    return shown(material.loaded, names, results[figure.experiment], at, declared, stated_for(figure))
 
 
 def _drawings(figures: Sequence[Shown]) -> list[Drawing]:
@@ -111,27 +96,23 @@ def _context(
         "shortfalls": short,
         "claims": comparison.claims if comparison else (),
         "compared": summary_line(comparison.rows) if comparison and material.is_papers else "",
-        "rows": _compared_rows(material),
+        # Published numbers that stand alone, judged; those of large tables are counted in check.md.
+        "rows": [row for row in comparison.rows if row.group is None] if comparison and material.is_papers else [],
     }
-
-
-def _compared_rows(material: Material) -> list[Any]:
-    """Return the published numbers that stand alone, judged; those of large tables are counted in check.md."""
-    if material.comparison is None or not material.is_papers:
-        return []
-    return [row for row in material.comparison.rows if row.group is None]
 
 
 def _data(figures: Sequence[Shown], scan: ScanPart | None) -> dict[str, Any]:
     """Return what the scripts read."""
+    drawings = _drawings(figures)
+    texts = list(dict.fromkeys(d.csv for d in drawings))  # each once: several figures view the same summary
     charts = {
-        d.id: {"spec": d.spec, "sample": d.sample, "quantiles": d.quantiles, "described": d.described, "csv": d.csv}
-        for d in _drawings(figures)
+        d.id: {
+            "spec": d.spec,
+            "sample": d.sample,
+            "quantiles": d.quantiles,
+            "described": d.described,
+            "csv": texts.index(d.csv),
+        }
+        for d in drawings
     }
-    return {"charts": _shared(charts), "map": scan.map if scan else None}
-
-
-def _shared(charts: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return the charts with each CSV once: several figures view the same summary."""
-    texts = list(dict.fromkeys(chart["csv"] for chart in charts.values()))
-    return {"csv": texts, "by_id": {name: {**c, "csv": texts.index(c["csv"])} for name, c in charts.items()}}
+    return {"charts": {"csv": texts, "by_id": charts}, "map": scan.map if scan else None}

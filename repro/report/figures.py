@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
 
 import paper_figures
+from paper_figures.theme import counted
 from repro.figures.draw import Source, labels, prepared, subtitle
 from repro.report.csv_text import csv_text
-from repro.report.published import published_for
+from repro.report.published import published_for, stated_for
 from repro.report.svg import still
 from repro.report.toml import Declarations
 from repro.spec.types import Figure, Loaded
@@ -21,7 +22,6 @@ COMPACT = {"left": 8, "top": 8, "right": 8, "bottom": 8}
 """Padding around a chart, in pixels: the page has its own."""
 HALF = 780
 """The widest chart that can be read in half the page, in pixels."""
-TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Shown:
     toml: str
     ours: Drawing
     published: Drawing | None = None
-    stated: tuple[str, ...] = field(default=())
+    stated: tuple[str, ...] = ()
     """Published numbers of this figure that no chart can show."""
 
     @property
@@ -89,13 +89,11 @@ def shown(
     summary: xr.Dataset,
     at: Source,
     declared: Declarations,
-    stated: Sequence[str] = (),
 ) -> Shown:
     """Return a figure for the page.
 
     names: figures that draw the same, the first of which gives the title; summary: of their experiment; at: where
-    it lies; stated: published numbers that cannot be drawn.
-    Raises ValueError for options that the chart does not have. Agreement: tests/report/test_parts.py.
+    it lies. Raises ValueError for options that the chart does not have. Agreement: tests/report/test_parts.py.
     """
     figure, papers = loaded.spec.figure[names[0]], loaded.spec.run.paper_subject
     ready = prepared(figure, summary, at, papers)
@@ -104,7 +102,7 @@ def shown(
     theirs = _published(loaded, names[0])
     sources = " · ".join(filter(None, (labels(loaded.spec.figure[name]) for name in names)))
     toml = declared.of(figure.experiment, names)
-    return Shown(names[0], str(ready.attrs["title"]), sources, toml, ours, theirs, tuple(stated))
+    return Shown(names[0], str(ready.attrs["title"]), sources, toml, ours, theirs, tuple(stated_for(figure)))
 
 
 _KEPT: dict[str, Drawing | None] = {}
@@ -138,7 +136,7 @@ def _drawing(name: str, whose: str, says: str, figure: Figure, ds: xr.Dataset) -
 
     # Charts are checked against the schema where the figures themselves are drawn.
     with debug_mode(False):
-        whole = paper_figures.load(figure.chart).chart(ds).to_dict(validate=False)
+        whole = paper_figures.chart(figure.chart, ds).to_dict(validate=False)
     words = whole.pop("usermeta")
     spec = bare(whole, words["body"])
     drawn = still(vl_convert.vegalite_to_svg(spec), name)
@@ -168,9 +166,9 @@ def bare(whole: Mapping[str, Any], body: int) -> dict[str, Any]:
 
 def sample(ds: xr.Dataset) -> str:
     """Return what a quantile of this result is over: `30 prompts x 1,024 positions`."""
-    prompts, positions = int(ds.attrs["n_prompts"]), int(ds.attrs["n_positions"])
+    prompts = int(ds.attrs["n_prompts"])
     if ds.attrs.get("measure") == "resampled_dla":
         return f"{prompts:,} unrelated texts"
     if ds.attrs.get("summarise") == "by_position":
         return f"{prompts:,} prompts"
-    return f"{prompts:,} prompts {TIMES} {positions:,} positions"
+    return counted(ds)

@@ -9,11 +9,12 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from paper_figures import text
+
 SCRIPTS = ("tables.js", "charts.js", "map.js")
-STYLES = ("page.css",)
 
 
 def render(context: dict[str, Any], data: dict[str, Any]) -> str:
@@ -24,7 +25,7 @@ def render(context: dict[str, Any], data: dict[str, Any]) -> str:
     """
     environment = Environment(
         loader=PackageLoader("repro.report", "static"),
-        autoescape=select_autoescape(default=True, default_for_string=True),
+        autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -32,20 +33,20 @@ def render(context: dict[str, Any], data: dict[str, Any]) -> str:
     environment.filters["number"] = number
     return environment.get_template("page.html.j2").render(
         **context,
-        style=Markup("\n".join(_static(name) for name in STYLES)),  # noqa: S704 - our own files
+        style=Markup(_static("page.css")),  # noqa: S704 - our own files
         script=Markup(_scripts()),  # noqa: S704 - our own files
         vega=vega(),
         data=packed(json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)),
     )
 
 
-def packed(text: str) -> str:
+def packed(content: str) -> str:
     """Return a text as the page's scripts unpack it: gzip in base64, which no text can break out of.
 
     The libraries and the numbers are a megabyte and more each, packed a quarter of that; nothing is unpacked before
     a chart comes near. The same bytes for the same text. Agreement: tests/report/test_page.py.
     """
-    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
+    return base64.b64encode(gzip.compress(content.encode(), 9, mtime=0)).decode()
 
 
 @cache
@@ -58,11 +59,8 @@ def vega() -> str:
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """Return a number with a true minus sign, an en dash where there is none."""
-    if value is None or value != value:
-        return "\N{EN DASH}"
-    text = f"{value:.{digits}f}"
-    return text.replace("-", "" if float(text) == 0 else "\N{MINUS SIGN}")
+    """Return a number as figures print it: with a true minus sign, an en dash where there is none."""
+    return text.number(float("nan") if value is None else value, digits)
 
 
 def _scripts() -> str:

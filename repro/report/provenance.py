@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import xarray as xr
 
+from repro.figures.draw import Source
 from repro.store.records import COMMIT
 
 
@@ -26,8 +27,7 @@ class Origin:
     kernels: str
     device: str
     date: str
-    """When it was committed, in UTC."""
-    stamp: str
+    """When it was committed, in UTC; empty for a copy."""
 
 
 @dataclass(frozen=True)
@@ -40,44 +40,40 @@ class Provenance:
     versions: tuple[tuple[str, str], ...]
 
 
-def provenance(results: Mapping[str, xr.Dataset], paths: Mapping[str, Path], stamps: Mapping[str, str]) -> Provenance:
+def provenance(results: Mapping[str, xr.Dataset], sources: Mapping[str, Source]) -> Provenance:
     """Return the origin of every result on the page.
 
-    results: summaries by experiment, with their `provenance` in the attributes; paths: where each lies; stamps: what
-    must be said of it. Agreement: tests/report/test_page.py.
+    results: summaries by experiment, with their `provenance` in the attributes; sources: where each lies.
+    Agreement: tests/report/test_page.py.
     """
-    origins: list[Origin] = []
-    versions: dict[str, dict[str, None]] = {}
-    facts: dict[str, dict[str, None]] = {}
-    for name, found in results.items():
-        body = json.loads(found.attrs["provenance"])
-        env, key = body["environment"], body["key"]
-        origins.append(
-            Origin(
-                experiment=name,
-                key=paths[name].name if not stamps[name] else "copy in git",
-                prompts=int(found.attrs["n_prompts"]),
-                positions=int(found.attrs["n_positions"]),
-                precision=str(env["precision"]),
-                kernels=str(env["kernels"]),
-                device=str(env["device"]),
-                date=_committed(paths[name]) if not stamps[name] else "",
-                stamp=stamps[name],
-            )
-        )
-        for library, version in body["versions"].items():
-            versions.setdefault(library, {})[version] = None
-        for fact, value in _facts(body, key).items():
-            facts.setdefault(fact, {})[value] = None
-    return Provenance(
-        tuple(origins),
-        tuple((fact, ", ".join(values)) for fact, values in facts.items()),
-        tuple((library, ", ".join(found)) for library, found in sorted(versions.items())),
+    bodies = {name: json.loads(found.attrs["provenance"]) for name, found in results.items()}
+    origins = tuple(_origin(name, results[name], body["environment"], sources[name]) for name, body in bodies.items())
+    facts = _shared([_facts(body) for body in bodies.values()])
+    versions = _shared([body["versions"] for body in bodies.values()])
+    return Provenance(origins, tuple(facts.items()), tuple(sorted(versions.items())))
+
+
+def _origin(name: str, found: xr.Dataset, environment: Mapping[str, Any], at: Source) -> Origin:
+    return Origin(
+        experiment=name,
+        key=at.path.name if not at.stamp else "copy in git",
+        prompts=int(found.attrs["n_prompts"]),
+        positions=int(found.attrs["n_positions"]),
+        precision=str(environment["precision"]),
+        kernels=str(environment["kernels"]),
+        device=str(environment["device"]),
+        date=_committed(at.path) if not at.stamp else "",
     )
 
 
-def _facts(body: Mapping[str, Any], key: Mapping[str, Any]) -> dict[str, str]:
-    host = body.get("host", {})
+def _shared(facts: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Return every fact by its name; where results differ, all that they say."""
+    names = dict.fromkeys(name for one in facts for name in one)
+    return {name: ", ".join(dict.fromkeys(one[name] for one in facts if name in one)) for name in names}
+
+
+def _facts(body: Mapping[str, Any]) -> dict[str, str]:
+    host, key = body.get("host", {}), body["key"]
     return {
         "model": str(body["model"]),
         "weights, sha256": str(key.get("weights", "")),

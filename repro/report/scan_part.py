@@ -12,10 +12,10 @@ import xarray as xr
 
 from repro.labels import step_of
 from repro.report.presence import presence_svg
-from repro.scan.claims import Pairs
+from repro.scan.claims import Pairs, median
 from repro.scan.confirmation import Confirmation
 from repro.scan.expected import Case
-from repro.scan.table import answer, verdict
+from repro.scan.table import said_beside, size, verdict
 from repro.scan.twin import Twin
 from repro.scan.verdict import DRAWS, Scan, Writer, scan
 
@@ -30,17 +30,11 @@ REPLICABLE, SPECIFIC, NET, CLAIMED = 1, 2, 4, 8
 class ScanPart:
     """What the page says of the scan."""
 
+    rest: Scan
+    """All positions but the first."""
     verdict: str
-    found: bool
-    enough: bool
     size: str
     """What was looked at: prompts, pairs, decoys."""
-    writers: tuple[Writer, ...]
-    """With claimed erasers, the most erased first."""
-    clear: tuple[Writer, ...]
-    """Those that are called erased."""
-    words: dict[str, str]
-    """How much of each writer is erased."""
     beside: tuple[str, ...]
     """What else was found, and how sure it is."""
     confirmed: bool
@@ -51,18 +45,12 @@ class ScanPart:
     """Every pair, for the script."""
 
     @property
-    def top(self) -> Writer | None:
-        """Return the writer that the verdict is about."""
-        return self.writers[0] if self.writers else None
-
-    @property
     def minor(self) -> list[Writer]:
-        """Return the others: of which less is erased, in few positions, or whose presence does not fall."""
-        erased = {writer.label for writer in self.clear}
-        return [writer for writer in self.writers if writer.label not in erased]
+        """Return those not called erased: less of them is, in few positions, or their presence does not fall."""
+        return [writer for writer in self.rest.writers if writer not in self.rest.erased]
 
 
-def scan_part(raw: xr.Dataset, subject: str, n_positions: int, document: Mapping[str, Any] | None) -> ScanPart:
+def scan_part(raw: xr.Dataset, n_positions: int, document: Mapping[str, Any] | None) -> ScanPart:
     """Return the scan for the page.
 
     raw: the raw arrays of `path_shares`, without excluded prompts; document: `scan.json` of the same result, whose
@@ -73,27 +61,16 @@ def scan_part(raw: xr.Dataset, subject: str, n_positions: int, document: Mapping
     rest = scan(raw, confirmed=confirmed, draws=DRAWS if document is None else 0)
     rest = replace(rest, writers=_with_intervals(rest.writers, document))
     first = scan(raw, "first", draws=0)
-    decoys = sum(str(label).startswith("decoy") for label in raw["writer"].values)
     told = document or {}
-    twins = [
-        Twin(row["scale"], row["seed"], tuple(map(tuple, row["claims"])), row["enough"])
-        for row in told.get("untrained_twins") or ()
-    ]
+    twins = [Twin(**row) for row in told.get("untrained_twins") or ()]
     known = [Case(**row) for row in told.get("expected") or ()]
-    lines = answer(rest, first, subject, n_positions, decoys, twins, known)
-    sections = _sections(lines)
-    top = rest.writers[0] if rest.writers else None
     return ScanPart(
+        rest=rest,
         verdict=verdict(rest),
-        found=bool(rest.erased),
-        enough=rest.enough_prompts,
-        size=lines[0].removeprefix(f"{subject}: "),
-        writers=rest.writers,
-        clear=rest.erased,
-        words={w.label: w.words(rest.thresholds) for w in rest.writers},
-        beside=tuple(sections[-2]) if len(sections) > 2 else (),
+        size=size(rest, n_positions),
+        beside=tuple(said_beside(rest, first, twins, known)),
         confirmed=bool(confirmed) or not rest.writers,
-        picture="" if top is None else _picture(raw, top),
+        picture=_picture(raw, rest.writers[0]) if rest.writers else "",
         map=_map(raw, {"rest": rest, "first": first}, confirmed),
     )
 
@@ -121,17 +98,6 @@ def _with_intervals(writers: tuple[Writer, ...], document: Mapping[str, Any] | N
     )
 
 
-def _sections(lines: Sequence[str]) -> list[list[str]]:
-    """Return the lines between blank ones."""
-    found: list[list[str]] = [[]]
-    for line in lines:
-        if line:
-            found[-1].append(line)
-        else:
-            found.append([])
-    return [section for section in found if section]
-
-
 def _picture(raw: xr.Dataset, writer: Writer) -> str:
     seen = raw["presence"].sel(stratum="rest", node=writer.label).values
     bands = np.nanquantile(seen.astype(np.float64), (0.25, 0.5, 0.75), axis=-1)
@@ -145,7 +111,7 @@ def _map(
 ) -> dict[str, Any]:
     """Return every pair of both strata: arrays as base64 of float32 or of bytes, row by row."""
     pairs = found["rest"].pairs
-    n, size = len(pairs.writers), len(pairs.writers) * len(pairs.components)
+    n = len(pairs.writers)
     read = np.flatnonzero(np.isfinite(pairs.path).any(axis=1))  # others write behind every component looked at
     names = [pairs.writers[i] for i in read]
     strata = {}
@@ -158,9 +124,9 @@ def _map(
             "z": p.z,
             "p": p.p_adjusted,
             "usual": p.usual,
-            "presence": _median(raw["presence"].sel(stratum=name).values),
+            "presence": median(raw["presence"].sel(stratum=name).values.astype(np.float64)),
         }
-        if size <= LARGEST:
+        if pairs.path.size <= LARGEST:
             path = raw["path"].sel(stratum=name).values[:n]
             arrays["low"], arrays["high"] = (_quantile(path, level) for level in (0.25, 0.75))
         strata[name] = {
@@ -192,8 +158,6 @@ def _start(pairs: Pairs, writers: Sequence[Writer]) -> list[int]:
 
 
 def _outcome(pairs: Pairs, w: str, c: str, found: Confirmation) -> list[Any]:
-    if w not in pairs.writers or c not in pairs.components:
-        return ["", None]
     share = float(pairs.path[pairs.writers.index(w), pairs.components.index(c)])
     left = found.remaining
     return [found.outcome(share), left if np.isfinite(left) else None]
@@ -202,10 +166,6 @@ def _outcome(pairs: Pairs, w: str, c: str, found: Confirmation) -> list[Any]:
 def packed(values: np.ndarray) -> str:
     """Return an array as base64 of little-endian float32, row by row."""
     return base64.b64encode(np.ascontiguousarray(values, dtype="<f4").tobytes()).decode()
-
-
-def _median(values: np.ndarray) -> np.ndarray:
-    return _quantile(values, 0.5)
 
 
 def _quantile(values: np.ndarray, level: float) -> np.ndarray:

@@ -84,14 +84,13 @@ def _of_scan(scan: ScanPart | None) -> list[Shortfall]:
     if scan is None:
         return [Shortfall("No scan", "which components take back what others wrote was not computed")]
     found = []
-    if not scan.enough:
+    if not scan.rest.enough_prompts:
         found.append(Shortfall("Too few prompts", scan.verdict))
-    elif not scan.found:
+    elif not scan.rest.erased:
         found.append(Shortfall("No erasure found", "what figures show are the strongest candidates, not a finding"))
     if not scan.confirmed:
         found.append(Shortfall("Not confirmed", "no claim was tried by real forwards with the writer taken out"))
-    words = list(scan.words.values())
-    if count := words.count("taken back, not cleared"):
+    if count := [writer.words for writer in scan.rest.writers].count("taken back, not cleared"):
         said = "later components take it back, but its presence does not fall by half of that; not called erased"
         found.append(Shortfall(f"{count} writer{'s' if count > 1 else ''} taken back, not cleared", said))
     return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 
 from repro.spec.lines import statements
 from repro.spec.types import Common
@@ -22,11 +21,6 @@ class Declarations:
         starts = [*dict.fromkeys(line for _, line in places), len(self.lines) + 1]
         ends = dict(pairwise(starts))
         self.spans: dict[Where, tuple[int, int]] = {tuple(where): (line, ends[line]) for where, line in places}
-
-    @classmethod
-    def read(cls, path: Path, experiments: Mapping[str, Common]) -> Declarations:
-        """Return the declarations of a spec file."""
-        return cls(path.read_text(encoding="utf-8"), experiments)
 
     def of(self, experiment: str, figures: Sequence[str]) -> str:
         """Return what declares an experiment (or the variant that it is, and what that one varies) and some figures."""

@@ -48,14 +48,13 @@ def answered(
     kept = kept if twins is None else with_twins(path, kept, twins)
     confirmed = kept.confirmed
     rest, first = scan(raw, confirmed=confirmed), scan(raw, "first", draws=0)
-    decoys = sum(str(label).startswith("decoy") for label in raw["writer"].values)
     directory.mkdir(parents=True, exist_ok=True)
     known = compare(*origin, rest, first)
     data = {"key": path.name, "subject": subject, **document(raw, rest, first, confirmed)}
     data["expected"] = [asdict(case) for case in known]
     data["untrained_twins"] = [asdict(twin) for twin in kept.twins] or None
     write_json(directory / FILE, data)
-    return answer(rest, first, subject, tokens.shape[1], decoys, kept.twins, known)
+    return answer(rest, first, subject, tokens.shape[1], kept.twins, known)
 
 
 def kept_answer(directory: Path, key: str) -> dict[str, Any] | None:

@@ -79,19 +79,18 @@ def _claimed(found: Scan, asked: frozenset[Pair]) -> list[Pair]:
 
 def _kept(found: Scan, confirmed: dict[Pair, Confirmation], asked: frozenset[Pair]) -> Kept:
     """Return the claims as what roles are chosen from: embeddings hold none."""
-    t = found.thresholds
     writers = [writer for writer in found.writers if is_node(writer.label)]
     claimed = {
         writer.label: tuple(eraser.component for eraser in writer.erasers)
         for writer in writers
-        if writer.words(t) not in ("taken back, not cleared", "in few positions")
+        if writer.words not in ("taken back, not cleared", "in few positions")
     }
     strongest, best = _strongest(found)
     if not strongest:
         candidate: tuple[str, tuple[str, ...]] = ("", ())
     elif writers:
         # Nothing is called erased: what is claimed at all is a better candidate than what is not.
-        top = min(writers, key=lambda w: (_RANKS.index(w.words(t)) if w.words(t) in _RANKS else -1, -w.erased))
+        top = min(writers, key=lambda w: (_RANKS.index(w.words) if w.words in _RANKS else -1, -w.erased))
         candidate = (top.label, tuple(eraser.component for eraser in top.erasers))
     else:
         candidate = (best, (strongest[best],))

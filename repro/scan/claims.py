@@ -39,6 +39,9 @@ class Thresholds:
     partly: float = 0.25
 
 
+THRESHOLDS = Thresholds()
+
+
 @dataclass(frozen=True)
 class Pairs:
     """Every pair of one stratum: writers W (decoys after them) by components C. Shares are medians over prompts."""
@@ -65,6 +68,7 @@ class Pairs:
     family: int
     """Pairs of the whole model, to whose level claims are held: more than `n_pairs` where few components were asked."""
     n_prompts: int
+    n_decoys: int
     alone: bool = False
     """Whether all prompts are one observation: the first position, where all begin with the same token."""
     kept: np.ndarray | None = None
@@ -115,7 +119,7 @@ def judge_pairs(
     clean: np.ndarray,
     writers: list[str],
     components: list[str],
-    t: Thresholds,
+    t: Thresholds = THRESHOLDS,
     family: int = 0,
     alone: bool = False,
 ) -> Pairs:
@@ -173,6 +177,7 @@ def judge_pairs(
         family=family,
         alone=alone,
         n_prompts=int(np.isfinite(path).any((0, 1)).sum()),
+        n_decoys=len(writers) - n,
     )
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,13 +29,20 @@ from repro.labels import heads_of, is_head, layer_of, sites
 from repro.measures.path_shares import PathShares
 from repro.model.decoder import Model
 from repro.model.folder import Shape
-from repro.scan.claims import Thresholds, site_before
+from repro.scan.claims import THRESHOLDS, site_before
 from repro.scan.examine import examine, measured
 from repro.scan.untrained import KINDS, copied, opposed, planted, scaled, untrained
 from repro.scan.verdict import Scan
 
-MADE_WITH: dict[str, Any] = {"path_shares": PathShares.version, "positions": 64, "stride": 4, "decoys": 64}
-MADE_WITH |= {"planting": 2, "vocabulary": 512, **asdict(Thresholds())}
+MADE_WITH: dict[str, Any] = {
+    "path_shares": PathShares.version,
+    "positions": 64,
+    "stride": 4,
+    "decoys": 64,
+    "planting": 2,
+    "vocabulary": 512,
+    **asdict(THRESHOLDS),
+}
 """What every outcome depends on beside its setting: outcomes of others are not continued."""
 MEASURE = PathShares(measure="path_shares", stride=MADE_WITH["stride"], decoys=MADE_WITH["decoys"])
 CALIBRATION = PathShares(measure="path_shares", stride=MADE_WITH["stride"], decoys=8)
@@ -265,19 +271,16 @@ def seeds_of(setting: Setting, seeds: int) -> Iterator[int]:
     return iter(range(seeds // setting.part))
 
 
-def campaign(outcomes: Outcomes, seeds: int, tell: Callable[[str], None], every: float = 20.0) -> None:
-    """Compute what is missing, and tell a line per setting; written at least every few seconds."""
+def campaign(outcomes: Outcomes, seeds: int, tell: Callable[[str], None]) -> None:
+    """Compute what is missing, write each outcome as it comes, and tell a line per setting."""
     for setting in SETTINGS:
         rows = outcomes.rows.setdefault(setting.name, [])
-        done, written = {row["seed"] for row in rows}, time.monotonic()
+        done = {row["seed"] for row in rows}
         for seed in seeds_of(setting, seeds):
             if seed not in done:
                 rows.append(outcome(setting, seed))
-                if time.monotonic() - written > every:
-                    outcomes.write()
-                    written = time.monotonic()
+                outcomes.write()
         if rows:
-            outcomes.write()
             tell(line(setting.name, rows))
     twins = [row for s in SETTINGS if not s.erasers for row in outcomes.rows[s.name]]
     if twins:

@@ -12,7 +12,6 @@ from repro.errors import ReproError, plain
 from repro.labels import nodes, step_of, writers
 from repro.measures.card import FORMS, PARTLY_AT, RELIABLE, SMALL, likely_erasers
 from repro.measures.describe import mark_capped
-from repro.scan.card import claims_of
 from repro.scan.verdict import Scan
 
 if TYPE_CHECKING:
@@ -158,6 +157,23 @@ def _shares(model: Model, run: Trace, ids: Tensor, labels: list[str]) -> tuple[T
     path = torch.cat(dots) / norm2
     clean = torch.einsum("ntd,ctd->nc", at, at[-path.shape[1] :]) / norm2
     return path, torch.where(path.isnan(), torch.nan, clean)
+
+
+def claims_of(scan: Scan) -> dict[str, tuple[str, ...]]:
+    """Return the claimed erasers of every writer that was scanned; an empty tuple where it has none.
+
+    Writers with claimed erasers that are "taken back, not cleared" or lie "in few positions" are there with them: what
+    is taken back of a logit does not depend on whether the stream is cleared. Raises ReproError (exit 2) for a scan of
+    too few prompts to claim anything.
+    """
+    if not scan.enough_prompts:
+        pairs = scan.pairs
+        raise ReproError(
+            f"erasers: the scan has {pairs.n_prompts} prompts, of which nothing can be claimed; at least "
+            f"{pairs.least_prompts} are needed. Scan more, or leave erasers out to go by shares alone"
+        )
+    claimed = {writer.label: tuple(e.component for e in writer.erasers) for writer in scan.writers}
+    return {label: claimed.get(label, ()) for label in scan.pairs.writers}
 
 
 def _claimed(

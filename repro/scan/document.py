@@ -11,7 +11,7 @@ import xarray as xr
 from scipy.stats import quantile_test
 
 from repro.labels import step_of
-from repro.scan.claims import site_before, stratum
+from repro.scan.claims import median, site_before, stratum
 from repro.scan.confirmation import Confirmation
 from repro.scan.table import verdict
 from repro.scan.verdict import Eraser, Scan, Writer
@@ -65,8 +65,8 @@ def _stratum(raw: xr.Dataset, found: Scan, name: str, called: str) -> dict[str, 
             "interval": median_interval(path),
             "z": eraser.z,
             "p_adjusted": eraser.p_adjusted,
-            "presence_before": _median(presence[site_before(eraser.component)]),
-            "presence_after": _median(presence[step_of(eraser.component)]),
+            "presence_before": float(median(presence[site_before(eraser.component)])),
+            "presence_after": float(median(presence[step_of(eraser.component)])),
             "confirmed": eraser.outcome,
             "remaining_after_ablation": eraser.remaining,
         }
@@ -85,7 +85,7 @@ def _stratum(raw: xr.Dataset, found: Scan, name: str, called: str) -> dict[str, 
 def _writer(writer: Writer, found: Scan) -> dict[str, Any]:
     return {
         "writer": writer.label,
-        "verdict": writer.words(found.thresholds),
+        "verdict": writer.words,
         "erased_share": writer.erased,
         "interval": list(writer.interval),
         "decoy_share": writer.decoys,
@@ -105,7 +105,3 @@ def median_interval(values: np.ndarray) -> list[float]:
         return [float("nan")] * 2
     low, high = quantile_test(known, p=0.5).confidence_interval(0.95)
     return [float(low), float(high)]
-
-
-def _median(values: np.ndarray) -> float:
-    return float(np.nanmedian(values)) if np.isfinite(values).any() else float("nan")

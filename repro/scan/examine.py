@@ -51,9 +51,9 @@ def measured(
     return raw
 
 
-def examine(model: Model, tokens: np.ndarray, measure: PathShares | None = None, draws: int = 0) -> Scan:
+def examine(model: Model, tokens: np.ndarray, measure: PathShares, advance: Callable[[], None] = lambda: None) -> Scan:
     """Return the scan of a model that is in memory, of all positions but the first; nothing is stored.
 
-    tokens: [prompt, position]; draws: of the bootstrap, none by default. Agreement: tests/scan/test_controls.py.
+    tokens: [prompt, position]; advance: as for `measured`. It has no intervals. Agreement: tests/scan/test_controls.py.
     """
-    return scan(measured(model, tokens, measure or PathShares(measure="path_shares")), draws=draws)
+    return scan(measured(model, tokens, measure, advance), draws=0)

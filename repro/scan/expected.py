@@ -17,7 +17,6 @@ import tomli
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from repro.labels import is_node, layer_of
-from repro.scan.claims import Pairs
 from repro.scan.verdict import Scan
 
 FILE = Path(__file__).with_name("expected.toml")
@@ -84,26 +83,27 @@ def compare(source: str, directory: str, rest: Scan, first: Scan) -> tuple[Case,
 
 
 def _cases(entry: Reported, scan: Scan) -> Iterator[Case]:
-    pairs, told = scan.pairs, (entry.stratum, entry.source)
+    pairs = scan.pairs
     partial = pairs.n_pairs < pairs.family  # named roles: only their components were looked at
+
+    def case(writer: str, eraser: str, claimed: np.ndarray) -> Case:
+        return Case(entry.stratum, writer, eraser, entry.source, bool(claimed.any()))
+
     if not scan.enough_prompts or (partial and not entry.writer):
         return
     if entry.writer_layer is not None and entry.after_layer is not None:
         rows = [w for w, label in enumerate(pairs.writers) if is_node(label) and layer_of(label) == entry.writer_layer]
         columns = [c for c, label in enumerate(pairs.components) if layer_of(label) > entry.after_layer]
         if rows and columns:
-            named = (f"layer {entry.writer_layer}", f"after layer {entry.after_layer}")
-            yield Case(told[0], *named, told[1], bool(pairs.claimed[np.ix_(rows, columns)].any()))
+            claimed = pairs.claimed[np.ix_(rows, columns)]
+            yield case(f"layer {entry.writer_layer}", f"after layer {entry.after_layer}", claimed)
     elif entry.writer:
         for eraser in entry.erasers:
             if entry.writer in pairs.writers and eraser in pairs.components:
-                yield Case(told[0], entry.writer, eraser, told[1], _claims(pairs, entry.writer, eraser))
+                at = pairs.writers.index(entry.writer), pairs.components.index(eraser)
+                yield case(entry.writer, eraser, pairs.claimed[at])
     else:
-        yield Case(told[0], "", "", told[1], bool(pairs.claimed.any()))
-
-
-def _claims(pairs: Pairs, writer: str, eraser: str) -> bool:
-    return bool(pairs.claimed[pairs.writers.index(writer), pairs.components.index(eraser)])
+        yield case("", "", pairs.claimed)
 
 
 def recall_line(cases: Sequence[Case]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from repro.errors import ReproError
 from repro.measures.path_shares import PathShares
 from repro.model.folder import PROMPTS, read_folder, read_prompts, read_shape
-from repro.scan.confirmation import Confirmation
+from repro.scan.choose import confirm_on
 from repro.scan.expected import Case, compare
 from repro.scan.table import answer
 from repro.scan.twin import Twin, untrained_twins
@@ -24,9 +24,6 @@ from repro.spec.messages import described, unfit
 from repro.subjects.bos import first_token
 from repro.subjects.text import prompts_of, read_file, read_sample
 from repro.subjects.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from repro.model.decoder import Model
 
 SAMPLE_ROWS = 30
 """Documents of the bundled sample that a model without prompts is given."""
@@ -50,8 +47,7 @@ class ScanResult:
     """Expected erasures, where the model's directory has the name of a listed model, and whether they are claimed."""
 
     def __str__(self) -> str:
-        decoys = sum(str(label).startswith("decoy") for label in self.raw["writer"].values)
-        return "\n".join(answer(self.rest, self.first, self.name, self.n_positions, decoys, self.twins, self.known))
+        return "\n".join(answer(self.rest, self.first, self.name, self.n_positions, self.twins, self.known))
 
     __repr__ = __str__
 
@@ -93,7 +89,7 @@ def scan(
     ids = as_tokens(tokens) if tokens is not None else _tokens(model, text, tokenizer, length)
     made = loaded(model, ids)
     raw = measured(made, ids, measure)
-    confirmed = _confirmed(made, ids, judge(raw, draws=0)) if confirm else {}
+    confirmed = confirm_on(made, ids, to_confirm(judge(raw, draws=0))) if confirm else {}
     directory = Path(model).expanduser().resolve().name if isinstance(model, str | Path) else ""
     if name is None:
         name = directory or type(model).__name__
@@ -110,16 +106,6 @@ def _measure(**given: Any) -> PathShares:
         name = str(error.errors()[0]["loc"][0])
         field = PathShares.model_json_schema()["properties"][name]
         raise ReproError(name + unfit(given[name], described([field]))) from None
-
-
-def _confirmed(model: Model, ids: np.ndarray, found: Scan) -> dict[tuple[str, str], Confirmation]:
-    import torch
-
-    from repro.scan.confirm import PROMPTS as TRIED
-    from repro.scan.confirm import confirm
-
-    with torch.inference_mode():
-        return confirm(model, torch.from_numpy(ids[:TRIED]).to(model.W_E.device), to_confirm(found))
 
 
 def _tokens(model: Any, text: str | Path | Sequence[str | Path] | None, tokenizer: Any, length: int) -> np.ndarray:

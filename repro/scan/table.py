@@ -22,7 +22,6 @@ def answer(
     first: Scan,
     subject: str,
     n_positions: int,
-    n_decoys: int,
     twins: Sequence[Twin] = (),
     known: Sequence[Case] = (),
 ) -> list[str]:
@@ -30,25 +29,28 @@ def answer(
 
     twins: what is claimed in untrained twins; known: expected erasures of this model.
     """
-    pairs = rest.pairs
-    size = f"{pairs.n_prompts} prompts x {n_positions:,} tokens"
-    lines = [f"{subject}: {size}, {_tested(rest)}, {n_decoys} decoys", ""]
-    shown = (rest.erased or rest.writers[:1])[:MOST_WRITERS]
-    if shown:
-        lines += [*_table(shown), ""]
-    lines += _rest(rest, len(shown), twins)
-    lines += _first_token(first)
-    lines += recall_line(known)
-    return [*lines, "", verdict(rest)]
+    table = [*_table(shown), ""] if (shown := _shown(rest)) else []
+    beside = said_beside(rest, first, twins, known)
+    return [f"{subject}: {size(rest, n_positions)}", "", *table, *beside, "", verdict(rest)]
 
 
-def _tested(scan: Scan) -> str:
-    """Return which pairs were tested, and to whose level they were held."""
+def size(scan: Scan, n_positions: int) -> str:
+    """Return what was looked at: prompts, the pairs tested and to whose level they were held, decoys."""
     pairs = scan.pairs
-    if pairs.family == pairs.n_pairs:
-        return f"{pairs.n_pairs:,} pairs tested"
-    through = _listed(pairs.components)
-    return f"{pairs.n_pairs:,} pairs tested, all through {through} (p corrected for all {pairs.family:,})"
+    tested = f"{pairs.n_pairs:,} pairs tested"
+    if pairs.family > pairs.n_pairs:
+        tested += f", all through {_listed(pairs.components)} (p corrected for all {pairs.family:,})"
+    return f"{pairs.n_prompts} prompts x {n_positions:,} tokens, {tested}, {pairs.n_decoys} decoys"
+
+
+def said_beside(rest: Scan, first: Scan, twins: Sequence[Twin], known: Sequence[Case]) -> list[str]:
+    """Return what is said beside the table: what else was found, and how sure it is."""
+    return [*_rest(rest, len(_shown(rest)), twins), *_first_token(first), *recall_line(known)]
+
+
+def _shown(scan: Scan) -> tuple[Writer, ...]:
+    """Return the writers of the table."""
+    return (scan.erased or scan.writers[:1])[:MOST_WRITERS]
 
 
 def verdict(scan: Scan) -> str:
@@ -62,11 +64,11 @@ def verdict(scan: Scan) -> str:
         )
     erased = scan.erased
     if not erased:
-        slight = [w for w in scan.writers if w.words(scan.thresholds) == "slightly"]
+        slight = [w for w in scan.writers if w.words == "slightly"]
         weaker = f" {_count(slight, 'writer')} lose{'s' * (len(slight) == 1)} less than a quarter." if slight else ""
         where = f" to {_listed(pairs.components)}, the only components looked at" if some else ""
         return f"No erasure found: no writer is cleared of a quarter of what it writes{where}.{weaker}"
-    mostly = [w for w in erased if w.erased >= scan.thresholds.mostly]
+    mostly = [w for w in erased if w.words == "mostly erased"]
     top = mostly or list(erased)
     erasers = list(dict.fromkeys(e.component for w in top[:3] for e in w.erasers))
     extent = "more than half" if mostly else "a quarter or more"
@@ -115,20 +117,15 @@ def _eraser(e: Eraser) -> tuple[str, ...]:
 
 def _rest(scan: Scan, shown: int, twins: Sequence[Twin]) -> list[str]:
     """Return what was found beside the table, and how sure it is."""
-    t = scan.thresholds
-    others = [w for w in scan.writers if w not in scan.erased]
-    slight = [w for w in others if w.words(t) == "slightly"]
-    uncleared = [w for w in others if w.words(t) == "taken back, not cleared"]
-    few = [w for w in others if w.words(t) == "in few positions"]
     lines = [f"{len(scan.erased) - shown} more writers are erased"] if len(scan.erased) > shown else []
-    for found, words in (
-        (slight, "erased by less than a quarter"),
-        (uncleared, "taken back, not cleared"),
-        (few, "taken back in a few positions"),
+    for words, said in (
+        ("slightly", "erased by less than a quarter"),
+        ("taken back, not cleared", "taken back, not cleared"),
+        ("in few positions", "taken back in a few positions"),
     ):
-        if found:
+        if found := [w for w in scan.writers if w.words == words]:
             strongest = max(found, key=lambda w: w.erased)
-            lines.append(f"{words}: {_count(found, 'writer')} (most: {strongest.label}, {strongest.erased:.2f})")
+            lines.append(f"{said}: {_count(found, 'writer')} (most: {strongest.label}, {strongest.erased:.2f})")
     if scan.opposed:
         w, c, k = scan.opposed[0]
         lines.append(

@@ -39,7 +39,6 @@ def untrained_twins(
     model: Model,
     tokens: np.ndarray,
     measure: PathShares,
-    seed: int = SEED,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[Twin, ...]:
     """Return what the same scan claims in a model's twins, one at each of SCALES.
@@ -53,7 +52,7 @@ def untrained_twins(
 
     with progress(len(SCALES) * batches(tokens), "batches of prompts through untrained twins", say) as advance:
         return tuple(
-            claimed(twin(model, seed, scale), tokens, measure, name, seed, advance)
+            claimed(twin(model, SEED, scale), tokens, measure, name, SEED, advance)
             for name, scale in zip(SCALES, (model.scales.initial, None), strict=True)
         )
 
@@ -67,10 +66,9 @@ def claimed(
     advance: Callable[[], None] = lambda: None,
 ) -> Twin:
     """Return what a scan claims in one model that was never trained."""
-    from repro.scan.examine import measured
-    from repro.scan.verdict import scan
+    from repro.scan.examine import examine
 
-    found = scan(measured(model, tokens, measure, advance), draws=0)
+    found = examine(model, tokens, measure, advance)
     claims = [(w.label, e.component, e.path) for w in found.writers for e in w.erasers]
     return Twin(scale, seed, tuple(sorted(claims, key=lambda claim: claim[2])), found.enough_prompts)
 

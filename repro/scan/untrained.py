@@ -30,8 +30,6 @@ from repro.model.folder import Shape
 from repro.model.forward import trace
 from repro.model.paths import centred
 
-ROTARY_BASE = 10_000.0
-
 
 @dataclass(frozen=True)
 class Kind:
@@ -45,12 +43,12 @@ class Kind:
     """Learned positions that are added to the stream; else rotary ones."""
     narrow_writing: bool
     """Initialise what writes to the stream by one over the root of 2L narrower, as GPT-2 does."""
-    eps: float = 1e-5
 
 
-GPT2 = Kind(center=True, act="gelu_new", gated=False, positional=True, narrow_writing=True)
-LLAMA = Kind(center=False, act="silu", gated=True, positional=False, narrow_writing=False)
-KINDS = {"gpt2": GPT2, "llama": LLAMA}
+KINDS = {
+    "gpt2": Kind(center=True, act="gelu_new", gated=False, positional=True, narrow_writing=True),
+    "llama": Kind(center=False, act="silu", gated=True, positional=False, narrow_writing=False),
+}
 
 
 def untrained(shape: Shape, kind: Kind, seed: int, scale: float) -> Model:
@@ -89,7 +87,7 @@ def untrained(shape: Shape, kind: Kind, seed: int, scale: float) -> Model:
     return Model(
         shape=shape,
         center=kind.center,
-        eps=kind.eps,
+        eps=1e-5,
         act=kind.act,
         softmax_scale=s.d_head**-0.5,
         W_E=W_E,
@@ -167,7 +165,7 @@ def twin(model: Model, seed: int, scale: float | None) -> Model:
 def rotary_tables(shape: Shape) -> Rotary:
     """Return the usual tables: all dimensions of a head turn, base 10,000."""
     half = shape.d_head // 2
-    speed = ROTARY_BASE ** -(torch.arange(half) / half)
+    speed = 10_000.0 ** -(torch.arange(half) / half)
     angles = torch.arange(shape.n_ctx)[:, None] * speed
     return Rotary(angles.cos(), angles.sin(), adjacent=False)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import xarray as xr
 
 from repro.errors import Exit, ReproError
 from repro.labels import step_of
-from repro.scan.claims import Pairs, Thresholds, erased_share, judge_pairs, median, pairs_of_model, site_before, stratum
+from repro.scan.claims import THRESHOLDS, Pairs, erased_share, judge_pairs, median, pairs_of_model, site_before, stratum
 from repro.scan.confirmation import Confirmation
 
 DRAWS = 200
@@ -62,15 +62,16 @@ class Writer:
     """Mean squared norm over the sampled positions, in squared activation units."""
     erasers: tuple[Eraser, ...]
 
-    def words(self, t: Thresholds) -> str:
+    @property
+    def words(self) -> str:
         """Return how much of it is erased, in words."""
         if not self.cleared:
             return "taken back, not cleared"
         if self.positions < FEW_POSITIONS:
             return "in few positions"
-        return (
-            "mostly erased" if self.erased >= t.mostly else "partly erased" if self.erased >= t.partly else "slightly"
-        )
+        if self.erased >= THRESHOLDS.mostly:
+            return "mostly erased"
+        return "partly erased" if self.erased >= THRESHOLDS.partly else "slightly"
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,11 @@ class Scan:
     """Correlation and median absolute difference of path shares between two halves, over claimed pairs."""
     refuted: tuple[tuple[str, str], ...] = ()
     """Pairs that met the conditions and that an intervention refuted: they count nowhere."""
-    thresholds: Thresholds = field(default_factory=Thresholds)
 
     @property
     def erased(self) -> tuple[Writer, ...]:
         """Return the writers that are called erased."""
-        t = self.thresholds
-        return tuple(w for w in self.writers if w.words(t) in ("mostly erased", "partly erased"))
+        return tuple(w for w in self.writers if w.words in ("mostly erased", "partly erased"))
 
     @property
     def enough_prompts(self) -> bool:
@@ -104,7 +103,6 @@ def scan(
     raw: xr.Dataset,
     name: str = "rest",
     confirmed: Mapping[tuple[str, str], Confirmation] | None = None,
-    t: Thresholds | None = None,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Scan:
@@ -114,53 +112,29 @@ def scan(
     Every condition is that of `repro.scan.claims`; intervals by a bootstrap over prompts in which everything, claims
     included, is computed anew. Agreement: tests/scan/test_verdict.py.
     """
-    t = t or Thresholds()
+    confirmed = confirmed or {}
     values, labels = _finite(stratum(raw, name), name), list(map(str, raw["writer"].values))
     components = list(map(str, raw["component"].values))
     family = pairs_of_model(list(map(str, raw["node"].values)), components)
     alone = name == "first" and _alike(values["path"])
-    pairs = judge_pairs(values["path"], values["clean"], labels, components, t, family, alone)
-    outcomes = _outcomes(pairs, confirmed or {})
-    refuted = np.array([[outcomes.get((w, c)) == "refuted" for c in components] for w in pairs.writers])
-    lost = [(pairs.writers[w], components[c]) for w, c in np.argwhere(pairs.claimed & refuted)]
-    pairs = replace(pairs, kept=~refuted)
+    pairs = judge_pairs(values["path"], values["clean"], labels, components, family=family, alone=alone)
+    kept = np.ones_like(pairs.claimed)
+    for (writer, component), tried in confirmed.items():
+        at = pairs.writers.index(writer), components.index(component)
+        kept[at] = tried.outcome(float(pairs.path[at])) != "refuted"
+    lost = [(pairs.writers[w], components[c]) for w, c in np.argwhere(pairs.claimed & ~kept)]
+    pairs = replace(pairs, kept=kept)
     n = len(pairs.writers)
-    decoy_specific = median(values["path"][n:]) - pairs.usual
+    decoys = median(values["path"][n:]) - pairs.usual
     positions = 1 if name == "first" else int(raw.attrs["positions_sampled"])
+    rows = [int(w) for w in np.flatnonzero(pairs.claimed.any(1))]
+    intervals = _intervals(values, labels, pairs, rows, draws, seed)
     found = [
-        _writer(pairs, w, values, decoy_specific, t, positions) for w in map(int, np.flatnonzero(pairs.claimed.any(1)))
-    ]
-    intervals = _intervals(values, labels, pairs, [w.label for w in found], t, draws, seed)
-    found = [
-        replace(
-            w,
-            interval=intervals[w.label],
-            erasers=tuple(_tested(e, w.label, outcomes, confirmed or {}) for e in w.erasers),
-        )
-        for w in found
+        _writer(pairs, w, values, decoys, positions, interval, confirmed)
+        for w, interval in zip(rows, intervals, strict=True)
     ]
     found.sort(key=lambda w: (not w.cleared, -w.erased))
-    return Scan(pairs, tuple(found), _opposed(pairs, t), _halves(values["path"][:n], pairs), tuple(lost), t)
-
-
-def _outcomes(pairs: Pairs, confirmed: Mapping[tuple[str, str], Confirmation]) -> dict[tuple[str, str], str]:
-    """Return kept, weakened or refuted for each pair that was tested."""
-    places = {label: i for i, label in enumerate(pairs.components)}
-    rows = {label: i for i, label in enumerate(pairs.writers)}
-    return {(w, c): found.outcome(float(pairs.path[rows[w], places[c]])) for (w, c), found in confirmed.items()}
-
-
-def _tested(
-    eraser: Eraser,
-    writer: str,
-    outcomes: Mapping[tuple[str, str], str],
-    confirmed: Mapping[tuple[str, str], Confirmation],
-) -> Eraser:
-    """Return a claimed pair with what the intervention said of it."""
-    pair = (writer, eraser.component)
-    if pair not in confirmed:
-        return eraser
-    return replace(eraser, outcome=outcomes[pair], remaining=confirmed[pair].remaining)
+    return Scan(pairs, tuple(found), _opposed(pairs), _halves(values["path"][:n], pairs), tuple(lost))
 
 
 def to_confirm(scan: Scan, most: int = 20) -> list[tuple[str, str]]:
@@ -185,26 +159,35 @@ def _finite(values: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
 
 
 def _writer(
-    pairs: Pairs, w: int, values: Mapping[str, np.ndarray], decoys: np.ndarray, t: Thresholds, positions: int
+    pairs: Pairs,
+    w: int,
+    values: Mapping[str, np.ndarray],
+    decoys: np.ndarray,
+    positions: int,
+    interval: tuple[float, float],
+    confirmed: Mapping[tuple[str, str], Confirmation],
 ) -> Writer:
-    claimed = pairs.claimed[w]
+    """Return a row of the pairs as a writer with its claimed erasers, in the order in which they read."""
+    claimed, label = pairs.claimed[w], pairs.writers[w]
     order = sorted(np.flatnonzero(claimed), key=lambda c: step_of(pairs.components[c]))
-    erasers = tuple(
-        Eraser(
-            pairs.components[c],
-            float(pairs.path[w, c]),
-            float(pairs.clean[w, c]),
-            float(pairs.specific[w, c]),
-            float(pairs.z[w, c]),
-            float(pairs.p_adjusted[w, c]),
+    erasers = []
+    for c in order:
+        eraser = Eraser(
+            component=pairs.components[c],
+            path=float(pairs.path[w, c]),
+            clean=float(pairs.clean[w, c]),
+            specific=float(pairs.specific[w, c]),
+            z=float(pairs.z[w, c]),
+            p_adjusted=float(pairs.p_adjusted[w, c]),
         )
-        for c in order
-    )
+        if (tried := confirmed.get((label, eraser.component))) is not None:
+            eraser = replace(eraser, outcome=tried.outcome(eraser.path), remaining=tried.remaining)
+        erasers.append(eraser)
     start, end = site_before(pairs.components[order[0]]), step_of(pairs.components[order[-1]])
     presence, held, fixed = values["presence"][w], values["held"][w], values["held_self"][w]
     before, after = float(np.nanmedian(presence[start])), float(np.nanmedian(presence[end]))
     erased = erased_share(pairs.specific[w], pairs.components, claimed)
-    low, high = t.present
+    low, high = THRESHOLDS.present
     cleared = low <= before <= high and before - after >= erased / 2
     kind = ""
     if np.isfinite(fixed).any():
@@ -217,9 +200,9 @@ def _writer(
     share = float(norm2**2 / norm4 / count) if norm4 > 0 else 0.0
     own = [erased_share(row, pairs.components, claimed & np.isfinite(row)) for row in decoys]
     return Writer(
-        label=pairs.writers[w],
+        label=label,
         erased=erased,
-        interval=(np.nan, np.nan),
+        interval=interval,
         decoys=float(np.mean(own)) if own else np.nan,
         before=before,
         after=after,
@@ -227,46 +210,33 @@ def _writer(
         kind=kind,
         positions=share,
         norm2=float(norm2 / count),
-        erasers=erasers,
+        erasers=tuple(erasers),
     )
 
 
 def _intervals(
-    values: Mapping[str, np.ndarray],
-    labels: list[str],
-    judged: Pairs,
-    found: list[str],
-    t: Thresholds,
-    draws: int,
-    seed: int,
-) -> dict[str, tuple[float, float]]:
-    """Return the 95 % interval of each writer's erased share over prompts, the claims made anew in every draw."""
-    if not found or draws < 1:
-        return dict.fromkeys(found, (np.nan, np.nan))
+    values: Mapping[str, np.ndarray], labels: list[str], judged: Pairs, rows: list[int], draws: int, seed: int
+) -> list[tuple[float, float]]:
+    """Return the 95 % interval of each row's erased share over prompts, the claims made anew in every draw."""
+    if not rows or draws < 1:
+        return [(np.nan, np.nan)] * len(rows)
     generator, n_prompts = np.random.default_rng(seed), values["path"].shape[-1]
-    drawn: dict[str, list[float]] = {label: [] for label in found}
+    components, family, alone = list(judged.components), judged.family, judged.alone
+    drawn = []
     for _ in range(draws):
-        rows = generator.integers(0, n_prompts, n_prompts)
-        pairs = judge_pairs(
-            values["path"][..., rows],
-            values["clean"][..., rows],
-            labels,
-            list(judged.components),
-            t,
-            judged.family,
-            judged.alone,
-        )
+        prompts = generator.integers(0, n_prompts, n_prompts)
+        path, clean = values["path"][..., prompts], values["clean"][..., prompts]
+        pairs = judge_pairs(path, clean, labels, components, family=family, alone=alone)
         pairs = replace(pairs, kept=judged.kept)
-        for label in found:
-            w = pairs.writers.index(label)
-            drawn[label].append(erased_share(pairs.specific[w], pairs.components, pairs.claimed[w]))
-    return {label: (float(np.quantile(v, 0.025)), float(np.quantile(v, 0.975))) for label, v in drawn.items()}
+        drawn.append([erased_share(pairs.specific[w], pairs.components, pairs.claimed[w]) for w in rows])
+    low, high = np.quantile(drawn, (0.025, 0.975), axis=0)
+    return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
 
 
-def _opposed(pairs: Pairs, t: Thresholds) -> tuple[tuple[str, str, float], ...]:
+def _opposed(pairs: Pairs) -> tuple[tuple[str, str, float], ...]:
     """Return the pairs whose clean output opposes the writer while the path carries none of it."""
     with np.errstate(invalid="ignore"):
-        parallel = (pairs.clean < -0.1) & (pairs.path > -t.d) & pairs.reads
+        parallel = (pairs.clean < -0.1) & (pairs.path > -THRESHOLDS.d) & pairs.reads
     rows = [(pairs.writers[w], pairs.components[c], float(pairs.clean[w, c])) for w, c in np.argwhere(parallel)]
     return tuple(sorted(rows, key=lambda row: row[2]))
 

@@ -18,7 +18,7 @@ import pytest
 import xarray as xr
 
 import paper_figures
-from paper_figures import page, parts, text, theme
+from paper_figures import parts, text, theme
 
 PUBLISHED = Path(__file__).parents[2] / "repro" / "check" / "published" / "gelu4l_resid_onto_node.csv"
 QUANTILES = ["lower", "median", "upper"]
@@ -246,8 +246,7 @@ def dataset(view: str, subject: str = "gelu-4l", **attrs: Any) -> xr.Dataset:
 
 
 def draw(view: str, ds: xr.Dataset) -> alt.ConcatChart:
-    chart: alt.ConcatChart = paper_figures.load(VIEWS[view][0]).chart(ds)
-    return chart
+    return paper_figures.chart(VIEWS[view][0], ds)
 
 
 def svg(chart: Any) -> str:
@@ -479,20 +478,10 @@ def test_all_raw_points_pass_and_no_global_setting_moves() -> None:
     assert "points are not drawn" in json.dumps(draw("LW 5", fewer).to_dict())
 
 
-def test_bin_edges_come_from_the_store_or_from_the_centres() -> None:
-    ds = dataset("LW 5")
-    bare = ds.copy()
-    bare.attrs = {k: v for k, v in ds.attrs.items() if not k.endswith("_edges")}
-    stored, derived = (
-        [
-            [float(v) for v in line.split(",")]
-            for found in re.findall(r'"values": "x,x2,y,y2,points\\n([^"]*)"', json.dumps(draw("LW 5", d).to_dict()))
-            for line in found.split("\\n")
-        ]
-        for d in (ds, bare)
-    )
-    assert sum(row[-1] for row in stored) == 2 * 30_720
-    assert np.allclose(stored, derived, atol=1e-4)
+def test_every_point_is_in_a_bin_of_the_stored_edges() -> None:
+    spec = json.dumps(draw("LW 5", dataset("LW 5")).to_dict())
+    bins = re.findall(r'"values": "x,x2,y,y2,points\\n([^"]*)"', spec)
+    assert sum(float(line.split(",")[-1]) for found in bins for line in found.split("\\n")) == 2 * 30_720
 
 
 def test_a_figure_is_the_same_twice_and_changes_with_its_data() -> None:
@@ -500,7 +489,7 @@ def test_a_figure_is_the_same_twice_and_changes_with_its_data() -> None:
         ds, first, picture = drawn(view, "gelu-4l")
         second = draw(view, ds.copy(deep=True))
         assert svg(second) == picture
-        assert page.html(second) == page.html(first)
+        assert second.to_dict() == first.to_dict()
     pngs = [io.BytesIO(), io.BytesIO()]
     for chart, png in zip((first, second), pngs, strict=True):
         chart.save(png, format="png")
@@ -515,17 +504,11 @@ def test_text_from_a_prompt_cannot_act() -> None:
     )
     ds["top2_named"][:] = False
     chart = draw("P 5", ds)
-    bad, good = page.html(chart), page.html(drawn("P 5", "gelu-4l")[1])
-    assert bad.count("</script") == good.count("</script")
-    assert "<script>alert" not in bad
-    assert "http-equiv" not in bad
-    assert not re.search(r"<(script|link)[^>]*(src|href)=", bad)
-    spec = json.loads(next(re.finditer(r"const spec = (\{.*\});", bad))[1])
-    assert spec == json.loads(json.dumps(chart.to_dict()))
-    seen = " ".join(words(svg(chart)))
+    picture = svg(chart)
+    assert "<script" not in picture
+    seen = " ".join(words(picture))
     assert "{datum.x}" in seen
     assert "<script>alert('x')</script>" in seen
-    assert page.html(alt.Chart({"values": [{"a": NASTY}]}).mark_point()).count("</script") == good.count("</script")
 
 
 def test_mined_examples_and_pairs_that_are_not_the_top_two_are_marked() -> None:

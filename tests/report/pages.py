@@ -69,7 +69,7 @@ def context(**changes: Any) -> dict[str, Any]:
     from repro.report.provenance import Origin, Provenance
     from repro.report.shortfalls import Shortfall
 
-    origin = Origin(NASTY[0], NASTY[1], 4, 16, "float32", "torch", "cpu", "", "")
+    origin = Origin(NASTY[0], NASTY[1], 4, 16, "float32", "torch", "cpu", "")
     return {
         "stamp": "0",
         "version": "0",

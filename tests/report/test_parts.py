@@ -101,15 +101,21 @@ def test_a_summary_is_read_back_from_its_csv() -> None:
             "nan_count": (("node", "site"), [[0, 3]]),
             "raw": (("prompt", "position"), np.zeros((2, 3))),
             "density": (("y_bin", "x_bin"), [[0, 5]]),
+            "n_points": ((), 6),
+            "all": ("quantile", [1.0, 2.0, 3.0]),
+            "verdict": ("node", np.array(["reliable"], dtype=object)),
         },
         {"quantile": ["lower", "median", "upper"], "node": ['a,"b'], "site": ["resid_pre0", "resid_mid0"]},
     )
     rows = list(csv.DictReader(io.StringIO(csv_text(ds))))
-    assert {row["variable"] for row in rows} == {"pr", "nan_count", "density"}, "raw points stay in the store"
+    assert {row["variable"] for row in rows} == {"pr", "nan_count", "density", "n_points", "all", "verdict"}, (
+        "raw points stay in the store"
+    )
     first, second = (row for row in rows if row["variable"] == "pr")
     assert (first["node"], first["site"], first["median"], first["units"]) == ('a,"b', "resid_pre0", "0.15", "1")
     assert (second["lower"], second["median"], second["upper"]) == ("-0.2", "", "0.3")
-    assert [row["value"] for row in rows if row["variable"] == "density"] == ["5"]
+    for name, value in (("density", "5"), ("n_points", "6"), ("verdict", "reliable")):
+        assert [row["value"] for row in rows if row["variable"] == name] == [value]
 
 
 def test_drawings_on_one_page_keep_their_own_clips() -> None:
@@ -144,7 +150,7 @@ def test_figures_that_show_the_same_are_one() -> None:
 
 @pytest.fixture(scope="module")
 def declared() -> Declarations:
-    return Declarations.read(SPEC.path, SPEC.spec.experiment)
+    return Declarations(SPEC.path.read_text(), SPEC.spec.experiment)
 
 
 def test_a_declaration_is_the_files_own_lines(declared: Declarations) -> None:
@@ -192,7 +198,7 @@ def unpacked(text: str) -> np.ndarray:
 
 def test_the_map_holds_every_pair() -> None:
     raw = erased()
-    part = scan_part(raw, "toy", 64, kept())
+    part = scan_part(raw, 64, kept())
     writers, components = part.map["writers"], part.map["components"]
     rest = part.map["strata"]["rest"]
     path = unpacked(rest["path"]).reshape(len(writers), len(components))
@@ -212,29 +218,29 @@ def test_the_map_holds_every_pair() -> None:
 def test_twins_and_expected_erasures_are_told() -> None:
     twins = [{"scale": scale, "seed": 0, "claims": [["L0H1", "MLP1", -0.2]], "enough": True} for scale in SCALES]
     case = {"stratum": "rest", "writer": "L0H1", "eraser": "MLP1", "source": "me", "claimed": True}
-    said = " ".join(scan_part(erased(), "toy", 64, kept() | {"untrained_twins": twins, "expected": [case]}).beside)
+    said = " ".join(scan_part(erased(), 64, kept() | {"untrained_twins": twins, "expected": [case]}).beside)
     assert "expected erasures: 1 of 1 claimed" in said
     assert "untrained twins" in said
-    assert "expected" not in " ".join(scan_part(erased(), "toy", 64, kept()).beside).replace("expected false", "")
+    assert "expected" not in " ".join(scan_part(erased(), 64, kept()).beside).replace("expected false", "")
 
 
 def test_what_was_confirmed_is_taken_over_and_what_was_not_is_said() -> None:
-    part = scan_part(erased(), "toy", 64, kept())
+    part = scan_part(erased(), 64, kept())
     assert part.confirmed
-    assert part.found
-    assert part.writers[0].interval == (0.5, 0.7)
+    assert part.rest.erased
+    assert part.rest.writers[0].interval == (0.5, 0.7)
     assert part.map["confirmed"] == [["L0H1", "MLP1", "kept", pytest.approx(1 / 6)]]
-    alone = scan_part(erased(), "toy", 64, None)
+    alone = scan_part(erased(), 64, None)
     assert not alone.confirmed
-    assert alone.writers[0].interval[0] > 0, "drawn here"
-    refuted = scan_part(erased(), "toy", 64, kept(patched=-0.6, patched_rescaled=-0.6, zero=-0.6))
-    assert not refuted.found
+    assert alone.rest.writers[0].interval[0] > 0, "drawn here"
+    refuted = scan_part(erased(), 64, kept(patched=-0.6, patched_rescaled=-0.6, zero=-0.6))
+    assert not refuted.rest.erased
 
 
 def test_a_scan_that_found_nothing_still_has_its_map() -> None:
-    part = scan_part(quiet(), "toy", 64, None)
+    part = scan_part(quiet(), 64, None)
     assert part.verdict.startswith("No erasure found")
-    assert (part.top, part.picture) == (None, "")
+    assert (part.rest.writers, part.picture) == ((), "")
     assert len(part.map["start"]) == 2
 
 
@@ -259,7 +265,7 @@ def test_everything_that_falls_short_is_said() -> None:
     heading = Heading("toy", False, 8, 40, False)
     comparison = Comparison(heading, [], [], [], [], [claim, dataclasses.replace(claim, verdict="undecided")])
     result = xr.Dataset(attrs={"found": 0, "writer": "L0H0", "n_prompts": 8, "quarantined": [3]})
-    part = scan_part(quiet(), "toy", 64, None)
+    part = scan_part(quiet(), 64, None)
     found = shortfalls(comparison, part, {"v_patch": result}, {"post_5": "no result of dla_scatter in the store"})
     said = [item.what for item in found]
     assert said == [
@@ -271,7 +277,7 @@ def test_everything_that_falls_short_is_said() -> None:
     ]
     assert [item.what for item in shortfalls(None, None, {}, {})] == ["No scan"]
     whole = xr.Dataset(attrs={"found": 1, "n_prompts": 8})
-    confirmed = scan_part(erased(), "toy", 64, kept())
+    confirmed = scan_part(erased(), 64, kept())
     assert shortfalls(None, confirmed, {"v_patch": whole}, {}) == []
     few = xr.Dataset(attrs={"found": 1, "n_prompts": 3})
     (said_of_few,) = shortfalls(None, confirmed, {"v_patch": whole, "dla_scatter": few, "scan": whole}, {})

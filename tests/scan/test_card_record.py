@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,14 @@ import pytest
 import torch
 
 import repro
+from repro.card_record import main
+from repro.errors import Exit
 from repro.labels import writers
 from repro.model.attributions import attributions, targets
 from repro.model.folder import read_folder, read_prompts
 from repro.model.forward import logits, trace
 from repro.model.load import load
-from tests.runs import ROOT
+from tests.runs import PAPER, ROOT
 
 RECORD = json.loads((ROOT / "store" / "committed" / "card.json").read_text())
 MINI = Path(repro.__file__).parent / "subjects" / "mini"
@@ -41,6 +44,30 @@ def test_a_slice_of_the_card_of_mini_is_computed_again() -> None:
     np.testing.assert_allclose(found.total[0], kept["zero"], atol=2e-4)
     # Negative control: another target has other numbers.
     assert not np.allclose(found.dla[rows], np.roll(kept["dla"], 1, axis=1), atol=2e-4)
+
+
+@pytest.mark.long
+def test_the_command_writes_what_the_card_says(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(PAPER, tmp_path / "experiments.toml")
+    shutil.copytree(folders["native"], tmp_path / "toy")
+    with (tmp_path / "experiments.toml").open("a") as spec:
+        spec.write('\n[subject.toy]\nmodel = "toy"\nwriter = "L0H0"\nerasers = ["L1H1"]\n')
+    monkeypatch.chdir(tmp_path)
+    asked = ["dla_card", "--subject", "toy", "--prompts", "2", "--to", str(tmp_path / "card.json")]
+    assert main(asked) == Exit.UNAVAILABLE, "nothing is stored yet"
+    card = repro.run("toy", "dla_card", prompts=2)["dla_card"]
+    (tmp_path / "card.json").write_text('{"toy": {"slice": 1, "prompts": 99}, "other": {}}')
+    assert main(asked) == Exit.OK
+    kept = json.loads((tmp_path / "card.json").read_text())
+    assert kept["other"] == {}
+    assert kept["toy"]["slice"] == 1
+    assert kept["toy"]["prompts"] == 2
+    first = kept["toy"]["writers"][0]
+    assert first["taken_back"] == pytest.approx(list(card["taken_back"].isel(writer=0).values), abs=1e-4)
+    assert set(first) == set(RECORD["mini"]["writers"][0])
+    assert set(kept["toy"]) == set(RECORD["mini"]) - {"command"}
 
 
 @pytest.mark.parametrize("subject", sorted(RECORD))

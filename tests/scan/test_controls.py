@@ -161,13 +161,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 def test_a_campaign_goes_on_where_it_was_stopped(quick: list[tuple[str, int]], tmp_path: Path) -> None:
     path, lines = tmp_path / "new" / "controls.json", list[str]()
     with pytest.raises(KeyboardInterrupt):
-        campaign(Outcomes(path), 8, lines.append, every=0)
+        campaign(Outcomes(path), 8, lines.append)
     assert len(json.loads(path.read_text())["settings"]["twins gpt2 0.02"]["rows"]) == 5
-    campaign(Outcomes(path), 8, lines.append, every=0)
+    campaign(Outcomes(path), 8, lines.append)
     wanted = [("twins gpt2 0.02", seed) for seed in range(8)] + [("planted head", seed) for seed in range(4)]
     assert sorted(step for step in quick if step[0] != "stopped") == sorted(wanted)  # each exactly once
     held = path.read_text()
-    campaign(Outcomes(path), 8, lines.append, every=0)
+    campaign(Outcomes(path), 8, lines.append)
     assert path.read_text() == held
     assert lines[0] == "twins gpt2 0.02: found in 3 of 8, at least 11.1%, at most 71.1% (and cleared: 0)"
     assert lines[-1].startswith("all twins: found in 3 of 8")

@@ -16,14 +16,13 @@ from repro.model.decoder import Model
 from repro.model.forward import logits, trace
 from repro.model.given import as_tokens, loaded
 from repro.model.net_effect import net_effects
-from repro.scan.card import card, claims_of
-from repro.scan.corrected import corrected_dla
+from repro.scan.corrected import claims_of, corrected_dla
 from repro.scan.examine import examine
 from repro.scan.in_memory import scan
 from repro.scan.verdict import scan as judge
-from tests.measures.test_dla_card import MEASURE, planted, reduced
+from tests.measures.test_dla_card import planted
 from tests.scan.made import quiet
-from tests.scenes import model, prompts, scene
+from tests.scenes import model, prompts
 
 TOKENS = prompts(2, 14)
 ANSWERS, OTHERS = [5, 9], [7, 3]
@@ -92,25 +91,6 @@ def test_a_scan_says_who_erases_whom() -> None:
     assert bool(by_scan["erases"].sel(node="L0H1", component="MLP1"))
     credited, taken = (float(by_scan[name].sel(node="L0H1")) for name in ("dla", "taken_back"))
     assert taken / credited > 0.3
-
-
-def test_the_card_takes_the_claims_of_a_scan() -> None:
-    shown = scene("native")
-    raw = shown.compute(MEASURE)
-    layout = MEASURE.layout(shown.context)
-    stored = xr.Dataset(
-        {v.name: (v.dims, raw[v.name]) for v in layout.variables}, {d: list(x) for d, x in layout.coords.items()}
-    )
-    plain = reduced(MEASURE, shown)
-    claimed = card(stored, {"MLP0": ["MLP1"]}, draws=5)
-    assert claimed["writer"].values.tolist() == plain["writer"].values.tolist()
-    xr.testing.assert_allclose(claimed["mean_abs"].sel(bound="estimate"), plain["mean_abs"].sel(bound="estimate"))
-    if "MLP0" in claimed["writer"].values:
-        row = claimed.sel(writer="MLP0")
-        assert row["component"].values[row["erases"].values > 0].tolist() == ["MLP1"]
-        assert str(row["erasers_from"].item()) == "scan"
-        slope = -float(row["component_slope"].sel(component="MLP1"))
-        assert float(row["taken_back"].sel(bound="estimate")) == pytest.approx(slope)
 
 
 def test_a_model_may_be_given_in_any_way(tmp_path: Path, folders: dict[str, Path]) -> None:

@@ -103,7 +103,7 @@ def test_recall_counts_what_is_claimed_and_names_what_is_not(listed: list[Report
     assert found(HERE, raw=few) == ()
     assert found(HERE, raw=erased()) != ()
     raw = erased()
-    lines = answer(scan(raw, draws=0), scan(raw, "first", draws=0), "toy", 64, 16, known=cases)
+    lines = answer(scan(raw, draws=0), scan(raw, "first", draws=0), "toy", 64, known=cases)
     assert "expected erasures: 1 of 2 claimed (not L0H1 by L2H0)" in lines
 
 

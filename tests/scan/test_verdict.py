@@ -36,7 +36,7 @@ def test_a_writer_with_its_erasers_in_the_order_in_which_they_read() -> None:
     assert writer.after == pytest.approx(1 - 0.25 - 0.05 - 0.4)
     assert writer.cleared
     assert abs(writer.decoys) < 0.05  # what the same components take of decoys
-    assert writer.words(found(raw).thresholds) == "mostly erased"
+    assert writer.words == "mostly erased"
     assert [w.label for w in found(raw).erased] == ["L0H1"]
 
 
@@ -56,7 +56,7 @@ def test_how_much_in_words(share: float, words: str) -> None:
     raw = quiet()
     erase(raw, "L0H1", "L2H0", share)
     result = found(raw)
-    assert only(result).words(result.thresholds) == words
+    assert only(result).words == words
     assert bool(result.erased) == (words != "slightly")
 
 
@@ -94,7 +94,7 @@ def test_taken_back_but_not_cleared(what: str) -> None:
     writer = only(found(raw))
     assert [e.component for e in writer.erasers] == ["L1H0"]
     assert not writer.cleared
-    assert writer.words(found(raw).thresholds) == "taken back, not cleared"
+    assert writer.words == "taken back, not cleared"
     assert not found(raw).erased
 
 
@@ -112,7 +112,7 @@ def test_a_writer_in_few_positions_is_no_share_of_the_text() -> None:
     raw["norm4"].loc[{"node": "L0H1"}] = raw["norm2"].sel(node="L0H1") ** 2 / 0.3  # all in 0.3 positions of 8
     writer = only(found(raw))
     assert writer.positions == pytest.approx(0.3 / SAMPLED)
-    assert writer.words(found(raw).thresholds) == "in few positions"
+    assert writer.words == "in few positions"
     assert not found(raw).erased
 
 
