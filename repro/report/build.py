@@ -14,7 +14,7 @@ from repro.errors import ReproError
 from repro.figures.draw import Source
 from repro.files import write_durably
 from repro.progress import progress
-from repro.report.figures import Drawing, Shown, same_view, shown
+from repro.report.figures import Drawing, Shown, explained, same_view, shown
 from repro.report.material import Material
 from repro.report.page import render
 from repro.report.provenance import Provenance, provenance
@@ -88,6 +88,7 @@ def _context(
         "fallback": material.fallback,
         "size": f"{material.n_prompts:,} prompts of {material.n_positions:,} tokens",
         "figures": figures,
+        "worth": explained(figures),
         # Vega's SVG escapes every text in it; what a token may hold is tested (tests/report/test_page.py).
         "stills": {d.id: Markup(d.still) for d in _drawings(figures)},  # noqa: S704
         "scan": scan,

@@ -130,6 +130,22 @@ def _says(attrs: Mapping[str, Any], stamp: str) -> str:
     return " · ".join([size, *(part for part in worth if part not in told)])
 
 
+WORTH = {
+    "roles named": "writer and erasers are those that the spec names; what follows is what the scan said of them",
+    "MINED": "the examples are confident, right predictions in this subject's prompts that DLA credits to the writer",
+    "COMMITTED": "read from the small copy that the repository keeps, computed earlier and not here",
+    "PARTIAL": "prompts on which the model's activations were not finite are left out of every number",
+    "computed in": "weights and products were rounded to that precision",
+}
+"""What the line below a figure may hold -> what it means."""
+
+
+def explained(figures: Sequence[Shown]) -> dict[str, str]:
+    """Return what the words below these figures mean: those that occur."""
+    lines = [figure.ours.says for figure in figures]
+    return {word: meaning for word, meaning in WORTH.items() if any(word in line for line in lines)}
+
+
 def _drawing(name: str, whose: str, says: str, figure: Figure, ds: xr.Dataset) -> Drawing:
     import vl_convert
     from altair.utils.schemapi import debug_mode

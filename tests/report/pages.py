@@ -80,6 +80,7 @@ def context(**changes: Any) -> dict[str, Any]:
         "fallback": NASTY[2],
         "size": "4 prompts of 16 tokens",
         "figures": [],
+        "worth": {},
         "stills": {},
         "scan": None,
         "picture": "",

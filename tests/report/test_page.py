@@ -115,6 +115,14 @@ def test_a_page_says_loudly_whose_numbers_these_are(text: str, finished: Finishe
     assert "Published, on gelu-4l" in text
 
 
+def test_the_words_below_figures_are_explained_where_they_occur(text: str) -> None:
+    assert "examples MINED from its prompts" in text
+    assert "<dt>MINED</dt><dd>the examples are" in text
+    for word in ("COMMITTED", "PARTIAL"):
+        assert f"<dt>{word}</dt>" not in text
+    assert all(word in text for word in re.findall(r"<dt>(roles named|computed in)</dt>", text))
+
+
 def test_every_figure_is_there_with_its_declaration(text: str) -> None:
     outline = Outline(text)
     data = json.loads(read(outline.scripts[2]))
