@@ -199,7 +199,7 @@ def _blank(reader: _Reader, entry: Number | Claim, published: float | str, toler
     return Row(
         id=entry.id,
         quantity=entry.quantity,
-        figure=entry.figure,
+        figure=str(entry.figure),
         experiment=reader.published.drawn_by(entry).experiment,
         variant=entry.variant,
         published=published,
@@ -211,13 +211,12 @@ def _blank(reader: _Reader, entry: Number | Claim, published: float | str, toler
         subject=reader.subject(entry),
         source=entry.source,
         obtained=entry.obtained,
-        group=entry.group,
         precision=reader.precision(entry),
     )
 
 
 def _judge_by_tolerance(reader: _Reader, number: Number, same_prompts: bool) -> Row:
-    row = _blank(reader, number, number.value, str(number.tolerance))
+    row = replace(_blank(reader, number, number.value, str(number.tolerance)), group=number.group)
     try:
         reader.require(number)
         ours = reader.value(number, number.variable, number.select)
@@ -308,7 +307,7 @@ def _statistic(reader: _Reader, claim: Claim, i: int) -> float:
         return value
     if claim.statistic == "absolute":
         return abs(value)
-    other = reader.value(claim, claim.against_variable, claim.against_elements[i])
+    other = reader.value(claim, claim.against.variable or claim.variable, claim.against_elements[i])
     if claim.statistic == "difference":
         return value - other
     return abs(value - other) / abs(other) if other else math.nan
