@@ -161,6 +161,14 @@ class Bootstrap:
             intervals |= {(index, level): percentile_interval(samples[:, i]) for i, level in enumerate(wanted)}
         return [intervals[index, level] for index, (_, level) in zip(indices, panels, strict=True)]
 
+    def medians(self, experiment: str, variable: str, labels: Mapping[str, str]) -> Floats | str:
+        """Return the pooled median of one raw variable at some labels in every resample, or why there is none."""
+        found = self._open(experiment, [variable])
+        if isinstance(found, str):
+            return found
+        values = found[variable].sel(labels).transpose("prompt", ...).values
+        return resampled_quantiles(values, [0.5], self._for(values.shape[0]))[:, 0]
+
     def fit(
         self, experiment: str, statistic: str, against: str, positions: tuple[int, int] | None = None
     ) -> Interval | str:

@@ -96,7 +96,6 @@ class _Reader:
 
     def __init__(self, results: Mapping[str, xr.Dataset], published: Published, subject_is_papers: bool) -> None:
         self.results, self.published, self.subject_is_papers = results, published, subject_is_papers
-        self._values: dict[tuple[str, str], np.ndarray] = {}
 
     def subject(self, entry: Number | Claim) -> str:
         return str(self._attrs(entry).get("subject", ""))
@@ -155,8 +154,7 @@ class _Reader:
 
     def value(self, entry: Number | Claim, variable: str, select: Mapping[str, str]) -> float:
         """Return a summary's value at the selected labels; _NoCounterpartError naming what is not there."""
-        name = self.published.drawn_by(entry).experiment
-        found = self.results[name]
+        found = self.results[self.published.drawn_by(entry).experiment]
         if variable not in found:
             raise _NoCounterpartError(f"the result holds no {variable!r}")
         labels = self.labels(entry, select)
@@ -166,9 +164,7 @@ class _Reader:
                 index.append(int(found.indexes[dim].get_loc(labels[dim])))
             except KeyError:
                 raise _NoCounterpartError(f"the result has no {dim} {labels.get(dim, '')!r}") from None
-        if (name, variable) not in self._values:
-            self._values[name, variable] = found[variable].values
-        return float(self._values[name, variable][tuple(index)])
+        return float(found[variable].values[tuple(index)])
 
     def labels(self, entry: Number | Claim, select: Mapping[str, str]) -> dict[str, str]:
         """Return the selection in the result's own labels: a prompt is recognised by its text, whatever its label."""
