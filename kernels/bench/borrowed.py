@@ -6,22 +6,17 @@ its own (kernel, shape, dtype) and nothing else; and the budget holds, whatever 
 
 from __future__ import annotations
 
-import json
-import os
-import queue
-import subprocess
-import sys
-import threading
+import multiprocessing
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+from multiprocessing.connection import Connection
 from typing import Protocol
 
+from repro.kernels.bench import child
 from repro.kernels.bench.cases import Case
-from repro.kernels.bench.child import Job, Record, line_of
+from repro.kernels.bench.child import Job, Record
 from repro.kernels.bench.providers import dtypes, of_kernel
-from repro.kernels.bench.report import FAILED, SKIPPED, Report
+from repro.kernels.bench.report import FAILED, OK, SKIPPED, Report
 from repro.kernels.bench.rows import row_of
 from repro.kernels.bench.timing import Budget
 from repro.kernels.bench.whole import CALLS
@@ -53,29 +48,15 @@ class Worker(Protocol):
 
 
 class Child:
-    """A process of its own; `command` is what it runs."""
+    """A process of its own; `work` is what it runs, with its end of a pipe."""
 
-    def __init__(self, command: list[str] | None = None) -> None:
-        root = str(Path(__file__).absolute().parents[3])
-        paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-        self.process = subprocess.Popen(  # noqa: S603 - this package's own module
-            command or [sys.executable, "-m", "repro.kernels.bench.child"],
-            env=os.environ | {"PYTHONPATH": paths},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+    def __init__(self, work: Callable[[Connection], None] = child.work) -> None:
+        context = multiprocessing.get_context("spawn")  # a forked process cannot use a GPU
+        self.jobs, theirs = context.Pipe()
+        self.process = context.Process(target=work, args=(theirs,))
+        self.process.start()
+        theirs.close()
         self.ready = False
-        self.lines: queue.Queue[str | None] = queue.Queue()
-        self.reader = threading.Thread(target=self._read, daemon=True)
-        self.reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.put(line)
-        self.process.wait()
-        self.lines.put(None)
 
     def ask(self, job: Job, grace: float = 5.0) -> Iterator[Record]:
         """Yield the records of a job; one that takes `grace` seconds longer than it may is not waited for.
@@ -86,11 +67,9 @@ class Child:
             self.ready = self._next(START, "did not start")["record"] == "ready"
         deadline = Budget(job.seconds + grace)
         try:
-            assert self.process.stdin is not None
-            self.process.stdin.write(line_of(job))
-            self.process.stdin.flush()
+            self.jobs.send(job)
         except OSError:
-            raise WorkerLostError(self._ended()) from None
+            raise self._ended() from None
         while True:
             record = self._next(max(deadline.left, 0.01), f"no answer within {job.seconds:.0f} s")
             if record["record"] == "done":
@@ -101,27 +80,23 @@ class Child:
 
     def _next(self, seconds: float, otherwise: str) -> Record:
         """Return the next record, if one comes in time."""
+        if not self.jobs.poll(seconds):
+            raise WorkerLostError(otherwise)
         try:
-            line = self.lines.get(timeout=seconds)
-        except queue.Empty:
-            raise WorkerLostError(otherwise) from None
-        if line is None:
-            raise WorkerLostError(self._ended())
-        record: Record = json.loads(line)
+            record: Record = self.jobs.recv()
+        except (EOFError, OSError):
+            raise self._ended() from None
         return record
 
-    def _ended(self) -> str:
-        return f"the process that measured it ended with {self.process.wait()}"
+    def _ended(self) -> WorkerLostError:
+        self.process.join()
+        return WorkerLostError(f"the process that measured it ended with {self.process.exitcode}")
 
     def close(self) -> None:
         """End the process, whatever it is doing."""
         self.process.kill()
-        self.process.wait()
-        self.reader.join()
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                with suppress(OSError):  # what was not written is not wanted
-                    stream.close()
+        self.process.join()
+        self.jobs.close()
 
 
 @dataclass
@@ -133,9 +108,7 @@ class Borrowed:
     device: str = "cuda"
     start: Callable[[], Worker] = Child
     worker: Worker | None = None
-    rates: dict[str, list[float]] = field(default_factory=dict)
-    passed: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    """(case, dtype) -> providers that passed their check and were not silenced."""
+    rates: dict[str, float] = field(default_factory=dict)
 
     def run(self, cases: list[Case], whole_shape: str, everything: bool) -> None:
         """Measure every case in every dtype, in their order; then profile the slowest and time the whole paper."""
@@ -162,19 +135,13 @@ class Borrowed:
         seconds = min(max(SHARES * usable / left, SHORTEST), LONGEST, usable)
         job = Job("case", seconds, self.device, case.name, dtype, compiles=slow, rates=self.rates)
         lost = self._ask(job, f"{case.name} {dtype}")
-        seen = {r["provider"] for r in self._of("speed", case, dtype)}
-        failed = {r["provider"] for r in self._of("speed", case, dtype) if r["status"] == FAILED}
         if lost:
-            missing = [name for name in names if name not in seen]
-            self._rows(case, dtype, missing, FAILED, lost)
-        good = [r["provider"] for r in self._of("check", case, dtype) if r["status"] == "ok"]
-        if not lost and not failed & _ours(case.kernel.name, dtype, self.device):
-            self.passed.setdefault((case.name, dtype), []).extend(name for name in good if name in names)
+            seen = {r["provider"] for r in self._speeds(case, dtype)}
+            self._rows(case, dtype, [name for name in names if name not in seen], FAILED, lost)
 
-    def _of(self, kind: str, case: Case, dtype: str) -> list[Record]:
-        return [
-            r for r in self.report.records if (r["record"], r.get("case"), r.get("dtype")) == (kind, case.name, dtype)
-        ]
+    def _speeds(self, case: Case, dtype: str) -> list[Record]:
+        where = ("speed", case.name, dtype)
+        return [r for r in self.report.records if (r["record"], r.get("case"), r.get("dtype")) == where]
 
     def _ask(self, job: Job, name: str) -> str:
         """Have a job done and its records written; return why not all came, or nothing."""
@@ -193,32 +160,26 @@ class Borrowed:
         return ""
 
     def _take(self, record: Record, name: str) -> None:
-        lines = record.pop("lines", [])
-        if record["record"] == "rate":
-            self.rates[record["meter"]] = record["seconds"]
-        if record["record"] == "speed":
-            self.report.row(record)
-            if record["status"] == FAILED and record["provider"] in _ours(
-                record["kernel"], record["dtype"], self.device
-            ):
-                self.report.failed = sorted({*self.report.failed, name})
-            return
+        lines = record.pop("lines")
         self.report.add(record, *lines)
+        if record["record"] == "rate":
+            self.rates[record["meter"]] = record["per_second"]
+        if record["record"] == "speed" and record["status"] == FAILED and self._is_ours(record):
+            self.report.failed = sorted({*self.report.failed, name})
+
+    def _is_ours(self, record: Record) -> bool:
+        found = of_kernel(record["kernel"], record["dtype"], self.device)
+        return any(entry.ours for entry in found if entry.name == record["provider"])
 
     def _rows(self, case: Case, dtype: str, names: list[str], status: str, reason: str) -> None:
         for entry in of_kernel(case.kernel.name, dtype, self.device):
             if entry.name in names:
-                self.report.rows([row_of(case, dtype, entry, self.device, None, status, reason)])
+                self.report.row(row_of(case, dtype, entry, self.device, None, status, reason))
 
     def _profile(self) -> None:
         """Have the call of ours profiled that loses most time against its roofline."""
-        ours = [
-            r
-            for r in self.report.records
-            if r["record"] == "speed"
-            and r["median_ms"]
-            and r["provider"] in _ours(r["kernel"], r["dtype"], self.device)
-        ]
+        timed = (r for r in self.report.records if r["record"] == "speed" and r["median_ms"])
+        ours = [record for record in timed if self._is_ours(record)]
         worst = max(ours, key=lambda r: r["median_ms"] - (r["floor_ms"] or 0.0), default=None)
         if worst is None or self.budget.left <= 0:
             reason = "nothing was timed" if worst is None else "skipped: the budget ended"
@@ -231,7 +192,11 @@ class Borrowed:
     def _whole(self, cases: list[Case], shape: str) -> None:
         """Have the kernels' part of the paper timed by every provider that passed all of it."""
         wanted = [case for case in cases if case.shape.name == shape and case.kernel.name in CALLS]
-        passed = {case.name: self.passed.get((case.name, "fp32"), []) for case in wanted}
+        passed = {
+            case.name: [r["provider"] for r in self._speeds(case, "fp32") if r["status"] == OK]
+            for case in wanted
+            if f"{case.name} fp32" not in self.report.broken
+        }
         if self.budget.left <= 0:
             self.report.add({"record": "end_to_end", "status": "skipped: the budget ended"}, "end to end: skipped")
             return
@@ -246,8 +211,3 @@ class Borrowed:
         if self.worker is not None:
             self.worker.close()
             self.worker = None
-
-
-def _ours(kernel: str, dtype: str, device: str) -> set[str]:
-    """Return the providers of a kernel that are ours."""
-    return {entry.name for entry in of_kernel(kernel, dtype, device) if entry.ours}

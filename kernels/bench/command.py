@@ -93,7 +93,7 @@ def _on_cpu(bench: Bench, cases: list[Case], everything: bool) -> None:
     time_all(bench, todo)
     if everything:
         _step(bench.report, "end_to_end", lambda: end_to_end(bench, todo, WHOLE_SHAPE[bench.device]))
-    bench.report.failed = sorted(bench.failed)
+    bench.report.failed.sort()
 
 
 def resolve(device: str) -> str:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import multiprocessing
 import os
-import queue
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
-from pathlib import Path
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from repro.kernels.bench.timing import Budget
@@ -25,65 +21,50 @@ def in_children(
     """Yield the records of all entries, compiled in processes without Triton's interpreter, until the budget ends.
 
     everything: every configuration instead of the default ones; only: of a few pairs of card and precision, such as
-    `H100/bf16`. Yields one record per launch and configuration, then,
+    `H100/bf16`. Yields one record per launch and configuration, and,
     if something is missing, one with `status` and the reason. Agreement: tests/kernels/test_compile_table.py.
     """
     if find_spec("triton") is None:
         yield {"record": "compile", "status": "unavailable: the package triton is not installed"}
         return
+    context = multiprocessing.get_context("spawn")
     count = processes or min(os.cpu_count() or 1, 8)
-    children = [_start(f"{i}/{count}", everything, only) for i in range(count)]
-    lines: queue.Queue[str | None] = queue.Queue()
-    readers = [threading.Thread(target=_read, args=(child, lines), daemon=True) for child in children]
-    for reader in readers:
-        reader.start()
-    running = count
+    running = {}
     try:
+        for first in range(count):
+            rows, theirs = context.Pipe(duplex=False)
+            running[rows] = context.Process(target=_compile, args=(first, count, everything, only, theirs))
+            running[rows].start()
+            theirs.close()
         while running:
-            line = lines.get(timeout=max(budget.left, 0.01))
-            if line is None:
-                running -= 1
-            else:
-                yield json.loads(line)
-    except queue.Empty:
-        yield {"record": "compile", "status": "skipped: the budget ended before the rest was compiled"}
+            ready = wait(list(running), timeout=max(budget.left, 0.01))
+            if not ready:
+                yield {"record": "compile", "status": "skipped: the budget ended before the rest was compiled"}
+                return
+            for rows in [rows for rows in running if rows in ready]:
+                try:
+                    yield rows.recv()
+                except EOFError:
+                    child = running.pop(rows)
+                    child.join()
+                    if child.exitcode:
+                        reason = f"failed: a compiling process ended in {child.exitcode}"
+                        yield {"record": "compile", "status": reason}
     finally:
-        for child in children:
+        for child in running.values():
             child.kill()
-            child.wait()
-        for reader in readers:
-            reader.join()
-    for child in children:
-        if running == 0 and child.returncode:
-            yield {"record": "compile", "status": f"failed: a compiling process ended in {child.returncode}"}
+            child.join()
 
 
-def _start(part: str, everything: bool, only: Sequence[str]) -> subprocess.Popen[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    # Not resolved: in a checkout repro/kernels is a link, and the folder above repro/ is what makes repro importable.
-    root = str(Path(__file__).absolute().parents[3])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
-    # One thread each: the compilers use no more, and the processes share the machine.
-    environment["OMP_NUM_THREADS"] = "1"
-    command = [
-        sys.executable,
-        "-m",
-        "repro.kernels.bench.compile_table",
-        part,
-        *(["--all"] if everything else []),
-        *only,
-    ]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)  # noqa: S603 - this module
+def _compile(first: int, step: int, everything: bool, only: Sequence[str], rows: Connection) -> None:
+    """Compile every step-th entry and send its rows: what a process runs that has not imported torch or triton yet."""
+    os.environ.pop("TRITON_INTERPRET", None)
+    # The compilers use no more than one thread, and the processes share the machine.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    from repro.kernels.bench.compile_table import table
 
-
-def _read(child: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
-    assert child.stdout is not None
-    with child.stdout as stream:
-        for line in stream:
-            lines.put(line)
-    # The end of the output comes a moment before the end of the process, whose exit code is wanted.
-    child.wait()
-    lines.put(None)
+    for row in table(everything, only, first, step):
+        rows.send(row)
 
 
 def heading() -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -81,10 +81,8 @@ class Bench:
     device: str
     budget: Budget
     report: Report
-    rates: dict[str, Samples] = field(default_factory=dict)
-    """Meter -> seconds a call, measured in this run."""
-    failed: set[str] = field(default_factory=set)
-    """`kernel/shape dtype` of which a check failed: no speed of theirs is printed."""
+    rates: dict[str, float] = field(default_factory=dict)
+    """Meter -> FLOP or bytes per second, measured in this run."""
     compile_seconds: float = COMPILE_SECONDS
 
     def sync(self) -> None:
@@ -109,25 +107,21 @@ def groups(bench: Bench, cases: list[Case]) -> list[Group]:
     chosen = list(cases)
     while sum(_estimate(bench, case) for case in chosen) > bench.budget.left * TIME_SHARE:
         longest = max(range(len(chosen)), key=lambda i: _estimate(bench, chosen[i]))
-        if chosen[longest].shape.positions <= FEWEST_POSITIONS:
+        shape = chosen[longest].shape
+        if shape.positions <= FEWEST_POSITIONS:
             break
-        chosen[longest] = chosen[longest].shortened(chosen[longest].shape.positions // 2)
-    return [
-        Group(
-            short,
-            "fp32",
-            bench.device,
-            note="" if short == case else f"{short.shape.positions} of {case.shape.positions} positions: budget",
-        )
-        for case, short in zip(cases, chosen, strict=True)
-    ]
+        chosen[longest] = replace(chosen[longest], shape=replace(shape, positions=shape.positions // 2))
+    found = []
+    for case, short in zip(cases, chosen, strict=True):
+        note = "" if short == case else f"{short.shape.positions} of {case.shape.positions} positions: budget"
+        found.append(Group(short, "fp32", bench.device, note=note))
+    return found
 
 
 def _estimate(bench: Bench, case: Case) -> float:
     """Return the seconds to check and time a case on a CPU, from the matrix-product rate and what is usual."""
-    rate = 2.0 * roofline.MATMUL_SIZE["cpu"] ** 3 / bench.rates["matmul ieee"].median
     runs = of_kernel(case.kernel.name, "fp32", "cpu")
-    return case.kernel.flop(case.shape) / rate * CALLS * SLACK * len(runs)
+    return case.kernel.flop(case.shape) / bench.rates["matmul ieee"] * CALLS * SLACK * len(runs)
 
 
 def check_all(bench: Bench, todo: list[Group]) -> None:
@@ -159,7 +153,7 @@ def check(bench: Bench, group: Group, entries: list[Provider]) -> None:
         if entry.compiles and entry.name in group.checks:
             bench.compile_seconds = bench.budget.spent - before
         _say_verdict(bench, group, entry)
-        if lost(RuntimeError(group.notes.get(entry.name, ("", ""))[1])):
+        if lost(group.notes.get(entry.name, ("", ""))[1]):
             after = [other.name for other in entries if other.name not in {*group.notes, *group.checks}]
             group.notes |= dict.fromkeys(after, (SKIPPED, f"{entry.name} took the device down"))
             return
@@ -210,25 +204,25 @@ def time_all(bench: Bench, todo: list[Group]) -> None:
 def time_group(bench: Bench, group: Group, allowance: float, skipped: str = "") -> None:
     """Time a group's providers within an allowance of seconds, unless it failed or is skipped; report their rows."""
     if group.failed:
-        reason = f"no speed is printed: a check of {group.failed} failed"
-        bench.failed.add(group.name)
-        bench.report.rows(_withheld(bench, group, FAILED, reason))
+        bench.report.failed.append(group.name)
+        _withhold(bench, group, FAILED, f"no speed is printed: a check of {group.failed} failed")
     elif not group.functions or skipped:
-        bench.report.rows(_withheld(bench, group, SKIPPED, skipped or "no provider can be timed"))
+        _withhold(bench, group, SKIPPED, skipped or "no provider can be timed")
     else:
         try:
             _timed(bench, group, allowance)
         except torch.OutOfMemoryError:
-            bench.report.rows(_withheld(bench, group, SKIPPED, "out of memory"))
+            _withhold(bench, group, SKIPPED, "out of memory")
         except RuntimeError as error:  # a device that fails in one case may still serve the next
             bench.report.broken.append(group.name)
-            bench.report.rows(_withheld(bench, group, FAILED, f"while it was timed: {error}".splitlines()[0][:200]))
+            _withhold(bench, group, FAILED, f"while it was timed: {error}".splitlines()[0][:200])
 
 
-def _withheld(bench: Bench, group: Group, status: str, reason: str) -> Iterator[Row]:
-    """Return rows without speeds: each provider's own reason if it has one."""
+def _withhold(bench: Bench, group: Group, status: str, reason: str, besides: Container[str] = ()) -> None:
+    """Report rows without speeds, of all providers but some: each with its own reason if it has one."""
     for entry in group.providers:
-        yield _row(bench, group, entry, *group.notes.get(entry.name, (status, reason)))
+        if entry.name not in besides:
+            bench.report.row(_row(bench, group, entry, *group.notes.get(entry.name, (status, reason))))
 
 
 def _row(bench: Bench, group: Group, entry: Provider, status: str = "ok", note: str = "") -> Row:
@@ -255,11 +249,8 @@ def _timed(bench: Bench, group: Group, allowance: float) -> None:
             row.peak_bytes, row.meter = peaks[entry.name]
             row.result_bytes = kept
             row.less_memory = peaks[BASELINE].bytes / max(row.peak_bytes, 1) if BASELINE in peaks else None
-            bench.report.rows([with_floor(row, work, bench.device, bench.rates)])
-    late = (SKIPPED, "the budget ended before it was timed")
-    for entry in group.providers:
-        if entry.name not in timed:
-            bench.report.rows([_row(bench, group, entry, *group.notes.get(entry.name, late))])
+            bench.report.row(with_floor(row, work, bench.rates))
+    _withhold(bench, group, SKIPPED, "the budget ended before it was timed", besides=timed)
 
 
 def _samples(
@@ -272,7 +263,8 @@ def _samples(
             yield timer, timing.on_device(calls, timer, left, bench.budget.clock)
         return
     # On a CPU that others use too the rates are measured in the same rounds: they meet the same noise.
-    meters = {name: meter.run for name, meter in bench.meters(group.dtype).items()}
-    taken = timing.interleaved({**calls, **meters}, allowance, bench.sync)
-    bench.rates.update({name: taken[name] for name in meters})
+    meters = bench.meters(group.dtype)
+    runs = {name: meter.run for name, meter in meters.items()}
+    taken = timing.interleaved({**calls, **runs}, allowance, bench.sync)
+    bench.rates |= {name: meter.amount / taken[name].median for name, meter in meters.items()}
     yield timing.WALL_CLOCK, taken

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from repro.kernels.bench import rows as bench_rows
 from repro.kernels.bench import run as bench_run
 from repro.kernels.bench import whole as bench_whole
 from repro.kernels.bench.borrowed import WorkerLostError
-from repro.kernels.bench.child import Job, line_of, serve
+from repro.kernels.bench.child import Job, serve
 from repro.kernels.bench.memory import peak_memory
 from repro.kernels.errors import UnsupportedError
 from repro.kernels.registry import KERNELS
@@ -69,14 +70,14 @@ class InThisProcess:
         self.jobs: list[Job] = []
 
     def ask(self, job: Job) -> Iterator[dict[str, Any]]:
-        """Do the job, its lines written and read as a process would."""
+        """Do the job, it and its records sent as to a process and back."""
         self.jobs.append(job)
         found: list[dict[str, Any]] = []
-        usable = serve(Job(**json.loads(line_of(job))), found.append, self.clock)
+        usable = serve(pickle.loads(pickle.dumps(job)), found.append, self.clock)
         for record in found:
             if record["record"] == "lost":
                 raise WorkerLostError(record["reason"])
-            yield json.loads(json.dumps(record))
+            yield pickle.loads(pickle.dumps(record))
         assert usable
 
     def close(self) -> None:
@@ -186,7 +187,7 @@ def test_what_cannot_be_is_refused_by_name(
     with pytest.raises(UnsupportedError, match=words.replace("(", r"\(")):
         run(**options)
     with pytest.raises(ReproError) as caught:
-        command.bench(command.BenchOptions(store=tmp_path, figures=tmp_path, **options), lambda _: None)
+        command.bench(bench.Options(**options), tmp_path, tmp_path, lambda _: None)
     assert caught.value.code == Exit.USAGE
     flags = [word for key, value in options.items() for word in (f"--{key}", value)]
     assert bench.main([f"{a}={b}" for a, b in zip(flags[::2], flags[1::2], strict=True)]) == 2
@@ -314,11 +315,11 @@ def test_needs_only_torch_numpy_and_triton() -> None:
 @pytest.mark.usefixtures("small")
 def test_the_command_keeps_rows_and_draws_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    options = command.BenchOptions(store=tmp_path / "store", figures=tmp_path / "out", device="cpu", budget="30s")
-    assert command.bench(options, said.append) == Exit.OK
+    options, places = bench.Options(device="cpu", budget="30s"), (tmp_path / "store", tmp_path / "out")
+    assert command.bench(options, *places, said.append) == Exit.OK
     (rows,) = (tmp_path / "store" / "bench").iterdir()
     assert rows.suffix == ".jsonl"
-    records = command.read(rows)
+    records = [json.loads(line) for line in rows.read_text().splitlines()]
     assert {"environment", "rate", "speed", "end_to_end", "compile"} <= {r["record"] for r in records}
     page = (tmp_path / "out" / "bench.html").read_text()
     assert all(f"{kernel} \\u00b7 tiny \\u00b7 fp32" in page for kernel in KERNELS)
@@ -327,7 +328,7 @@ def test_the_command_keeps_rows_and_draws_them(tmp_path: Path, monkeypatch: pyte
     # A selection, and a run with a failed check, leave the whole table as it is.
     before = rows.read_bytes()
     monkeypatch.setattr(tiled, "projection", lambda *_, **__: (torch.ones(1), torch.ones(1)))
-    assert command.bench(replace(options, only="projection", as_json=True), said.append) == Exit.FAILED
+    assert command.bench(replace(options, only="projection", as_json=True), *places, said.append) == Exit.FAILED
     assert rows.read_bytes() == before
     assert all(json.loads(line)["record"] for line in said[-3:])
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,14 @@ from repro.kernels.bench.child import Job
 from repro.kernels.bench.report import Report
 from repro.kernels.bench.timing import Budget
 from repro.kernels.registry import KERNELS
-from tests.kernels.fake_gpu import SHAPES
+from tests.kernels import fake_gpu
 
 WHERE = "projection/paper float16"
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cases, "SHAPES", SHAPES)
+    monkeypatch.setattr(cases, "SHAPES", fake_gpu.SHAPES)
     monkeypatch.setattr(rows, "device_name", lambda device: "fake")
     without = tuple(entry for entry in providers.PROVIDERS if not entry.compiles)
     monkeypatch.setattr(providers, "PROVIDERS", without)
@@ -40,7 +42,7 @@ def test_a_kernel_that_takes_the_device_down_takes_its_own_row(how: str, tmp_pat
     started: list[Child] = []
 
     def start() -> Child:
-        started.append(Child([sys.executable, "-m", "tests.kernels.fake_gpu", WHERE, how]))
+        started.append(Child(partial(fake_gpu.work, WHERE, how)))
         return started[-1]
 
     out = tmp_path / "rows.jsonl"
@@ -64,13 +66,18 @@ def test_a_kernel_that_takes_the_device_down_takes_its_own_row(how: str, tmp_pat
     assert {"rate", "check", "speed", "profile"} <= {r["record"] for r in report.records}
 
 
+def stuck(jobs: Connection) -> None:
+    """Start, and never answer."""
+    jobs.send({"record": "ready"})
+    time.sleep(1000)
+
+
 def test_a_kernel_that_never_returns_is_not_waited_for() -> None:
-    words = 'import sys, time; print(\'{"record": "ready"}\', flush=True); time.sleep(1000)'
-    child = Child([sys.executable, "-c", words])
+    child = Child(stuck)
     with pytest.raises(borrowed.WorkerLostError, match="no answer within 0 s"):
         list(child.ask(Job("rates", 0.1), grace=0.1))
     child.close()
-    assert child.process.returncode == -9
+    assert child.process.exitcode == -9
 
 
 @dataclass
