@@ -12,7 +12,7 @@ from typing import Any
 from repro.kernels.bench.timing import Budget
 
 Record = dict[str, Any]
-_WIDTHS = (24, 8, 6, 5, 9, 46, 5, 6, 15, 5, 4, 6, 5, 5, 16, 16, 9, 24)
+_WIDTHS = (24, 8, 6, 5, 9, 46, 5, 6, 15, 18)
 
 
 def in_children(
@@ -68,51 +68,24 @@ def _compile(first: int, step: int, everything: bool, only: Sequence[str], rows:
 
 
 def heading() -> str:
-    """Return the head of the table; loop: instructions of the longest inner one, reads: times, of components."""
-    names = ("launch", "shape", "card", "dtype", "precision", "configuration", "regs", "spills", "shared (limit)",
-             "loop", "bar", "matrix", "reads", "forms", "MFLOP (least)", "MB (least)", "calls", "bound")  # fmt: skip
-    return _joined(names)
+    """Return the head of the table."""
+    return _joined("launch", "shape", "card", "dtype", "precision", "configuration", "regs", "spills", "shared (limit)",
+                   "bound")  # fmt: skip
 
 
 def line_of(record: Record) -> str:
-    """Return one record as a line of the table."""
+    """Return one record as a line of the table: what a reader asks first; the record holds the rest."""
     if "status" in record:
         return f"compile table {record['status']}"
     if "error" in record:
         names = ("launch", "card", "dtype", "precision")
         return "  ".join(str(record[name]) for name in names) + "  " + record["error"]
+    columns = ("launch", "shape", "card", "dtype", "precision", "configuration", "registers", "spills")
+    shared = f"{record['shared'] / 1024:.1f} ({record['shared_limit'] // 1024}) KiB"
     predicted = f"{record['predicted_us']:.1f} us ({record['bound']})" if record["predicted_us"] is not None else ""
-    cells = (
-        record["launch"],
-        record["shape"],
-        record["card"],
-        record["dtype"],
-        record["precision"],
-        record["configuration"],
-        str(record["registers"]),
-        str(record["spills"]),
-        f"{record['shared'] / 1024:.1f} ({record['shared_limit'] // 1024}) KiB",
-        str(record["loop"]),
-        str(record["barriers"]),
-        str(record["matrix"]),
-        _times(record["component_reads"]),
-        _times(record["formed"]),
-        _of(record["tile_flop"], record["flop"]),
-        _of(record["loaded"], record["bytes"]),
-        str(record["calls"]),
-        predicted,
-    )
-    return _joined(cells) + ("  !! " + ", ".join(record["problems"]) if record["problems"] else "")
+    line = _joined(*(str(record[name]) for name in columns), shared, predicted)
+    return line + ("  !! " + ", ".join(record["problems"]) if record["problems"] else "")
 
 
-def _times(times: float | None) -> str:
-    return "" if times is None else f"{times:.1f}"
-
-
-def _of(done: float | None, least: float | None) -> str:
-    """Return millions done and, in brackets, the least."""
-    return "" if least is None else f"{(done or least) / 1e6:.0f} ({least / 1e6:.0f})"
-
-
-def _joined(cells: tuple[str, ...]) -> str:
-    return "  ".join(cell.ljust(width) for cell, width in zip(cells, _WIDTHS, strict=False)).rstrip()
+def _joined(*cells: str) -> str:
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, _WIDTHS, strict=True)).rstrip()
