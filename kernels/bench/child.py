@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
 from repro.kernels.bench import timing
 from repro.kernels.bench.cases import every
+from repro.kernels.bench.providers import BASELINE
 from repro.kernels.bench.rates import measure_rates
 from repro.kernels.bench.report import Report
 from repro.kernels.bench.run import Bench, Group, check, time_group
@@ -17,6 +18,9 @@ from repro.kernels.bench.timing import Budget, Clock
 from repro.kernels.bench.whole import end_to_end, profile
 
 Record = dict[str, Any]
+# Calls per provider that checking and timing need at least, against the floor that one call cannot beat.
+CALLS, SLACK = 8, 2
+FEWEST_POSITIONS = 64
 
 
 @dataclass(frozen=True)
@@ -74,10 +78,23 @@ def _rates(bench: Bench, job: Job) -> None:
 
 def _case(bench: Bench, job: Job) -> None:
     group = _group(bench, job.case, job.dtype)
-    entries = [entry for entry in group.providers if entry.compiles == job.compiles]
-    group.only = tuple(entry.name for entry in entries)
+    # The baseline is measured with those that compile, too: ratios come from common rounds. Its row is there already.
+    entries = [entry for entry in group.providers if entry.compiles == job.compiles or entry.name == BASELINE]
+    group.only = tuple(entry.name for entry in entries if entry.compiles == job.compiles)
+    if bench.device == "cpu":
+        _shorten(bench, group, len(entries))
     check(bench, group, entries)
     time_group(bench, group, bench.budget.left)
+
+
+def _shorten(bench: Bench, group: Group, providers: int) -> None:
+    """Halve the positions of a group until it fits the job, by the matrix-product rate and what is usual on a CPU."""
+    case, flop = group.case, bench.rates["matmul ieee"] * bench.budget.left / (CALLS * SLACK * providers)
+    while case.kernel.flop(case.shape) > flop and case.shape.positions > FEWEST_POSITIONS:
+        case = replace(case, shape=replace(case.shape, positions=case.shape.positions // 2))
+    if case != group.case:
+        group.note = f"{case.shape.positions} of {group.case.shape.positions} positions: budget"
+        group.case = case
 
 
 def _profile(bench: Bench, job: Job) -> None:

@@ -18,15 +18,16 @@ import repro.bench.kernels as command
 from repro.errors import Exit, ReproError
 from repro.kernels import reference, tiled
 from repro.kernels.bench import cases, roofline, timing
+from repro.kernels.bench import child as bench_child
 from repro.kernels.bench import command as bench
 from repro.kernels.bench import compile_all as bench_compile
 from repro.kernels.bench import providers as bench_providers
 from repro.kernels.bench import rows as bench_rows
 from repro.kernels.bench import run as bench_run
 from repro.kernels.bench import whole as bench_whole
-from repro.kernels.bench.borrowed import WorkerLostError
-from repro.kernels.bench.child import Job, serve
+from repro.kernels.bench.child import Job
 from repro.kernels.bench.memory import peak_memory
+from repro.kernels.bench.workers import InThisProcess
 from repro.kernels.errors import UnsupportedError
 from repro.kernels.registry import KERNELS
 from repro.kernels.select import Kernels
@@ -62,33 +63,20 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-class InThisProcess:
-    """A worker without a process, so that what is patched here holds there, too; `clock` is the run's."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self.clock = clock
-        self.jobs: list[Job] = []
+class Sent(InThisProcess):
+    """A worker without a process, so that what is patched here holds there, too; jobs and records pass as to one."""
 
     def ask(self, job: Job) -> Iterator[dict[str, Any]]:
         """Do the job, it and its records sent as to a process and back."""
-        self.jobs.append(job)
-        found: list[dict[str, Any]] = []
-        usable = serve(pickle.loads(pickle.dumps(job)), found.append, self.clock)
-        for record in found:
-            if record["record"] == "lost":
-                raise WorkerLostError(record["reason"])
+        for record in super().ask(pickle.loads(pickle.dumps(job))):
             yield pickle.loads(pickle.dumps(record))
-        assert usable
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 def run(said: list[str] | None = None, clock: Callable[[], float] | None = None, **options: Any) -> Any:
     """One run of the benchmark; its report."""
     given = bench.Options(**{"device": "cpu", "budget": "60s", **options})
     clock = clock or Turned()
-    return bench.run(given, (said if said is not None else []).append, clock, lambda: InThisProcess(clock))
+    return bench.run(given, (said if said is not None else []).append, clock, lambda: Sent(clock))
 
 
 def _is(record: dict[str, Any], kernel: str, provider: str) -> bool:
@@ -201,7 +189,7 @@ def test_a_spent_budget_leaves_steps_out_and_says_so() -> None:
     rows = [r for r in report.records if r["record"] == "speed"]
     assert rows
     assert all(r["status"] in ("skipped", "unavailable") for r in rows)
-    assert {r["note"].split(";")[0] for r in rows} == {"the budget ended before it was checked"}
+    assert {r["note"].split(";")[0] for r in rows} == {"the budget ended before it was measured"}
     (whole,) = (r for r in report.records if r["record"] == "end_to_end")
     assert whole["status"].startswith("skipped")
     assert not report.failed
@@ -209,8 +197,8 @@ def test_a_spent_budget_leaves_steps_out_and_says_so() -> None:
 
 @pytest.mark.usefixtures("small")
 def test_a_slow_machine_measures_fewer_positions_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_run, "SLACK", 1e9)
-    monkeypatch.setattr(bench_run, "FEWEST_POSITIONS", 16)
+    monkeypatch.setattr(bench_child, "SLACK", 1e9)
+    monkeypatch.setattr(bench_child, "FEWEST_POSITIONS", 16)
     (row,) = speeds(run(only="projection_onto_vectors"), "projection_onto_vectors")[:1]
     assert "P 12" in row["dims"]
     assert row["note"] == "12 of 96 positions: budget"

@@ -1,4 +1,4 @@
-"""A borrowed GPU: what a kernel dies of takes its own row, verdicts are written at once, and the budget holds."""
+"""The order of a run: what a kernel dies of takes its own row, verdicts are written at once, and the budget holds."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from repro.kernels.bench import borrowed, cases, providers, rows
-from repro.kernels.bench.borrowed import Borrowed, Child
+from repro.kernels.bench import cases, providers, rows
 from repro.kernels.bench.child import Job
 from repro.kernels.bench.report import Report
+from repro.kernels.bench.schedule import Schedule
 from repro.kernels.bench.timing import Budget
+from repro.kernels.bench.workers import Child, WorkerLostError
 from repro.kernels.registry import KERNELS
 from tests.kernels import fake_gpu
 
@@ -48,7 +49,7 @@ def test_a_kernel_that_takes_the_device_down_takes_its_own_row(how: str, tmp_pat
     out = tmp_path / "rows.jsonl"
     chosen = [case for case in cases.every() if case.kernel.name == "projection"]
     report = Report(out, say=lambda words: None)
-    Borrowed(Budget(600.0), report, "cuda", start).run(chosen, "paper4", everything=False)
+    Schedule(Budget(600.0), report, "cuda", start).run(chosen, "paper4", everything=False)
 
     assert len(started) == 2, "one that was lost, and its successor"
     assert report.broken == ["projection/paper fp16"]
@@ -74,7 +75,7 @@ def stuck(jobs: Connection) -> None:
 
 def test_a_kernel_that_never_returns_is_not_waited_for() -> None:
     child = Child(stuck)
-    with pytest.raises(borrowed.WorkerLostError, match="no answer within 0 s"):
+    with pytest.raises(WorkerLostError, match="no answer within 0 s"):
         list(child.ask(Job("rates", 0.1), grace=0.1))
     child.close()
     assert child.process.exitcode == -9
@@ -109,7 +110,7 @@ def test_the_budget_holds_whatever_jobs_take_and_what_is_left_out_is_named() -> 
     clock = Clock()
     worker = Counted(clock)
     report = Report(say=lambda words: None)
-    Borrowed(Budget(120.0, clock), report, "cuda", lambda: worker).run(cases.every(), "paper4", everything=True)
+    Schedule(Budget(120.0, clock), report, "cuda", lambda: worker).run(cases.every(), "paper4", everything=True)
     assert clock.now <= 120.0
     measured = [(job.case, job.dtype) for job in worker.jobs if job.what == "case"]
     everything = [(case.name, dtype) for case in cases.every() for dtype in ("fp32", "bf16", "fp16")]
@@ -118,6 +119,15 @@ def test_the_budget_holds_whatever_jobs_take_and_what_is_left_out_is_named() -> 
     skipped = {(r["case"], r["dtype"]) for r in report.records if r["record"] == "speed"}
     assert skipped == set(everything[len(measured) :])
     assert all(r["note"] == "the budget ended before it was measured" for r in report.records if r["record"] == "speed")
+
+
+def test_where_a_check_of_ours_failed_what_compiles_gets_no_speed_either() -> None:
+    report = Report(say=lambda words: None, failed=["projection/paper fp32"])
+    worker = Counted(Clock())
+    chosen = [case for case in cases.every() if case.kernel.name == "projection"]
+    Schedule(Budget(600.0, worker.clock), report, "cpu", lambda: worker).run(chosen, "paper4", everything=False)
+    assert {job.case for job in worker.jobs if job.what == "case"} == {"projection/paper4"}
+    assert {row["status"] for row in speeds(report, "projection/paper", "fp32")} == {"check failed"}
 
 
 def test_shapes_are_measured_in_the_order_in_which_they_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:

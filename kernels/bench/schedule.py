@@ -1,18 +1,10 @@
-"""A GPU for a few minutes: everything is measured in a child process, the most wanted first, and written at once.
-
-The child is replaced when it ends or does not answer, so one device assert, or one kernel that never returns, costs
-its own (kernel, shape, dtype) and nothing else; and the budget holds, whatever a kernel does.
-"""
+"""The order of a run: the most wanted first, everything written at once, and an end when the budget ends."""
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
-from typing import Protocol
 
-from repro.kernels.bench import child
 from repro.kernels.bench.cases import Case
 from repro.kernels.bench.child import Job, Record
 from repro.kernels.bench.providers import dtypes, of_kernel
@@ -20,104 +12,38 @@ from repro.kernels.bench.report import FAILED, OK, SKIPPED, Report
 from repro.kernels.bench.rows import row_of
 from repro.kernels.bench.timing import Budget
 from repro.kernels.bench.whole import CALLS
+from repro.kernels.bench.workers import Worker, WorkerLostError
 
-# Share of the budget that is kept for the profile and for the paper from end to end.
-LAST_SHARE = 0.1
+# Share of the budget that is kept for what comes after the cases: the paper from end to end, a GPU's profile, and the
+# compile table, which is made where there is no GPU.
+LAST_SHARE = {"cpu": 0.2, "cuda": 0.1}
 # A case may take so many times its even share of what is left, but no longer than this, in seconds.
 SHARES, LONGEST = 3.0, 60.0
-# A case gets at least this long: the first call of a kernel compiles it.
-SHORTEST = 10.0
-# The longest that a process may take to import torch.
-START = 60.0
-
-
-class WorkerLostError(Exception):
-    """The process that measured has ended, or did not answer in time; the message says how."""
-
-
-class Worker(Protocol):
-    """Somebody who does jobs and can be replaced."""
-
-    def ask(self, job: Job) -> Iterator[Record]:
-        """Yield the records of a job as they come; raise WorkerLostError if there will be no more."""
-        ...
-
-    def close(self) -> None:
-        """End it."""
-        ...
-
-
-class Child:
-    """A process of its own; `work` is what it runs, with its end of a pipe."""
-
-    def __init__(self, work: Callable[[Connection], None] = child.work) -> None:
-        context = multiprocessing.get_context("spawn")  # a forked process cannot use a GPU
-        self.jobs, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(theirs,))
-        self.process.start()
-        theirs.close()
-        self.ready = False
-
-    def ask(self, job: Job, grace: float = 5.0) -> Iterator[Record]:
-        """Yield the records of a job; one that takes `grace` seconds longer than it may is not waited for.
-
-        The time that a process needs to start is not the job's.
-        """
-        if not self.ready:
-            self.ready = self._next(START, "did not start")["record"] == "ready"
-        deadline = Budget(job.seconds + grace)
-        try:
-            self.jobs.send(job)
-        except OSError:
-            raise self._ended() from None
-        while True:
-            record = self._next(max(deadline.left, 0.01), f"no answer within {job.seconds:.0f} s")
-            if record["record"] == "done":
-                return
-            if record["record"] == "lost":
-                raise WorkerLostError(record["reason"])
-            yield record
-
-    def _next(self, seconds: float, otherwise: str) -> Record:
-        """Return the next record, if one comes in time."""
-        if not self.jobs.poll(seconds):
-            raise WorkerLostError(otherwise)
-        try:
-            record: Record = self.jobs.recv()
-        except (EOFError, OSError):
-            raise self._ended() from None
-        return record
-
-    def _ended(self) -> WorkerLostError:
-        self.process.join()
-        return WorkerLostError(f"the process that measured it ended with {self.process.exitcode}")
-
-    def close(self) -> None:
-        """End the process, whatever it is doing."""
-        self.process.kill()
-        self.process.join()
-        self.jobs.close()
+# A case gets at least this long: the first call of a kernel compiles it; torch.compile takes longer.
+SHORTEST, SHORTEST_COMPILED = 10.0, 30.0
 
 
 @dataclass
-class Borrowed:
-    """A run on a GPU: a worker, what it has found so far, and what is left of the budget."""
+class Schedule:
+    """A run: a worker, what it has found so far, and what is left of the budget."""
 
     budget: Budget
     report: Report
-    device: str = "cuda"
-    start: Callable[[], Worker] = Child
+    device: str
+    start: Callable[[], Worker]
+    """Begins a worker, and one more for each that is lost."""
     worker: Worker | None = None
     rates: dict[str, float] = field(default_factory=dict)
 
     def run(self, cases: list[Case], whole_shape: str, everything: bool) -> None:
         """Measure every case in every dtype, in their order; then profile the slowest and time the whole paper."""
         try:
-            self._ask(Job("rates", max(SHORTEST, 0.1 * self.budget.seconds), self.device), "rates")
+            self._step(Job("rates", max(SHORTEST, 0.1 * self.budget.seconds), self.device), "rates")
             todo = [(case, dtype, slow) for slow in (False, True) for case in cases for dtype in dtypes(self.device)]
             for at, (case, dtype, slow) in enumerate(todo):
                 self._case(case, dtype, slow, len(todo) - at)
-            self._profile()
+            if self.device == "cuda":
+                self._profile()
             if everything:
                 self._whole(cases, whole_shape)
         finally:
@@ -128,11 +54,15 @@ class Borrowed:
         names = [entry.name for entry in of_kernel(case.kernel.name, dtype, self.device) if entry.compiles == slow]
         if not names:
             return
-        usable = self.budget.left - LAST_SHARE * self.budget.seconds
-        if usable < SHORTEST:
+        if f"{case.name} {dtype}" in self.report.failed:
+            self._rows(case, dtype, names, FAILED, "no speed is printed: a check of ours failed")
+            return
+        usable = self.budget.left - LAST_SHARE[self.device] * self.budget.seconds
+        shortest = SHORTEST_COMPILED if slow else SHORTEST
+        if usable < shortest:
             self._rows(case, dtype, names, SKIPPED, "the budget ended before it was measured")
             return
-        seconds = min(max(SHARES * usable / left, SHORTEST), LONGEST, usable)
+        seconds = min(max(SHARES * usable / left, shortest), LONGEST, usable)
         job = Job("case", seconds, self.device, case.name, dtype, compiles=slow, rates=self.rates)
         lost = self._ask(job, f"{case.name} {dtype}")
         if lost:
@@ -152,6 +82,8 @@ class Borrowed:
                 if record["record"] == "broken":
                     self.report.broken.append(name)
                     return str(record["reason"])
+                if record["record"] == "lost":
+                    raise WorkerLostError(record["reason"])
                 self._take(record, name)
         except WorkerLostError as error:
             self._close()
