@@ -34,8 +34,8 @@ class Job:
     case: str = ""
     dtype: str = ""
     provider: str = ""
-    compiles: bool = False
-    """Whether the providers that compile for long are measured, or the others."""
+    compiles: bool | None = None
+    """Whether the providers that compile for long are measured, or the others; None: all."""
     passed: dict[str, list[str]] = field(default_factory=dict)
     """Case -> providers that passed their check, for `whole`."""
     rates: dict[str, float] = field(default_factory=dict)
@@ -78,9 +78,10 @@ def _rates(bench: Bench, job: Job) -> None:
 
 def _case(bench: Bench, job: Job) -> None:
     group = _group(bench, job.case, job.dtype)
-    # The baseline is measured with those that compile, too: ratios come from common rounds. Its row is there already.
-    entries = [entry for entry in group.providers if entry.compiles == job.compiles or entry.name == BASELINE]
-    group.only = tuple(entry.name for entry in entries if entry.compiles == job.compiles)
+    chosen = [entry.name for entry in group.providers if job.compiles in (None, entry.compiles)]
+    # The baseline is measured with every other, its row there or not: ratios come from common rounds.
+    entries = [entry for entry in group.providers if entry.name in (BASELINE, *chosen)]
+    group.only = tuple(chosen)
     if bench.device == "cpu":
         _shorten(bench, group, len(entries))
     check(bench, group, entries)

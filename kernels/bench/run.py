@@ -21,6 +21,9 @@ from repro.kernels.bench.timing import Budget, Samples, lost
 from repro.kernels.errors import KernelError
 from repro.kernels.registry import KERNELS
 
+# A compilation by torch.compile takes about this long.
+COMPILE_SECONDS = 20.0
+
 
 @dataclass
 class Group:
@@ -92,6 +95,9 @@ def check(bench: Bench, group: Group, entries: list[Provider]) -> None:
         group.notes |= {entry.name: reason for entry in entries}
         return
     for entry in entries:
+        if entry.compiles and bench.budget.left < COMPILE_SECONDS:
+            group.notes[entry.name] = (SKIPPED, "compiling it does not fit the budget")
+            continue
         _check_one(bench, group, entry, inputs, truth)
         _say_verdict(bench, group, entry)
         if lost(group.notes.get(entry.name, ("", ""))[1]):

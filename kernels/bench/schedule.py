@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -17,8 +18,10 @@ from repro.kernels.bench.workers import Worker, WorkerLostError
 # Share of the budget that is kept for what comes after the cases: the paper from end to end, a GPU's profile, and the
 # compile table, which is made where there is no GPU.
 LAST_SHARE = {"cpu": 0.2, "cuda": 0.1}
-# A case may take so many times its even share of what is left, but no longer than this, in seconds.
-SHARES, LONGEST = 3.0, 60.0
+# A case may take so many times its even share of what is left; on a GPU, where it may hang, no more seconds than this.
+SHARES, LONGEST = 3.0, {"cpu": math.inf, "cuda": 60.0}
+# Who is measured together: all at once on a CPU; on a GPU, which is not held for long, those that compile come last.
+PASSES = {"cpu": (None,), "cuda": (False, True)}
 # A case gets at least this long: the first call of a kernel compiles it; torch.compile takes longer.
 SHORTEST, SHORTEST_COMPILED = 10.0, 30.0
 
@@ -39,9 +42,10 @@ class Schedule:
         """Measure every case in every dtype, in their order; then profile the slowest and time the whole paper."""
         try:
             self._step(Job("rates", max(SHORTEST, 0.1 * self.budget.seconds), self.device), "rates")
-            todo = [(case, dtype, slow) for slow in (False, True) for case in cases for dtype in dtypes(self.device)]
-            for at, (case, dtype, slow) in enumerate(todo):
-                self._case(case, dtype, slow, len(todo) - at)
+            kinds = PASSES[self.device]
+            todo = [(case, dtype, kind) for kind in kinds for case in cases for dtype in dtypes(self.device)]
+            for at, (case, dtype, compiles) in enumerate(todo):
+                self._case(case, dtype, compiles, len(todo) - at)
             if self.device == "cuda":
                 self._profile()
             if everything:
@@ -49,21 +53,22 @@ class Schedule:
         finally:
             self._close()
 
-    def _case(self, case: Case, dtype: str, slow: bool, left: int) -> None:
+    def _case(self, case: Case, dtype: str, compiles: bool | None, left: int) -> None:
         """Measure one case in one dtype; what became of the rows that were not measured is said, too."""
-        names = [entry.name for entry in of_kernel(case.kernel.name, dtype, self.device) if entry.compiles == slow]
+        found = of_kernel(case.kernel.name, dtype, self.device)
+        names = [entry.name for entry in found if compiles in (None, entry.compiles)]
         if not names:
             return
         if f"{case.name} {dtype}" in self.report.failed:
             self._rows(case, dtype, names, FAILED, "no speed is printed: a check of ours failed")
             return
         usable = self.budget.left - LAST_SHARE[self.device] * self.budget.seconds
-        shortest = SHORTEST_COMPILED if slow else SHORTEST
+        shortest = SHORTEST_COMPILED if compiles else SHORTEST
         if usable < shortest:
             self._rows(case, dtype, names, SKIPPED, "the budget ended before it was measured")
             return
-        seconds = min(max(SHARES * usable / left, shortest), LONGEST, usable)
-        job = Job("case", seconds, self.device, case.name, dtype, compiles=slow, rates=self.rates)
+        seconds = min(max(SHARES * usable / left, shortest), LONGEST[self.device], usable)
+        job = Job("case", seconds, self.device, case.name, dtype, compiles=compiles, rates=self.rates)
         lost = self._ask(job, f"{case.name} {dtype}")
         if lost:
             seen = {r["provider"] for r in self._speeds(case, dtype)}
@@ -117,7 +122,7 @@ class Schedule:
             reason = "nothing was timed" if worst is None else "skipped: the budget ended"
             self.report.add({"record": "profile", "status": reason}, f"profile: {reason}")
             return
-        seconds = min(LONGEST, self.budget.left / 2)
+        seconds = min(LONGEST[self.device], self.budget.left / 2)
         job = Job("profile", seconds, self.device, worst["case"], worst["dtype"], worst["provider"])
         self._step(job, "profile")
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 MIN_ROUNDS, MAX_ROUNDS = 5, 40
+GPU_ROUNDS = 3
 WALL_CLOCK, DO_BENCH, CUDA_GRAPH = "interleaved wall clock", "do_bench", "do_bench_cudagraph"
 
 Clock = Callable[[], float]
@@ -108,7 +109,7 @@ def interleaved(
 
 
 def on_device(
-    calls: Mapping[str, Call], timer: str, allowance: float, clock: Clock = time.monotonic, rounds: int = 3
+    calls: Mapping[str, Call], timer: str, allowance: float, clock: Clock = time.monotonic
 ) -> dict[str, Samples]:
     """Time every call by one of Triton's timers, in turns: `do_bench` flushes the cache and includes launches.
 
@@ -117,7 +118,7 @@ def on_device(
     """
     start, slowest = clock(), 0.0
     taken: dict[str, list[list[float]]] = {name: [] for name in calls}
-    for turn in range(rounds):
+    for turn in range(GPU_ROUNDS):
         for name in list(taken):
             before = clock()
             if before - start + slowest > allowance:

@@ -125,8 +125,10 @@ def test_where_a_check_of_ours_failed_what_compiles_gets_no_speed_either() -> No
     report = Report(say=lambda words: None, failed=["projection/paper fp32"])
     worker = Counted(Clock())
     chosen = [case for case in cases.every() if case.kernel.name == "projection"]
-    Schedule(Budget(600.0, worker.clock), report, "cpu", lambda: worker).run(chosen, "paper4", everything=False)
-    assert {job.case for job in worker.jobs if job.what == "case"} == {"projection/paper4"}
+    Schedule(Budget(600.0, worker.clock), report, "cuda", lambda: worker).run(chosen, "paper4", everything=False)
+    asked = {(job.case, job.dtype) for job in worker.jobs if job.what == "case"}
+    assert ("projection/paper", "bf16") in asked
+    assert ("projection/paper", "fp32") not in asked
     assert {row["status"] for row in speeds(report, "projection/paper", "fp32")} == {"check failed"}
 
 
