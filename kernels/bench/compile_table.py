@@ -141,12 +141,6 @@ class Compiled:
         return found
 
 
-def shapes_of(entry: Entry) -> list[Shape]:
-    """Return the declared shapes at which an entry's launches are compiled."""
-    only = ONE_SHAPE.get(entry.dtype)
-    return [shape for shape in cases.SHAPES if only in (None, shape.name)]
-
-
 def launches_of(entry: Entry, shape: Shape) -> dict[str, Launch]:
     """Return launch -> the launch that an entry's module makes at a shape, of the kernels that declare that shape."""
     module, card = importlib.import_module(f"repro.kernels.{entry.module}"), roofline.CARDS[entry.card]
@@ -159,7 +153,8 @@ def compile_entry(entry: Entry, everything: bool = False) -> Iterator[Compiled]:
     """Compile the launches of an entry in their default configuration, or in every one that tuning may choose."""
     card = roofline.CARDS[entry.card]
     known: dict[str, tuple[Code, int]] = {}
-    for shape in shapes_of(entry):
+    only = ONE_SHAPE.get(entry.dtype)
+    for shape in (shape for shape in cases.SHAPES if only in (None, shape.name)):
         seen: set[str] = set()
         for index in range(100 if everything else 1):
             with tuning.candidate(index):

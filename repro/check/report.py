@@ -53,19 +53,16 @@ def _counted(rows: Sequence[Row] | Sequence[ClaimRow], verdicts: Sequence[str]) 
     return " · ".join(f"{verdict}: {counts[verdict]}" for verdict in verdicts) + f" (of {len(rows)})"
 
 
-def write_report(
-    rows: Sequence[Row], folder: Path, heading: Heading, claims: Sequence[ClaimRow] = ()
-) -> tuple[Path, Path]:
-    """Write check.md and check.json into a folder and return their paths. Agreement: tests/check/test_check.py.
+def write_report(rows: Sequence[Row], folder: Path, heading: Heading, claims: Sequence[ClaimRow] = ()) -> Path:
+    """Write check.md and check.json into a folder; return the table's path. Agreement: tests/check/test_check.py.
 
     rows: the published numbers; claims: asked of a subject that is not the paper's, whose rows are folded.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    page, data = folder / "check.md", folder / "check.json"
-    own = heading.subject_is_papers
+    page, own = folder / "check.md", heading.subject_is_papers
     page.write_text(markdown(rows, heading) if own else markdown_of_claims(claims, rows, heading), encoding="utf-8")
-    write_json(data, document(rows, heading, claims))
-    return page, data
+    write_json(folder / "check.json", document(rows, heading, claims))
+    return page
 
 
 def document(rows: Sequence[Row], heading: Heading, claims: Sequence[ClaimRow] = ()) -> dict[str, Any]:
