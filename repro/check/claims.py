@@ -102,7 +102,6 @@ class _Claims:
         self, results: Mapping[str, xr.Dataset], raw: Callable[[str], xr.Dataset] | None, resamples: int
     ) -> None:
         self.results, self.bootstrap = results, Bootstrap(raw, resamples)
-        self.medians: dict[tuple[Any, ...], _Estimate] = {}
 
     def result(self, name: str) -> xr.Dataset:
         if name not in self.results:
@@ -120,12 +119,6 @@ class _Claims:
 
     def median(self, name: str, variable: str, **labels: str) -> _Estimate:
         """Return the pooled median of a stored variable at some labels, with its resamples."""
-        place = (name, variable, *sorted(labels.items()))
-        if place not in self.medians:
-            self.medians[place] = self._median(name, variable, labels)
-        return self.medians[place]
-
-    def _median(self, name: str, variable: str, labels: Mapping[str, str]) -> _Estimate:
         found = self.result(name)
         try:
             value = float(found[variable].sel({"quantile": "median", **labels}))
