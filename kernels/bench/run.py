@@ -200,6 +200,8 @@ def _samples(
             left = min(share * allowance - (bench.budget.spent - start), bench.budget.left)
             yield timer, timing.on_device(calls, timer, left, bench.budget.clock)
         return
+    # A case may take three times its share of the budget; its samples, of which there are up to forty, need not.
+    allowance /= 3
     # On a CPU that others use too the rates are measured in the same rounds: they meet the same noise.
     meters = bench.meters(group.dtype)
     runs = {name: meter.run for name, meter in meters.items()}

@@ -22,8 +22,8 @@ LAST_SHARE = {"cpu": 0.2, "cuda": 0.1}
 SHARES, LONGEST = 3.0, {"cpu": math.inf, "cuda": 60.0}
 # Who is measured together: all at once on a CPU; on a GPU, which is not held for long, those that compile come last.
 PASSES = {"cpu": (None,), "cuda": (False, True)}
-# A case gets at least this long: the first call of a kernel compiles it; torch.compile takes longer.
-SHORTEST, SHORTEST_COMPILED = 10.0, 30.0
+# A case gets at least this long: on a GPU the first call of a kernel compiles it; torch.compile takes longer.
+SHORTEST, SHORTEST_COMPILED = {"cpu": 2.0, "cuda": 10.0}, 30.0
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Schedule:
     def run(self, cases: list[Case], whole_shape: str, everything: bool) -> None:
         """Measure every case in every dtype, in their order; then profile the slowest and time the whole paper."""
         try:
-            self._step(Job("rates", max(SHORTEST, 0.1 * self.budget.seconds), self.device), "rates")
+            self._step(Job("rates", max(SHORTEST[self.device], 0.1 * self.budget.seconds), self.device), "rates")
             kinds = PASSES[self.device]
             todo = [(case, dtype, kind) for kind in kinds for case in cases for dtype in dtypes(self.device)]
             for at, (case, dtype, compiles) in enumerate(todo):
@@ -63,7 +63,7 @@ class Schedule:
             self._rows(case, dtype, names, FAILED, "no speed is printed: a check of ours failed")
             return
         usable = self.budget.left - LAST_SHARE[self.device] * self.budget.seconds
-        shortest = SHORTEST_COMPILED if compiles else SHORTEST
+        shortest = SHORTEST_COMPILED if compiles else SHORTEST[self.device]
         if usable < shortest:
             self._rows(case, dtype, names, SKIPPED, "the budget ended before it was measured")
             return
