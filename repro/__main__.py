@@ -263,12 +263,11 @@ def bench(
 
         end_to_end(request.spec, workspace.store, parse_sizes(sizes), repeats, _say)
         return
-    from repro.bench.kernels import BenchOptions
     from repro.bench.kernels import bench as measure
+    from repro.kernels.bench.command import Options
 
-    directory = workspace.figures_folder("bench")
-    asked = BenchOptions(workspace.store, directory, request.device, budget, only, compile_all, as_json)
-    _end([measure(asked, _say)])
+    asked = Options(request.device, budget, only, compile_all, as_json)
+    _end([measure(asked, workspace.store, workspace.figures_folder("bench"), _say)])
 
 
 def main(arguments: list[str] | None = None) -> int:

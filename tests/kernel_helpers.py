@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from repro.kernels import outputs, select
-from repro.kernels.bench.tolerances import error_ratio, tolerance
+from repro.kernels.bench.tolerances import TOLERANCES, error_ratio
 
 SEED = 20231
 # The most that a kernel's error may exceed that of the float32 reference, both measured against float64.
@@ -136,7 +136,7 @@ def agree(got: Results, true: Results, precision: str) -> None:
         assert ours.shape == right.shape
         assert ours.dtype in (torch.float32, torch.float64)
         error = error_ratio(ours, right)
-        assert error <= tolerance(precision), f"result {index} is off by {error:.1e}, {precision} allows less"
+        assert error <= TOLERANCES[precision], f"result {index} is off by {error:.1e}, {precision} allows less"
 
 
 def as_accurate(got: Results, reference: Results, true: Results) -> None:

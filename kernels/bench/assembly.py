@@ -28,16 +28,6 @@ class Code:
     spills: int
     """Bytes of local memory per thread (NVIDIA) or vector registers spilled (AMD)."""
 
-    @property
-    def instructions(self) -> int:
-        """Return how many instructions there are."""
-        return count(self.text)
-
-    @property
-    def inner_loop(self) -> str:
-        """Return the longest loop that holds no other; the whole code where there is none."""
-        return inner_loop(self.text)
-
 
 def count(text: str) -> int:
     """Return how many instructions a text holds."""

@@ -67,10 +67,6 @@ class Case:
         with torch.no_grad():
             return self.work(inputs, listed(self.kernel.function("reference")(**inputs)))
 
-    def shortened(self, positions: int) -> Case:
-        """Return the same case over fewer positions."""
-        return replace(self, shape=replace(self.shape, positions=positions))
-
 
 def every() -> list[Case]:
     """Return every declared case, shape by shape, the paper's first."""

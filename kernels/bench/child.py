@@ -1,28 +1,26 @@
-"""A process that measures what it is asked, job by job: whatever a GPU dies of, it takes this process and one row.
-
-Reads one job a line from its standard input, writes records to its standard output, and `done` after each job.
-"""
+"""A process that measures what it is asked, job by job: whatever a GPU dies of, it takes this process and one row."""
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
-from typing import Any, TextIO
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+from typing import Any
 
 from repro.kernels.bench import timing
 from repro.kernels.bench.cases import every
+from repro.kernels.bench.providers import BASELINE
 from repro.kernels.bench.rates import measure_rates
 from repro.kernels.bench.report import Report
 from repro.kernels.bench.run import Bench, Group, check, time_group
-from repro.kernels.bench.timing import Budget, Clock, Samples
+from repro.kernels.bench.timing import Budget, Clock
 from repro.kernels.bench.whole import end_to_end, profile
 
 Record = dict[str, Any]
-LOST = 3
-"""Exit code of a process whose device can no longer be used."""
+# Calls per provider that checking and timing need at least, against the floor that one call cannot beat.
+CALLS, SLACK = 8, 2
+FEWEST_POSITIONS = 64
 
 
 @dataclass(frozen=True)
@@ -36,27 +34,27 @@ class Job:
     case: str = ""
     dtype: str = ""
     provider: str = ""
-    compiles: bool = False
-    """Whether the providers that compile for long are measured, or the others."""
+    compiles: bool | None = None
+    """Whether the providers that compile for long are measured, or the others; None: all."""
     passed: dict[str, list[str]] = field(default_factory=dict)
     """Case -> providers that passed their check, for `whole`."""
-    rates: dict[str, list[float]] = field(default_factory=dict)
-    """Meter -> seconds a call, as measured before."""
+    rates: dict[str, float] = field(default_factory=dict)
+    """Meter -> FLOP or bytes per second, as measured before."""
 
 
 def serve(job: Job, say: Callable[[Record], None], clock: Clock = timing.time.monotonic) -> bool:
     """Do one job, saying each record as soon as it is known; return whether the device can be used afterwards."""
     report = _Saying(say)
-    bench = Bench(job.device, Budget(job.seconds, clock), report)
-    bench.rates.update({name: Samples(seconds, seconds) for name, seconds in job.rates.items()})
+    bench = Bench(job.device, Budget(job.seconds, clock), report, dict(job.rates))
     try:
         _JOBS[job.what](bench, job)
     except Exception as error:  # a job that fails leaves the next its turn, unless it took the device with it
-        gone = timing.lost(error)
+        gone = timing.lost(str(error))
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         say({"record": "lost" if gone else "broken", "reason": reason})
         return not gone
-    lost = next((reason for reason in report.reasons if timing.lost(RuntimeError(reason))), None)
+    notes = (str(record.get("note", "")) for record in report.records)
+    lost = next(filter(timing.lost, notes), None)
     if lost is not None:
         say({"record": "lost", "reason": lost})
     return lost is None
@@ -66,13 +64,11 @@ class _Saying(Report):
     """A report whose records go to somebody else."""
 
     def __init__(self, to: Callable[[Record], None]) -> None:
-        super().__init__(None, True, lambda words: None)
+        super().__init__(say=lambda words: None)
         self.to = to
-        self.reasons: list[str] = []
 
     def add(self, record: Record, *lines: str) -> None:
         super().add(record)
-        self.reasons.append(str(record.get("note", "")))
         self.to({**record, "lines": list(lines)})
 
 
@@ -82,10 +78,24 @@ def _rates(bench: Bench, job: Job) -> None:
 
 def _case(bench: Bench, job: Job) -> None:
     group = _group(bench, job.case, job.dtype)
-    entries = [entry for entry in group.providers if entry.compiles == job.compiles]
-    group.only = tuple(entry.name for entry in entries)
+    chosen = [entry.name for entry in group.providers if job.compiles in (None, entry.compiles)]
+    # The baseline is measured with every other, its row there or not: ratios come from common rounds.
+    entries = [entry for entry in group.providers if entry.name in (BASELINE, *chosen)]
+    group.only = tuple(chosen)
+    if bench.device == "cpu":
+        _shorten(bench, group, len(entries))
     check(bench, group, entries)
     time_group(bench, group, bench.budget.left)
+
+
+def _shorten(bench: Bench, group: Group, providers: int) -> None:
+    """Halve the positions of a group until it fits the job, by the matrix-product rate and what is usual on a CPU."""
+    case, flop = group.case, bench.rates["matmul ieee"] * bench.budget.left / (CALLS * SLACK * providers)
+    while case.kernel.flop(case.shape) > flop and case.shape.positions > FEWEST_POSITIONS:
+        case = replace(case, shape=replace(case.shape, positions=case.shape.positions // 2))
+    if case != group.case:
+        group.note = f"{case.shape.positions} of {group.case.shape.positions} positions: budget"
+        group.case = case
 
 
 def _profile(bench: Bench, job: Job) -> None:
@@ -113,33 +123,16 @@ _JOBS: dict[str, Callable[[Bench, Job], None]] = {
 }  # fmt: skip
 
 
-def work(jobs: Iterable[str], out: TextIO) -> int:
-    """Serve jobs, one JSON object a line, until there are no more or the device is lost; return the exit code."""
-
-    def say(record: Record) -> None:
-        out.write(json.dumps(record, allow_nan=False) + "\n")
-        out.flush()
-
-    for line in jobs:
-        if not serve(Job(**json.loads(line)), say):
-            return LOST
-        say({"record": "done"})
-    return 0
-
-
-def main() -> int:
-    """Serve jobs from standard input; whatever a compiler prints goes to standard error."""
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+def work(jobs: Connection) -> None:
+    """Serve the jobs that come through a pipe until it is closed or the device is lost; `done` follows each of them."""
+    # Whatever a compiler prints goes to standard error: the command's output is its own.
     os.dup2(2, 1)
-    out.write(json.dumps({"record": "ready"}) + "\n")
-    out.flush()
-    return work(sys.stdin, out)
-
-
-def line_of(job: Job) -> str:
-    """Return a job as a line."""
-    return json.dumps(asdict(job), allow_nan=False) + "\n"
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    jobs.send({"record": "ready"})
+    while True:
+        try:
+            job = jobs.recv()
+        except EOFError:
+            return
+        if not serve(job, jobs.send):
+            return
+        jobs.send({"record": "done"})

@@ -16,19 +16,18 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from repro.kernels.bench import compile_all as bench_compile
-from repro.kernels.bench.borrowed import Borrowed, Child, Worker
-from repro.kernels.bench.cases import Case, select
+from repro.kernels.bench.cases import select
 from repro.kernels.bench.compile_table import PREDICTED
-from repro.kernels.bench.rates import measure_rates
 from repro.kernels.bench.report import Report, describe, environment
-from repro.kernels.bench.run import Bench, check_all, groups, time_all
+from repro.kernels.bench.schedule import Schedule
 from repro.kernels.bench.timing import Budget, Clock, parse_budget
-from repro.kernels.bench.whole import end_to_end
+from repro.kernels.bench.workers import Child, InThisProcess, Worker
 from repro.kernels.errors import KernelError, UnsupportedError
 
 DEFAULT_BUDGET = "5m"
@@ -56,11 +55,11 @@ def run(
     options: Options,
     say: Callable[[str], None] = print,
     clock: Clock = time.monotonic,
-    start: Callable[[], Worker] = Child,
+    start: Callable[[], Worker] | None = None,
 ) -> Report:
     """Measure what the options ask for; `failed` of the report names what failed its check, `broken` steps and cases.
 
-    start: begins a process that measures on a GPU, and one more for each that is lost.
+    start: begins who measures, and one more for each that is lost; by default this process, or one of its own on a GPU.
 
     Raises UnsupportedError for a device that is not there, a case that does not exist or a budget that is no time.
     Agreement: tests/kernels/test_bench.py.
@@ -74,26 +73,15 @@ def run(
     report = Report(options.out, options.as_json, say)
     seen = environment(device, budget.seconds)
     report.add(seen, describe(seen))
-    if device == "cuda":
-        Borrowed(budget, report, device, start).run(cases, WHOLE_SHAPE[device], options.only is None)
-    else:
-        _on_cpu(Bench(device, budget, report), cases, options.only is None)
+    begin = start or (Child if device == "cuda" else partial(InThisProcess, clock))
+    Schedule(budget, report, device, begin).run(cases, WHOLE_SHAPE[device], options.only is None)
     if (device == "cpu" and options.only is None) or options.compile_all:
-        _step(report, "compile", lambda: _compile_table(report, budget, options.compile_all))
+        report.add({"record": "note", "text": PREDICTED}, "", PREDICTED, bench_compile.heading())
+        for record in bench_compile.in_children(options.compile_all, budget):
+            report.add(record, bench_compile.line_of(record))
     for name in report.failed:
         report.add({"record": "failed", "group": name}, f"{name}: a check failed, so none of its speeds is printed")
     return report
-
-
-def _on_cpu(bench: Bench, cases: list[Case], everything: bool) -> None:
-    """Check every case, then time what passed, then the kernels' part of the paper, all in this process."""
-    measure_rates(bench)
-    todo = groups(bench, cases)
-    check_all(bench, todo)
-    time_all(bench, todo)
-    if everything:
-        _step(bench.report, "end_to_end", lambda: end_to_end(bench, todo, WHOLE_SHAPE[bench.device]))
-    bench.report.failed = sorted(bench.failed)
 
 
 def resolve(device: str) -> str:
@@ -103,23 +91,6 @@ def resolve(device: str) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise UnsupportedError("bench: --device cuda, but torch sees no GPU here")
     return "cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device
-
-
-def _step(report: Report, name: str, run: Callable[[], None]) -> None:
-    """Run a step whose failure is recorded and leaves the others their turn."""
-    try:
-        run()
-    except Exception as error:  # the results so far are worth more than a traceback
-        report.broken.append(name)
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        report.add({"record": name, "status": f"failed: {reason}"}, f"{name}: failed: {reason}")
-
-
-def _compile_table(report: Report, budget: Budget, everything: bool) -> None:
-    """Compile ahead of time in processes of its own, where no kernel is interpreted."""
-    report.add({"record": "note", "text": PREDICTED}, "", PREDICTED, bench_compile.heading())
-    for record in bench_compile.in_children(everything, budget):
-        report.add(record, bench_compile.line_of(record))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -12,7 +12,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -57,9 +57,9 @@ def entries() -> list[Entry]:
     """Return every pair of module and precision that exists, card by card."""
     return [
         Entry(card.name, dtype, precision, module)
-        for card in roofline.CARDS
+        for card in roofline.CARDS.values()
         for dtype, precision in (("fp32", "ieee"), ("fp32", "tf32x3"), ("bf16", "bf16"), ("fp16", "fp16"))
-        if roofline.exists(card, precision)
+        if precision in card.rates  # HIP has no TF32x3
         for module in triton_modules()
     ]
 
@@ -141,15 +141,9 @@ class Compiled:
         return found
 
 
-def shapes_of(entry: Entry) -> list[Shape]:
-    """Return the declared shapes at which an entry's launches are compiled."""
-    only = ONE_SHAPE.get(entry.dtype)
-    return [shape for shape in cases.SHAPES if only in (None, shape.name)]
-
-
 def launches_of(entry: Entry, shape: Shape) -> dict[str, Launch]:
     """Return launch -> the launch that an entry's module makes at a shape, of the kernels that declare that shape."""
-    module, card = importlib.import_module(f"repro.kernels.{entry.module}"), roofline.card(entry.card)
+    module, card = importlib.import_module(f"repro.kernels.{entry.module}"), roofline.CARDS[entry.card]
     precision = entry.precision if entry.dtype == "fp32" else "ieee"
     made: dict[str, Launch] = module.launches(DTYPES[entry.dtype], shape.sizes(), roofline.vendor(card), precision)
     return {name: launch for name, launch in made.items() if shape.name in KERNELS[name.split(".")[0]].shapes}
@@ -157,9 +151,10 @@ def launches_of(entry: Entry, shape: Shape) -> dict[str, Launch]:
 
 def compile_entry(entry: Entry, everything: bool = False) -> Iterator[Compiled]:
     """Compile the launches of an entry in their default configuration, or in every one that tuning may choose."""
-    card = roofline.card(entry.card)
+    card = roofline.CARDS[entry.card]
     known: dict[str, tuple[Code, int]] = {}
-    for shape in shapes_of(entry):
+    only = ONE_SHAPE.get(entry.dtype)
+    for shape in (shape for shape in cases.SHAPES if only in (None, shape.name)):
         seen: set[str] = set()
         for index in range(100 if everything else 1):
             with tuning.candidate(index):
@@ -207,7 +202,7 @@ def compiled(launch: Launch, card: roofline.Card, known: dict[str, tuple[Code, i
 def _row(
     entry: Entry, card: roofline.Card, shape: Shape, name: str, launch: Launch, code: Code, shared: int
 ) -> Compiled:
-    loop = code.inner_loop
+    loop = assembly.inner_loop(code.text)
     row = Compiled(
         launch=name,
         kernel=launch.fn.__name__,
@@ -224,7 +219,7 @@ def _row(
         spills=code.spills,
         shared=shared,
         shared_limit=card.shared,
-        instructions=code.instructions,
+        instructions=assembly.count(code.text),
         loop=assembly.count(loop),
         barriers=assembly.barriers(loop),
         matrix=assembly.matrix_instructions(code.text),
@@ -238,7 +233,7 @@ def _row(
     work = work_of(name, shape, entry.dtype)
     if work is not None:
         row.flop, row.bytes = work.flop, work.bytes
-        _predict(row, card, launch, work, code)
+        _predict(row, card, launch, work)
     return row
 
 
@@ -251,18 +246,18 @@ def work_of(launch: str, shape: Shape, dtype: str) -> Work | None:
     return declared.get(launch)
 
 
-def _predict(row: Compiled, card: roofline.Card, launch: Launch, work: Work, code: Code) -> None:
+def _predict(row: Compiled, card: roofline.Card, launch: Launch, work: Work) -> None:
     """Add what the tiles make of the least work, and the time that they take at least."""
     rate = card.rates[row.precision if row.multiplies else "ieee"]
     tiling = launch.tiling
     if tiling is None:
-        row.predicted_us = 1e6 * roofline.floor_seconds(work, rate, card.memory)
-        row.bound = roofline.bound(work, rate, card.memory)
+        seconds, row.bound = roofline.floor(work, rate, card.memory)
+        row.predicted_us = 1e6 * seconds
         return
     tensors = {name: value for name, value in launch.arguments.items() if isinstance(value, Tensor)}
     loaded = sum(tiling.reads.get(name, 1) * value.numel() * value.element_size() for name, value in tensors.items())
     issue = roofline.Issue(
-        row.programs, int(launch.constexprs["num_warps"]), code.instructions + tiling.steps * row.loop
+        row.programs, int(launch.constexprs["num_warps"]), row.instructions + tiling.steps * row.loop
     )
     # Heads formed beforehand stay in cache: of the launch's own bytes the call's least is what memory moves.
     least = Work(work.flop / tiling.calls, work.bytes / tiling.calls)
@@ -276,25 +271,24 @@ def _predict(row: Compiled, card: roofline.Card, launch: Launch, work: Work, cod
     row.component_reads, row.formed = tiling.reads.get("of_ptr"), tiling.formed or None
 
 
-def main(arguments: list[str]) -> int:
-    """Compile every n-th entry from the i-th on, given `i/n [--all] [CARD/PRECISION…]`; print a JSON object a line."""
-    first, step = map(int, arguments[0].split("/"))
-    everything, only = "--all" in arguments[1:], [word for word in arguments[1:] if word != "--all"]
+def table(
+    everything: bool = False, only: Sequence[str] = (), first: int = 0, step: int = 1
+) -> Iterator[dict[str, Any]]:
+    """Compile every step-th entry from the first on, and yield the rows; one that does not compile says so.
+
+    everything: every configuration that tuning may choose; only: pairs of card and precision (`H100/bf16`), or all.
+    """
     chosen = [entry for entry in entries() if not only or f"{entry.card}/{entry.precision}" in only]
     for entry in chosen[first::step]:
         try:
             for row in compile_entry(entry, everything):
-                _say({**asdict(row), "problems": row.problems()})
+                yield {"record": "compile", **asdict(row), "problems": row.problems()}
         except Exception as error:  # one configuration that no compiler takes leaves the others standing
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            _say({**asdict(entry), "launch": entry.module, "error": reason, "problems": ["does not compile"]})
-    return 0
-
-
-def _say(record: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps({"record": "compile", **record}) + "\n")
-    sys.stdout.flush()
+            failed = {"launch": entry.module, "error": reason, "problems": ["does not compile"]}
+            yield {"record": "compile", **asdict(entry), **failed}
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    for line in map(json.dumps, table()):
+        sys.stdout.write(f"{line}\n")

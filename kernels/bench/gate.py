@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from repro.kernels.bench.providers import Results
-from repro.kernels.bench.tolerances import error_ratio, tolerance
+from repro.kernels.bench.tolerances import TOLERANCES, error_ratio
 from repro.kernels.registry import KERNELS
 from repro.kernels.work import listed
 
@@ -50,7 +50,7 @@ class Truth:
         Agreement: tests/kernels/test_bench.py, test_one_flipped_sign_prints_no_speed.
         """
         checks = [
-            Check(name, self._error(name, got, true), tolerance(precision))
+            Check(name, self._error(name, got, true), TOLERANCES[precision])
             for name, got, true in zip(self.kernel.results, results, self.results, strict=True)
             if true is not None or got is not None
         ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import FunctionType
@@ -110,7 +111,7 @@ def _compiled(kernel: str, device: str) -> Function:
     compiled = torch.compile(own, dynamic=False)
 
     def call(**inputs: Any) -> Results:
-        with _Quiet("torch._dynamo", "torch._inductor"):
+        with _quiet("torch._dynamo", "torch._inductor"):
             try:
                 results: Results = compiled(**inputs)
             except torch.OutOfMemoryError:
@@ -122,19 +123,17 @@ def _compiled(kernel: str, device: str) -> Function:
     return call
 
 
-class _Quiet:
-    """Keeps libraries from logging warnings onto the table."""
-
-    def __init__(self, *names: str) -> None:
-        self.loggers = [logging.getLogger(name) for name in names]
-
-    def __enter__(self) -> None:
-        self.levels = [logger.level for logger in self.loggers]
-        for logger in self.loggers:
-            logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        for logger, level in zip(self.loggers, self.levels, strict=True):
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Keep libraries from logging warnings onto the table."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
 

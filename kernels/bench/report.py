@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -62,10 +62,6 @@ class Row:
     meter: str | None = None
     less_memory: float | None = None
     """The einsum reference's peak over this provider's."""
-
-    def record(self) -> dict[str, Any]:
-        """Return the row as one line of the results file."""
-        return {"record": "speed", **asdict(self)}
 
 
 def environment(device: str, seconds: float) -> dict[str, Any]:
@@ -134,7 +130,9 @@ class Report:
     """Steps and cases that ended in an error of their own."""
 
     def add(self, record: dict[str, Any], *lines: str) -> None:
-        """Keep a record and say it: as its own JSON line, or in the given words."""
+        """Keep a record and say it: as its own JSON line, or in the given words, the first speed below a heading."""
+        if record["record"] == "speed" and not any(known["record"] == "speed" for known in self.records):
+            lines = (heading(), *lines)
         line = json.dumps(record, allow_nan=False)
         if self.path is not None:
             # Written record by record: what was measured before a machine is taken away is not lost.
@@ -144,15 +142,9 @@ class Report:
         for words in (line,) if self.as_json else lines:
             self.say(words)
 
-    def rows(self, rows: Iterable[Row]) -> None:
-        """Add rows of one case, below a heading if they are the first."""
-        for row in rows:
-            first = not any(known["record"] == "speed" for known in self.records)
-            self.add(row.record(), *([heading()] if first else []), line_of(row))
-
-    def row(self, record: dict[str, Any]) -> None:
-        """Add a row that another process has measured."""
-        self.rows([Row(**{key: value for key, value in record.items() if key != "record"})])
+    def row(self, row: Row) -> None:
+        """Add a row of the table."""
+        self.add({"record": "speed", **asdict(row)}, line_of(row))
 
 
 def heading() -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from repro.kernels.errors import UnsupportedError
 from repro.kernels.work import Work
 
 # Larger than any cache but the largest servers', small enough to be repeated in every round of a measurement.
@@ -48,7 +48,7 @@ class Card:
 
 # Data sheets: A100 80GB SXM, H100 SXM, MI300X; dense rates, without sparsity. TF32x3 is three TF32 products. Caches:
 # 5,120 bytes a clock (A100's white paper, taken for H100 too), and MI300X's Infinity Cache.
-CARDS = (
+_CARDS = (
     Card("A100", "cuda", 80, 32, 163 << 10, 2.039e12, 108, 1.41e9, 7.2e12,
          {"ieee": 19.5e12, "tf32": 156e12, "tf32x3": 52e12, "bf16": 312e12, "fp16": 312e12}),
     Card("H100", "cuda", 90, 32, 227 << 10, 3.35e12, 132, 1.755e9, 9.0e12,
@@ -56,6 +56,7 @@ CARDS = (
     Card("MI300X", "hip", "gfx942", 64, 64 << 10, 5.3e12, 304, 2.1e9, 17.2e12,
          {"ieee": 163.4e12, "bf16": 1307.4e12, "fp16": 1307.4e12}),
 )  # fmt: skip
+CARDS = {card.name: card for card in _CARDS}
 
 
 def vendor(target: Card) -> str:
@@ -90,30 +91,13 @@ class Issue:
     instructions: float
 
 
-def card(name: str) -> Card:
-    """Return the declared accelerator of this name. Raises UnsupportedError listing those there are."""
-    for known in CARDS:
-        if known.name == name:
-            return known
-    raise UnsupportedError(f"roofline: no card {name!r}; there are {', '.join(c.name for c in CARDS)}")
+def floor(work: Work, rate: float, bandwidth: float) -> tuple[float, str]:
+    """Return the least seconds for this work, and what takes them: `compute` or `memory`, perfectly overlapped.
 
-
-def exists(target: Card, precision: str) -> bool:
-    """Return whether an architecture has a precision: HIP has neither TF32x3 nor, on gfx942 through Triton, TF32."""
-    return precision in target.rates
-
-
-def floor_seconds(work: Work, rate: float, bandwidth: float) -> float:
-    """Return the least time for this work: the longer of its arithmetic and its traffic, perfectly overlapped.
-
-    work: FLOP and bytes; rate: FLOP/s; bandwidth: bytes/s. Returns seconds. Agreement: tests/bench/test_bench_parts.py.
+    work: FLOP and bytes; rate: FLOP/s; bandwidth: bytes/s. Agreement: tests/bench/test_bench_parts.py.
     """
-    return max(work.flop / rate, work.bytes / bandwidth)
-
-
-def bound(work: Work, rate: float, bandwidth: float) -> str:
-    """Return which of the two is longer: `compute` or `memory`."""
-    return "compute" if work.flop / rate >= work.bytes / bandwidth else "memory"
+    compute, memory = work.flop / rate, work.bytes / bandwidth
+    return (compute, "compute") if compute >= memory else (memory, "memory")
 
 
 @dataclass(frozen=True)
@@ -127,7 +111,7 @@ class Meter:
 
 def copy_meter(device: str) -> Meter:
     """Return a copy within memory; its amount counts the bytes read and the bytes written."""
-    size = COPY_BYTES[device.split(":")[0]]
+    size = COPY_BYTES[device]
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.ones_like(source)
     return Meter("copy", lambda: target.copy_(source), 2.0 * size)
@@ -136,7 +120,7 @@ def copy_meter(device: str) -> Meter:
 def matmul_meter(device: str, precision: str) -> Meter:
     """Return a large square product in a precision's dtype and rounding; TF32x3 counts a third of TF32's."""
     dtype, tf32, products = PRECISIONS[precision]
-    size = MATMUL_SIZE[device.split(":")[0]]
+    size = MATMUL_SIZE[device]
     generator = torch.Generator(device=device).manual_seed(size)
     a, b = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
@@ -148,15 +132,12 @@ def matmul_meter(device: str, precision: str) -> Meter:
     return Meter(f"matmul {precision}", run, 2.0 * size**3 / products)
 
 
-class matmul_precision:  # noqa: N801 - used like the context managers of torch, in lower case
-    """Sets, for as long as it lasts, whether torch may round float32 matrix products to TF32."""
-
-    def __init__(self, tf32: bool) -> None:
-        self.tf32 = tf32
-
-    def __enter__(self) -> None:
-        self.before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_float32_matmul_precision(self.before)
+@contextmanager
+def matmul_precision(tf32: bool) -> Iterator[None]:
+    """Set, for as long as it lasts, whether torch may round float32 matrix products to TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

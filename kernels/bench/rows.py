@@ -48,18 +48,15 @@ def with_speed(row: Row, samples: Samples, baseline: Samples | None, timer: str)
     return row
 
 
-def with_floor(row: Row, work: Work, device: str, rates: Mapping[str, Samples]) -> Row:
+def with_floor(row: Row, work: Work, rates: Mapping[str, float]) -> Row:
     """Return the row with its least work, and with the least time for it at the rates measured in this run."""
-    meters = {"copy": 2.0 * roofline.COPY_BYTES[device]}
-    size, name = roofline.MATMUL_SIZE[device], f"matmul {row.precision}"
-    meters[name] = 2.0 * size**3 / roofline.PRECISIONS[row.precision][2]
     row.flop, row.bytes = work.flop, work.bytes
-    if name not in rates or "copy" not in rates:
+    rate, bandwidth = rates.get(f"matmul {row.precision}"), rates.get("copy")
+    if rate is None or bandwidth is None:
         return row
-    rate, bandwidth = (meters[meter] / rates[meter].median for meter in (name, "copy"))
     row.matmul_flop_per_s, row.copy_bytes_per_s = rate, bandwidth
-    seconds = roofline.floor_seconds(work, rate, bandwidth)
-    row.floor_ms, row.bound = 1e3 * seconds, roofline.bound(work, rate, bandwidth)
+    seconds, row.bound = roofline.floor(work, rate, bandwidth)
+    row.floor_ms = 1e3 * seconds
     assert row.median_ms is not None
     row.roofline_percent = 100 * row.floor_ms / row.median_ms
     return row

@@ -1,9 +1,9 @@
-"""Checks first, then times: every provider at every case that fits the budget."""
+"""Check first, then time: one case in one dtype by every provider."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,29 +14,15 @@ from repro.kernels.bench import roofline, timing
 from repro.kernels.bench.cases import Case
 from repro.kernels.bench.gate import Check, Truth
 from repro.kernels.bench.memory import peak_memory
-from repro.kernels.bench.providers import (
-    BASELINE,
-    DTYPES,
-    Call,
-    Function,
-    Provider,
-    bind,
-    dtypes,
-    of_kernel,
-)
+from repro.kernels.bench.providers import BASELINE, DTYPES, Call, Function, Provider, bind, of_kernel
 from repro.kernels.bench.report import FAILED, SKIPPED, UNAVAILABLE, Report, Row
 from repro.kernels.bench.rows import row_of, with_floor, with_speed
 from repro.kernels.bench.timing import Budget, Samples, lost
 from repro.kernels.errors import KernelError
 from repro.kernels.registry import KERNELS
 
-# Shares of the budget: until when checks may start, and until when timing may.
-CHECK_SHARE, TIME_SHARE = 0.45, 0.8
-# A compilation by torch.compile takes about this long, before the first has been seen.
+# A compilation by torch.compile takes about this long.
 COMPILE_SECONDS = 20.0
-# Calls per provider that checking and timing need at least, against the floor that one call cannot beat.
-CALLS, SLACK = 8, 2
-FEWEST_POSITIONS = 64
 
 
 @dataclass
@@ -54,11 +40,11 @@ class Group:
     note: str = ""
     """What a reader must know of every row: positions left out."""
     only: tuple[str, ...] = ()
-    """The providers that are measured; empty: all."""
+    """The providers that get a row; empty: all."""
 
     @property
     def providers(self) -> list[Provider]:
-        """Return every provider that has this kernel in this dtype."""
+        """Return the providers that get a row, of those that have this kernel in this dtype."""
         found = of_kernel(self.case.kernel.name, self.dtype, self.device)
         return [entry for entry in found if not self.only or entry.name in self.only]
 
@@ -81,11 +67,8 @@ class Bench:
     device: str
     budget: Budget
     report: Report
-    rates: dict[str, Samples] = field(default_factory=dict)
-    """Meter -> seconds a call, measured in this run."""
-    failed: set[str] = field(default_factory=set)
-    """`kernel/shape dtype` of which a check failed: no speed of theirs is printed."""
-    compile_seconds: float = COMPILE_SECONDS
+    rates: dict[str, float] = field(default_factory=dict)
+    """Meter -> FLOP or bytes per second, measured in this run."""
 
     def sync(self) -> None:
         """Wait until the device has done what it was given."""
@@ -102,45 +85,6 @@ class Bench:
         return {meter.name: meter for meter in found}
 
 
-def groups(bench: Bench, cases: list[Case]) -> list[Group]:
-    """Return every case in every dtype of the device; on a CPU over as many positions as the budget allows."""
-    if bench.device != "cpu":
-        return [Group(case, dtype, bench.device) for case in cases for dtype in dtypes(bench.device)]
-    chosen = list(cases)
-    while sum(_estimate(bench, case) for case in chosen) > bench.budget.left * TIME_SHARE:
-        longest = max(range(len(chosen)), key=lambda i: _estimate(bench, chosen[i]))
-        if chosen[longest].shape.positions <= FEWEST_POSITIONS:
-            break
-        chosen[longest] = chosen[longest].shortened(chosen[longest].shape.positions // 2)
-    return [
-        Group(
-            short,
-            "fp32",
-            bench.device,
-            note="" if short == case else f"{short.shape.positions} of {case.shape.positions} positions: budget",
-        )
-        for case, short in zip(cases, chosen, strict=True)
-    ]
-
-
-def _estimate(bench: Bench, case: Case) -> float:
-    """Return the seconds to check and time a case on a CPU, from the matrix-product rate and what is usual."""
-    rate = 2.0 * roofline.MATMUL_SIZE["cpu"] ** 3 / bench.rates["matmul ieee"].median
-    runs = of_kernel(case.kernel.name, "fp32", "cpu")
-    return case.kernel.flop(case.shape) / rate * CALLS * SLACK * len(runs)
-
-
-def check_all(bench: Bench, todo: list[Group]) -> None:
-    """Compare every provider at every case with float64, before anything is timed; those that compile come last."""
-    for compiles in (False, True):
-        for group in todo:
-            entries = [entry for entry in group.providers if entry.compiles == compiles]
-            if bench.budget.spent > CHECK_SHARE * bench.budget.seconds:
-                group.notes |= {entry.name: (SKIPPED, "the budget ended before it was checked") for entry in entries}
-            elif entries:
-                check(bench, group, entries)
-
-
 def check(bench: Bench, group: Group, entries: list[Provider]) -> None:
     """Compare some providers of a group with float64; every verdict is reported as soon as it is known."""
     try:
@@ -151,15 +95,12 @@ def check(bench: Bench, group: Group, entries: list[Provider]) -> None:
         group.notes |= {entry.name: reason for entry in entries}
         return
     for entry in entries:
-        before = bench.budget.spent
-        if entry.compiles and before + bench.compile_seconds > CHECK_SHARE * bench.budget.seconds:
+        if entry.compiles and bench.budget.left < COMPILE_SECONDS:
             group.notes[entry.name] = (SKIPPED, "compiling it does not fit the budget")
             continue
         _check_one(bench, group, entry, inputs, truth)
-        if entry.compiles and entry.name in group.checks:
-            bench.compile_seconds = bench.budget.spent - before
         _say_verdict(bench, group, entry)
-        if lost(RuntimeError(group.notes.get(entry.name, ("", ""))[1])):
+        if lost(group.notes.get(entry.name, ("", ""))[1]):
             after = [other.name for other in entries if other.name not in {*group.notes, *group.checks}]
             group.notes |= dict.fromkeys(after, (SKIPPED, f"{entry.name} took the device down"))
             return
@@ -199,36 +140,27 @@ def _say_verdict(bench: Bench, group: Group, entry: Provider) -> None:
     bench.report.add(record, f"{group.case.name} {group.dtype} {entry.name}: {status} {note or said}".rstrip())
 
 
-def time_all(bench: Bench, todo: list[Group]) -> None:
-    """Time what passed, group by group, and report it; what no longer fits is reported as skipped."""
-    allowance = max(bench.budget.seconds * TIME_SHARE - bench.budget.spent, 0.0) / max(len(todo), 1)
-    for group in todo:
-        late = bench.budget.spent > TIME_SHARE * bench.budget.seconds
-        time_group(bench, group, allowance, "the budget ended before it was timed" if late else "")
-
-
-def time_group(bench: Bench, group: Group, allowance: float, skipped: str = "") -> None:
-    """Time a group's providers within an allowance of seconds, unless it failed or is skipped; report their rows."""
+def time_group(bench: Bench, group: Group, allowance: float) -> None:
+    """Time a group's providers within an allowance of seconds, unless a check of ours failed; report their rows."""
     if group.failed:
-        reason = f"no speed is printed: a check of {group.failed} failed"
-        bench.failed.add(group.name)
-        bench.report.rows(_withheld(bench, group, FAILED, reason))
-    elif not group.functions or skipped:
-        bench.report.rows(_withheld(bench, group, SKIPPED, skipped or "no provider can be timed"))
+        _withhold(bench, group, FAILED, f"no speed is printed: a check of {group.failed} failed")
+    elif not group.functions:
+        _withhold(bench, group, SKIPPED, "no provider can be timed")
     else:
         try:
             _timed(bench, group, allowance)
         except torch.OutOfMemoryError:
-            bench.report.rows(_withheld(bench, group, SKIPPED, "out of memory"))
+            _withhold(bench, group, SKIPPED, "out of memory")
         except RuntimeError as error:  # a device that fails in one case may still serve the next
             bench.report.broken.append(group.name)
-            bench.report.rows(_withheld(bench, group, FAILED, f"while it was timed: {error}".splitlines()[0][:200]))
+            _withhold(bench, group, FAILED, f"while it was timed: {error}".splitlines()[0][:200])
 
 
-def _withheld(bench: Bench, group: Group, status: str, reason: str) -> Iterator[Row]:
-    """Return rows without speeds: each provider's own reason if it has one."""
+def _withhold(bench: Bench, group: Group, status: str, reason: str, besides: Container[str] = ()) -> None:
+    """Report rows without speeds, of all providers but some: each with its own reason if it has one."""
     for entry in group.providers:
-        yield _row(bench, group, entry, *group.notes.get(entry.name, (status, reason)))
+        if entry.name not in besides:
+            bench.report.row(_row(bench, group, entry, *group.notes.get(entry.name, (status, reason))))
 
 
 def _row(bench: Bench, group: Group, entry: Provider, status: str = "ok", note: str = "") -> Row:
@@ -255,11 +187,8 @@ def _timed(bench: Bench, group: Group, allowance: float) -> None:
             row.peak_bytes, row.meter = peaks[entry.name]
             row.result_bytes = kept
             row.less_memory = peaks[BASELINE].bytes / max(row.peak_bytes, 1) if BASELINE in peaks else None
-            bench.report.rows([with_floor(row, work, bench.device, bench.rates)])
-    late = (SKIPPED, "the budget ended before it was timed")
-    for entry in group.providers:
-        if entry.name not in timed:
-            bench.report.rows([_row(bench, group, entry, *group.notes.get(entry.name, late))])
+            bench.report.row(with_floor(row, work, bench.rates))
+    _withhold(bench, group, SKIPPED, "the budget ended before it was timed", besides=timed)
 
 
 def _samples(
@@ -271,8 +200,11 @@ def _samples(
             left = min(share * allowance - (bench.budget.spent - start), bench.budget.left)
             yield timer, timing.on_device(calls, timer, left, bench.budget.clock)
         return
+    # A case may take three times its share of the budget; its samples, of which there are up to forty, need not.
+    allowance /= 3
     # On a CPU that others use too the rates are measured in the same rounds: they meet the same noise.
-    meters = {name: meter.run for name, meter in bench.meters(group.dtype).items()}
-    taken = timing.interleaved({**calls, **meters}, allowance, bench.sync)
-    bench.rates.update({name: taken[name] for name in meters})
+    meters = bench.meters(group.dtype)
+    runs = {name: meter.run for name, meter in meters.items()}
+    taken = timing.interleaved({**calls, **runs}, allowance, bench.sync)
+    bench.rates |= {name: meter.amount / taken[name].median for name, meter in meters.items()}
     yield timing.WALL_CLOCK, taken

@@ -9,7 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 MIN_ROUNDS, MAX_ROUNDS = 5, 40
+GPU_ROUNDS = 3
 WALL_CLOCK, DO_BENCH, CUDA_GRAPH = "interleaved wall clock", "do_bench", "do_bench_cudagraph"
 
 Clock = Callable[[], float]
@@ -50,19 +53,6 @@ class Budget:
         """Return the seconds until the end; negative afterwards."""
         return self.seconds - self.spent
 
-    def fits(self, estimate: float) -> bool:
-        """Return whether something that takes this many seconds still ends in time."""
-        return estimate <= self.left
-
-
-def percentile(samples: list[float], share: float) -> float:
-    """Return the `share` quantile with linear interpolation."""
-    ordered = sorted(samples)
-    at = share * (len(ordered) - 1)
-    low = math.floor(at)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (at - low)
-
 
 @dataclass(frozen=True)
 class Samples:
@@ -80,12 +70,12 @@ class Samples:
     @property
     def p20(self) -> float:
         """Return the sample that a fifth of the samples is faster than."""
-        return percentile(self.seconds, 0.2)
+        return float(np.quantile(self.seconds, 0.2))
 
     @property
     def p80(self) -> float:
         """Return the sample that a fifth of the samples is slower than."""
-        return percentile(self.seconds, 0.8)
+        return float(np.quantile(self.seconds, 0.8))
 
     def against(self, other: Samples) -> Samples:
         """Return how many times as long the other takes, round by round: noise that both met in one round cancels."""
@@ -119,7 +109,7 @@ def interleaved(
 
 
 def on_device(
-    calls: Mapping[str, Call], timer: str, allowance: float, clock: Clock = time.monotonic, rounds: int = 3
+    calls: Mapping[str, Call], timer: str, allowance: float, clock: Clock = time.monotonic
 ) -> dict[str, Samples]:
     """Time every call by one of Triton's timers, in turns: `do_bench` flushes the cache and includes launches.
 
@@ -128,7 +118,7 @@ def on_device(
     """
     start, slowest = clock(), 0.0
     taken: dict[str, list[list[float]]] = {name: [] for name in calls}
-    for turn in range(rounds):
+    for turn in range(GPU_ROUNDS):
         for name in list(taken):
             before = clock()
             if before - start + slowest > allowance:
@@ -136,7 +126,7 @@ def on_device(
             try:
                 taken[name].append([ms / 1e3 for ms in _triton_timer(calls[name], timer)])
             except RuntimeError as error:
-                if timer != CUDA_GRAPH or lost(error):
+                if timer != CUDA_GRAPH or lost(str(error)):
                     raise
                 del taken[name]
             slowest = max(slowest, clock() - before)
@@ -152,9 +142,8 @@ def _sampled(taken: Mapping[str, list[list[float]]]) -> dict[str, Samples]:
     }
 
 
-def lost(error: BaseException) -> bool:
-    """Return whether an error leaves a device unusable for this process: an assert or an illegal access on it."""
-    words = str(error)
+def lost(words: str) -> bool:
+    """Return whether an error's words say that its device is lost to this process: an assert, an illegal access."""
     return any(sign in words for sign in ("device-side assert", "illegal memory access", "unspecified launch failure"))
 
 

@@ -13,11 +13,6 @@ TOLERANCES = {
 }
 
 
-def tolerance(precision: str) -> float:
-    """Return the largest error ratio that a precision allows."""
-    return TOLERANCES[precision]
-
-
 def error_ratio(got: Tensor, true: Tensor) -> float:
     """Return |got - true| / |true| over all elements, in float64; infinite where it is no number.
 

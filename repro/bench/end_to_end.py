@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from repro.bench.end_to_end_report import baseline_line, growth, line, medians, unfit
+from repro.bench.end_to_end_report import baseline_line, growth, line, medians
 from repro.bench.meter import PAPER, above, age, peak
 from repro.errors import Exit, ReproError
 
@@ -184,7 +184,7 @@ def end_to_end(spec: Path, store: Path, sizes: Sequence[int], repeats: int, say:
             path.parent.mkdir(parents=True, exist_ok=True)
             unfinished.write_text("")
         made = make_subject(folder, spec, max(*sizes, *BASELINE_SIZES))
-        for row in _measured(made, sizes, repeats, say):
+        for row in _measured(made, sizes, repeats):
             rows.append(row)
             with _writing(unfinished), unfinished.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, sort_keys=True) + "\n")
@@ -210,25 +210,16 @@ def _writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _measured(spec: Path, sizes: Sequence[int], repeats: int, say: Say) -> Iterator[dict[str, Any]]:
-    """Return rows as they are measured: the paper at every size, then beside the baseline."""
+def _measured(spec: Path, sizes: Sequence[int], repeats: int) -> Iterator[dict[str, Any]]:
+    """Yield rows as they are measured: the paper at every size, then beside the baseline, in turn over its prompts."""
     for repeat in range(repeats):
         for size in sizes:
             yield {"record": "paper", **_in_child("end_to_end", spec, size), "repeat": repeat}
-    yield from _beside_baseline(spec, repeats, say)
-
-
-def _beside_baseline(spec: Path, repeats: int, say: Say) -> Iterator[dict[str, Any]]:
-    """Measure paper and baseline in turn over the same prompts, at each size that the one before says will fit."""
-    row: dict[str, Any] = {}
     for size in BASELINE_SIZES:
-        if row and (why := unfit(row, size)):
-            say(why)
-            break
         for repeat in range(repeats):
             paper, baseline = (_in_child(module, spec, size) for module in ("end_to_end", "baseline"))
             seconds = baseline["experiment_s"]
-            row = {
+            yield {
                 "record": "baseline",
                 **baseline,
                 "paper_s": paper["paper_s"],
@@ -237,7 +228,6 @@ def _beside_baseline(spec: Path, repeats: int, say: Say) -> Iterator[dict[str, A
                 "experiment_ratio": {name: spent / paper["paper_s"] for name, spent in seconds.items()},
                 "repeat": repeat,
             }
-            yield row
 
 
 def _in_child(module: str, spec: Path, prompts: int) -> dict[str, Any]:

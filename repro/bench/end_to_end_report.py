@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 
 Row = Mapping[str, Any]
-MOST_BYTES, MOST_SECONDS = 8 * 2**30, 60.0
-"""What a process of the baseline may take."""
 
 
 def line(row: Row) -> str:
@@ -44,18 +42,6 @@ def baseline_line(row: Row) -> str:
     )
 
 
-def unfit(row: Row, prompts: int) -> str:
-    """Return why the baseline is not run over so many prompts, by what fewer took; empty if it is."""
-    times = prompts / row["prompts"]
-    size, seconds = times * row["peak_bytes"], times * row["baseline_s"]
-    if size <= MOST_BYTES and seconds <= MOST_SECONDS:
-        return ""
-    return (
-        f"{prompts:>4} prompts: baseline left out, about {seconds:.0f} s and {size / 2**30:.1f} GiB "
-        f"(at most {MOST_SECONDS:.0f} s and {MOST_BYTES / 2**30:.0f} GiB)"
-    )
-
-
 def medians(rows: Sequence[Row]) -> list[str]:
     """Return medians over repeats, with the smallest and largest ratio, where there were several."""
     said = []
@@ -74,18 +60,16 @@ def medians(rows: Sequence[Row]) -> list[str]:
 
 def growth(rows: Sequence[Row]) -> list[str]:
     """Return how time and memory grow with prompts: slope, intercept, and the largest peak over the smallest."""
-    return [text for record in ("paper", "baseline") for text in _growth(rows, record)]
-
-
-def _growth(rows: Sequence[Row], record: str) -> list[str]:
-    rows = [row for row in rows if row["record"] == record]
-    sizes = sorted({row["prompts"] for row in rows})
-    if len(sizes) < 2:
-        return []
-    seconds = [median(row[f"{record}_s"] for row in rows if row["prompts"] == size) for size in sizes]
-    peaks = [median(row["peak_bytes"] for row in rows if row["prompts"] == size) for size in sizes]
-    slope, intercept = np.polyfit(sizes, seconds, 1)
-    return [
-        f"{record}, time: {slope:.3f} s a prompt {intercept:+.1f} s",
-        f"{record}, peak memory: {peaks[-1] / peaks[0] - 1:+.1%} from {sizes[0]} to {sizes[-1]} prompts",
-    ]
+    said = []
+    for record in ("paper", "baseline"):
+        own = [row for row in rows if row["record"] == record]
+        sizes = sorted({row["prompts"] for row in own})
+        if len(sizes) < 2:
+            continue
+        seconds = [median(row[f"{record}_s"] for row in own if row["prompts"] == size) for size in sizes]
+        peaks = [median(row["peak_bytes"] for row in own if row["prompts"] == size) for size in sizes]
+        slope, intercept = np.polyfit(sizes, seconds, 1)
+        said.append(f"{record}, time: {slope:.3f} s a prompt {intercept:+.1f} s")
+        more = f"{peaks[-1] / peaks[0] - 1:+.1%} from {sizes[0]} to {sizes[-1]} prompts"
+        said.append(f"{record}, peak memory: {more}")
+    return said

@@ -2,62 +2,47 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from repro.errors import Exit, ReproError
+
+if TYPE_CHECKING:
+    from repro.kernels.bench.command import Options
 
 Record = Mapping[str, Any]
 PNG_SCALE = 2
 
 
-@dataclass(frozen=True)
-class BenchOptions:
-    """What the command line asks for."""
-
-    store: Path
-    """The store's root; rows go to `bench/` below it."""
-    figures: Path
-    """The folder that receives the chart."""
-    device: str = "auto"
-    budget: str = "5m"
-    only: str | None = None
-    """Kernels, shapes or kernel/shape, separated by commas."""
-    compile_all: bool = False
-    as_json: bool = False
-
-
-def bench(options: BenchOptions, say: Callable[[str], None] = print) -> Exit:
+def bench(options: Options, store: Path, figures: Path, say: Callable[[str], None] = print) -> Exit:
     """Check every kernel against float64, time those that are right, write rows and a chart.
 
-    Returns OK, or FAILED if a check failed: then no speed of that kernel exists. Raises ReproError (exit 2) for a
-    device, case or budget that cannot be, or a store that cannot be written. Agreement: tests/kernels/test_bench.py.
+    options: what to measure, its `out` aside; store: its root, rows go to `bench/` below it; figures: the directory of
+    the chart. Returns OK, or FAILED if a check failed: then no speed of that kernel exists. Raises ReproError (exit 2)
+    for a device, case or budget that cannot be, or a store that cannot be written. Agreement:
+    tests/kernels/test_bench.py.
     """
     from repro.kernels.bench import command as benchmark
     from repro.kernels.bench.report import device_name
     from repro.kernels.errors import KernelError
 
-    folder = options.store / "bench"
+    folder = store / "bench"
     try:
         name = _file_name(device_name(benchmark.resolve(options.device)), options.only)
         folder.mkdir(parents=True, exist_ok=True)
         # A run that is cut short leaves its rows beside the last whole ones, not in their place.
         unfinished = folder / f"{name}.jsonl.part"
-        asked = benchmark.Options(
-            options.device, options.budget, options.only, options.compile_all, options.as_json, unfinished
-        )
-        report = benchmark.run(asked, say)
+        report = benchmark.run(replace(options, out=unfinished), say)
         unfinished.replace(folder / f"{name}.jsonl")
     except KernelError as error:
         raise ReproError(str(error)) from None
     except OSError as error:
         raise ReproError(f"{folder}: results cannot be written ({error.strerror})") from None
-    drawn = draw(report.records, options.figures)
+    drawn = draw(report.records, figures)
     if not options.as_json:
         say(f"rows: {folder / f'{name}.jsonl'}" + (f"; chart: {drawn}" if drawn else "; nothing to draw"))
     return Exit.FAILED if report.failed or report.broken else Exit.OK
@@ -69,11 +54,11 @@ def _file_name(device: str, only: str | None) -> str:
     return slug if only is None else f"{slug}-selected"
 
 
-def draw(records: Iterable[Record], folder: Path) -> Path | None:
+def draw(records: Sequence[Record], folder: Path) -> Path | None:
     """Draw the speeds as png and svg; the svg's path, or None where no speed was measured."""
     from paper_figures import bench as view
 
-    dataset = dataset_of(list(records))
+    dataset = dataset_of(records)
     if dataset is None:
         return None
     chart = view.chart(dataset)
@@ -86,7 +71,7 @@ def draw(records: Iterable[Record], folder: Path) -> Path | None:
     return folder / "bench.svg"
 
 
-def dataset_of(records: list[Record]) -> Any:
+def dataset_of(records: Sequence[Record]) -> Any:
     """Return the measured rows of one timer as a Dataset over `row`, for `paper_figures.bench`; None if there are none.
 
     median, lower and upper (20 and 80 %), floor in milliseconds; peak in bytes; faster: times the einsum reference.
@@ -115,8 +100,3 @@ def dataset_of(records: list[Record]) -> Any:
     }
     names = {"case": ("row", cases), "provider": ("row", [row["provider"] for row in rows])}
     return xr.Dataset(values, names, attrs)
-
-
-def read(path: Path) -> list[Record]:
-    """Return the records of a results file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -34,8 +34,8 @@ def prompt_draws(n_prompts: int, resamples: int = RESAMPLES, seed: int = SEED) -
     return rng.multinomial(n_prompts, np.full(n_prompts, 1 / n_prompts), size=resamples).astype(np.float64)
 
 
-def percentile_interval(samples: Floats, confidence: float = CONFIDENCE) -> Interval:
-    """Return the central `confidence` part of a statistic's bootstrap distribution (percentile interval).
+def percentile_interval(samples: Floats) -> Interval:
+    """Return the central 95 % of a statistic's bootstrap distribution (percentile interval).
 
     samples: Float[resample]; resamples in which the statistic is undefined (NaN) are left out. Returns (low, high) in
     the statistic's unit, NaN if it is undefined everywhere. Agreement: tests/check/test_intervals.py (coverage).
@@ -43,7 +43,7 @@ def percentile_interval(samples: Floats, confidence: float = CONFIDENCE) -> Inte
     defined = samples[~np.isnan(samples)]
     if not defined.size:
         return (np.nan, np.nan)
-    low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(defined, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return (float(low), float(high))
 
 
@@ -133,8 +133,8 @@ def resampled_fits(x: NDArray[np.floating], y: NDArray[np.floating], draws: Floa
 class Bootstrap:
     """Intervals of stored experiments' summaries from their raw values, a bounded block of raw values at a time."""
 
-    def __init__(self, raw: Callable[[str], xr.Dataset] | None, resamples: int = RESAMPLES, seed: int = SEED) -> None:
-        self._raw, self._resamples, self._seed = raw, resamples, seed
+    def __init__(self, raw: Callable[[str], xr.Dataset] | None, resamples: int = RESAMPLES) -> None:
+        self._raw, self._resamples = raw, resamples
         self._draws: dict[int, Floats] = {}
 
     def quantiles(
@@ -160,6 +160,14 @@ class Bootstrap:
             samples = resampled_quantiles(values, wanted, draws)
             intervals |= {(index, level): percentile_interval(samples[:, i]) for i, level in enumerate(wanted)}
         return [intervals[index, level] for index, (_, level) in zip(indices, panels, strict=True)]
+
+    def medians(self, experiment: str, variable: str, labels: Mapping[str, str]) -> Floats | str:
+        """Return the pooled median of one raw variable at some labels in every resample, or why there is none."""
+        found = self._open(experiment, [variable])
+        if isinstance(found, str):
+            return found
+        values = found[variable].sel(labels).transpose("prompt", ...).values
+        return resampled_quantiles(values, [0.5], self._for(values.shape[0]))[:, 0]
 
     def fit(
         self, experiment: str, statistic: str, against: str, positions: tuple[int, int] | None = None
@@ -193,7 +201,7 @@ class Bootstrap:
 
     def _for(self, n_prompts: int) -> Floats:
         if n_prompts not in self._draws:
-            self._draws[n_prompts] = prompt_draws(n_prompts, self._resamples, self._seed)
+            self._draws[n_prompts] = prompt_draws(n_prompts, self._resamples)
         return self._draws[n_prompts]
 
 

@@ -15,8 +15,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import xarray as xr
 
-from repro.check.bootstrap import MIN_PROMPTS, RESAMPLES, Bootstrap, Interval, percentile_interval, prompt_draws
-from repro.check.bootstrap import resampled_quantiles as resampled
+from repro.check.bootstrap import MIN_PROMPTS, RESAMPLES, Bootstrap, Interval, percentile_interval
 from repro.labels import step_of
 
 ClaimVerdict = Literal["holds", "does not hold", "undecided", "not determinable here"]
@@ -102,10 +101,7 @@ class _Claims:
     def __init__(
         self, results: Mapping[str, xr.Dataset], raw: Callable[[str], xr.Dataset] | None, resamples: int
     ) -> None:
-        self.results, self.raw, self.resamples = results, raw, resamples
-        self.bootstrap = Bootstrap(raw, resamples)
-        self.draws: dict[int, np.ndarray] = {}
-        self.medians: dict[tuple[Any, ...], _Estimate] = {}
+        self.results, self.bootstrap = results, Bootstrap(raw, resamples)
 
     def result(self, name: str) -> xr.Dataset:
         if name not in self.results:
@@ -123,28 +119,13 @@ class _Claims:
 
     def median(self, name: str, variable: str, **labels: str) -> _Estimate:
         """Return the pooled median of a stored variable at some labels, with its resamples."""
-        place = (name, variable, *sorted(labels.items()))
-        if place not in self.medians:
-            self.medians[place] = self._median(name, variable, labels)
-        return self.medians[place]
-
-    def _median(self, name: str, variable: str, labels: Mapping[str, str]) -> _Estimate:
         found = self.result(name)
         try:
             value = float(found[variable].sel({"quantile": "median", **labels}))
         except KeyError as error:
             raise _LackingError(f"the result of {name} holds no {variable} at {error}") from None
-        try:
-            stored = None if self.raw is None else self.raw(name)
-        except KeyError:
-            stored = None
-        if stored is None or variable not in stored or stored.sizes["prompt"] < MIN_PROMPTS:
-            return _Estimate(value)
-        values = stored[variable].sel(labels).transpose("prompt", ...).values
-        n = values.shape[0]
-        if n not in self.draws:
-            self.draws[n] = prompt_draws(n, self.resamples)
-        return _Estimate(value, resampled(values.reshape(n, -1), [0.5], self.draws[n])[:, 0])
+        samples = self.bootstrap.medians(name, variable, labels)
+        return _Estimate(value, None if isinstance(samples, str) else samples)
 
     def path(self, name: str) -> tuple[list[str], int, int, int]:
         """Return the sites; indices of the first with the writer, the last before its erasers, the first after."""
@@ -235,16 +216,11 @@ def _moved(asked: _Claims, own: bool) -> list[tuple[str, _Estimate]]:
             continue
         clean = float(found["clean"].sel(example=example, head=head))
         median = asked.median(EXAMPLES, "resampled", example=example, head=head)
-        change = _combined(lambda m, c: abs(m - c) / abs(c), median, _fixed(clean, median))
+        change = _combined(lambda m, clean=clean: abs(m - clean) / abs(clean), median)
         parts.append((f"{head} on {example}", change))
     if not parts:
         raise _LackingError("no example shows another head than the writer")
     return parts
-
-
-def _fixed(value: float, like: _Estimate) -> _Estimate:
-    """Return a value that is the same in every resample."""
-    return _Estimate(value, None if like.samples is None else np.full_like(like.samples, value))
 
 
 def _fit(asked: _Claims, statistic: str) -> list[tuple[str, _Estimate]]:

@@ -67,8 +67,15 @@ def check(
     Returns rows, numbers before claims, in the published order. Agreement: tests/check/test_check.py.
     """
     published = published or read_published()
-    reader = _Reader(results, published, subject_is_papers)
+    reader = _Reader(results, published)
     numbers = [_judge_by_tolerance(reader, number, same_prompts) for number in published.numbers]
+    claims = [_judge_claim(reader, claim) for claim in published.claims]
+    if not subject_is_papers:
+        here = f"published for {published.paper.subject}, not for"
+        return [
+            replace(row, verdict="not determinable here", why=f"{here} {row.subject or 'this subject'}")
+            for row in numbers + claims
+        ]
     waiting = [
         (number, row)
         for number, row in zip(published.numbers, numbers, strict=True)
@@ -79,7 +86,7 @@ def check(
         _judge_by_interval(row, number, intervals[number.id]) if number.id in intervals else row
         for number, row in zip(published.numbers, numbers, strict=True)
     ]
-    return rows + [_judge_claim(reader, claim) for claim in published.claims]
+    return rows + claims
 
 
 def exit_code(rows: Iterable[Row]) -> Exit:
@@ -94,36 +101,21 @@ class _NoCounterpartError(Exception):
 class _Reader:
     """Looks values up in summaries by label, and says why a value must not be compared."""
 
-    def __init__(self, results: Mapping[str, xr.Dataset], published: Published, subject_is_papers: bool) -> None:
-        self.results, self.published, self.subject_is_papers = results, published, subject_is_papers
-        self._values: dict[tuple[str, str], np.ndarray] = {}
+    def __init__(self, results: Mapping[str, xr.Dataset], published: Published) -> None:
+        self.results, self.published = results, published
 
-    def subject(self, entry: Number | Claim) -> str:
-        return str(self._attrs(entry).get("subject", ""))
-
-    def precision(self, entry: Number | Claim) -> str:
-        return str(self._attrs(entry).get("precision", FLOAT32))
-
-    def _attrs(self, entry: Number | Claim) -> Mapping[Any, Any]:
-        found = self.results.get(self.published.drawn_by(entry).experiment)
-        return {} if found is None else found.attrs
+    def result(self, entry: Number | Claim) -> xr.Dataset:
+        """Return the result of the variant that drew this entry."""
+        name = self.published.drawn_by(entry).experiment
+        if name not in self.results:
+            raise _NoCounterpartError(f"no result of {name!r}, the experiment that drew it ({entry.variant})")
+        return self.results[name]
 
     def require(self, entry: Number | Claim) -> None:
         """Raise _NoCounterpartError unless the variant that drew this entry has a result here under the same roles."""
-        drawn = self.published.drawn_by(entry)
-        found = self.results.get(drawn.experiment)
-        if found is None:
-            raise _NoCounterpartError(
-                f"no result of {drawn.experiment!r}, the experiment that drew it ({entry.variant})"
-            )
-        if obstacle := self._other_variant(entry, drawn, found.attrs) or self._other_roles(drawn, found.attrs):
+        drawn, attrs = self.published.drawn_by(entry), self.result(entry).attrs
+        if obstacle := self._other_variant(entry, drawn, attrs) or self._other_roles(drawn, attrs):
             raise _NoCounterpartError(obstacle)
-
-    def reason(self, subject: str, obstacle: str = "") -> str:
-        """Return why a row has no verdict: first of all because the subject is another one."""
-        if self.subject_is_papers:
-            return obstacle
-        return f"published for {self.published.paper.subject}, not for {subject or 'this subject'}"
 
     def _other_variant(self, entry: Number | Claim, drawn: Drawn, attrs: Mapping[Any, Any]) -> str:
         same = [name for name, d in self.published.drawn[entry.experiment].items() if d.experiment == drawn.experiment]
@@ -155,8 +147,7 @@ class _Reader:
 
     def value(self, entry: Number | Claim, variable: str, select: Mapping[str, str]) -> float:
         """Return a summary's value at the selected labels; _NoCounterpartError naming what is not there."""
-        name = self.published.drawn_by(entry).experiment
-        found = self.results[name]
+        found = self.result(entry)
         if variable not in found:
             raise _NoCounterpartError(f"the result holds no {variable!r}")
         labels = self.labels(entry, select)
@@ -166,15 +157,13 @@ class _Reader:
                 index.append(int(found.indexes[dim].get_loc(labels[dim])))
             except KeyError:
                 raise _NoCounterpartError(f"the result has no {dim} {labels.get(dim, '')!r}") from None
-        if (name, variable) not in self._values:
-            self._values[name, variable] = found[variable].values
-        return float(self._values[name, variable][tuple(index)])
+        return float(found[variable].values[tuple(index)])
 
     def labels(self, entry: Number | Claim, select: Mapping[str, str]) -> dict[str, str]:
         """Return the selection in the result's own labels: a prompt is recognised by its text, whatever its label."""
         if "example" not in select:
             return dict(select)
-        found = self.results[self.published.drawn_by(entry).experiment]
+        found = self.result(entry)
         text = self.published.examples[select["example"]]
         if "text" not in found.coords:
             raise _NoCounterpartError("the result does not say which prompts its examples are")
@@ -196,11 +185,13 @@ def _words(value: Any) -> str:
 
 
 def _blank(reader: _Reader, entry: Number | Claim, published: float | str, tolerance: str) -> Row:
+    name = reader.published.drawn_by(entry).experiment
+    attrs = reader.results[name].attrs if name in reader.results else {}
     return Row(
         id=entry.id,
         quantity=entry.quantity,
-        figure=entry.figure,
-        experiment=reader.published.drawn_by(entry).experiment,
+        figure=str(entry.figure),
+        experiment=name,
         variant=entry.variant,
         published=published,
         ours=None,
@@ -208,29 +199,25 @@ def _blank(reader: _Reader, entry: Number | Claim, published: float | str, toler
         tolerance=tolerance,
         verdict="not determinable here",
         why="",
-        subject=reader.subject(entry),
+        subject=str(attrs.get("subject", "")),
         source=entry.source,
         obtained=entry.obtained,
-        group=entry.group,
-        precision=reader.precision(entry),
+        precision=str(attrs.get("precision", FLOAT32)),
     )
 
 
 def _judge_by_tolerance(reader: _Reader, number: Number, same_prompts: bool) -> Row:
-    row = _blank(reader, number, number.value, str(number.tolerance))
+    row = replace(_blank(reader, number, number.value, str(number.tolerance)), group=number.group)
     try:
         reader.require(number)
         ours = reader.value(number, number.variable, number.select)
     except _NoCounterpartError as error:
-        return replace(row, why=reader.reason(row.subject, str(error)))
+        return replace(row, why=str(error))
     row = replace(row, ours=ours)
-    if not reader.subject_is_papers:
-        return replace(row, why=reader.reason(row.subject))
     if not math.isfinite(ours):
         return replace(row, verdict="differs", why="ours is not a number")
-    drawn = reader.published.drawn_by(number)
-    attrs = reader.results[drawn.experiment].attrs
-    same = same_prompts and int(attrs.get("n_prompts", drawn.prompts)) == drawn.prompts
+    prompts = reader.published.drawn_by(number).prompts
+    same = same_prompts and int(reader.result(number).attrs.get("n_prompts", prompts)) == prompts
     if not number.tolerance.allows(number.value, ours):
         return replace(row, verdict="differs", why="outside the tolerance")
     if number.best != "match":
@@ -288,15 +275,13 @@ def _judge_claim(reader: _Reader, claim: Claim) -> Row:
         reader.require(claim)
         measured = [_statistic(reader, claim, i) for i in range(len(claim.elements))]
     except _NoCounterpartError as error:
-        return replace(row, why=reader.reason(row.subject, str(error)))
+        return replace(row, why=str(error))
     low = -math.inf if claim.above is None else claim.above
     high = math.inf if claim.below is None else claim.below
     margins = [min(x - low, high - x) if math.isfinite(x) else -math.inf for x in measured]
     worst = int(np.argmin(margins))
     where = ", ".join(v for k, v in claim.elements[worst].items() if k not in ("quantile", "run"))
     row = replace(row, ours=measured[worst])
-    if not reader.subject_is_papers:
-        return replace(row, why=reader.reason(row.subject))
     if margins[worst] > 0:
         return replace(row, verdict="match", why=f"the rule holds, most narrowly for {where}")
     return replace(row, verdict="differs", why=f"the rule fails for {where}")
@@ -308,7 +293,7 @@ def _statistic(reader: _Reader, claim: Claim, i: int) -> float:
         return value
     if claim.statistic == "absolute":
         return abs(value)
-    other = reader.value(claim, claim.against_variable, claim.against_elements[i])
+    other = reader.value(claim, claim.against.variable or claim.variable, claim.against_elements[i])
     if claim.statistic == "difference":
         return value - other
     return abs(value - other) / abs(other) if other else math.nan

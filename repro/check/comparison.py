@@ -72,7 +72,7 @@ def write(comparison: Comparison, directory: Path) -> list[str]:
 
     Raises OSError where the directory cannot be written.
     """
-    table, _ = write_report(comparison.rows, directory, comparison.heading, comparison.claims)
+    table = write_report(comparison.rows, directory, comparison.heading, comparison.claims)
     own = comparison.heading.subject_is_papers
     said = [f"check: {summary_line(comparison.rows) if own else claims_line(comparison.claims)}; {table}"]
     # What another selection of experiments has left beside this check is not about these results.

@@ -52,14 +52,14 @@ class Spread:
 
     experiment: str
     variable: str
-    values: int
+    values: int = 0
     """How many are defined at both precisions."""
-    undefined: int
+    undefined: int = 0
     """How many are defined at one of them only."""
-    median: float | None
+    median: float | None = None
     """Of the absolute differences, in the variable's unit."""
-    largest: float | None
-    where: str
+    largest: float | None = None
+    where: str = ""
     """The labels of the largest; or why there is nothing to compare."""
     before: float | None = None
     """The value there."""
@@ -173,16 +173,15 @@ def spreads(pair: Pair, results: Mapping[str, xr.Dataset]) -> list[Spread]:
     found = []
     for name in sorted({*map(str, before.data_vars), *map(str, after.data_vars)}):
         if name not in before or name not in after:
-            only = pair.before if name in before else pair.after
-            found.append(Spread(pair.base, name, 0, 0, None, None, f"stored at {only} only"))
-            continue
-        one, other = before[name], after[name]
-        if "prompt" in one.dims and uneven:
-            found.append(Spread(pair.base, name, 0, 0, None, None, "other prompts are left out"))
-        elif not _same_labels(one, other):
-            found.append(Spread(pair.base, name, 0, 0, None, None, "its bins are its own"))
+            why = f"stored at {pair.before if name in before else pair.after} only"
+        elif "prompt" in before[name].dims and uneven:
+            why = "other prompts are left out"
+        elif not _same_labels(before[name], after[name]):
+            why = "its bins are its own"
         else:
-            found.append(_spread(pair.base, name, one, other))
+            found.append(_spread(pair.base, name, before[name], after[name]))
+            continue
+        found.append(Spread(pair.base, name, where=why))
     return found
 
 
@@ -204,7 +203,7 @@ def _spread(experiment: str, name: str, one: xr.DataArray, other: xr.DataArray) 
     defined = np.isfinite(a) & np.isfinite(b)
     undefined = int((np.isfinite(a) != np.isfinite(b)).sum())
     if not defined.any():
-        return Spread(experiment, name, 0, undefined, None, None, "")
+        return Spread(experiment, name, undefined=undefined)
     moved = np.where(defined, np.abs(b - a), -1.0)
     at = np.unravel_index(int(np.argmax(moved)), moved.shape)
     where = ", ".join(
@@ -213,5 +212,5 @@ def _spread(experiment: str, name: str, one: xr.DataArray, other: xr.DataArray) 
     )
     count, middle, largest = int(defined.sum()), float(np.median(moved[defined])), float(moved[at])
     if largest == 0:
-        return Spread(experiment, name, count, undefined, middle, largest, "")
+        return Spread(experiment, name, count, undefined, middle, largest)
     return Spread(experiment, name, count, undefined, middle, largest, where, float(a[at]), float(b[at]))

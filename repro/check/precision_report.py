@@ -13,7 +13,6 @@ from repro.check.precision import Effect, Quantity
 from repro.check.report import Heading
 from repro.check.tables import cell, number, table
 from repro.files import write_json
-from repro.store.excluded import left_out_line, partial
 
 _MEANS = {
     "bf16": "`bf16`: weights, and the inputs and outputs of attention and of every matrix product but the unembedding, "
@@ -59,54 +58,42 @@ def markdown(effects: Sequence[Effect], missing: Sequence[str], heading: Heading
         "",
         f"Subject: **{heading.subject}**, {size}. Every number here is from this subject. Roles and examples are the "
         "same at every precision, so that only the arithmetic differs.",
+        "",
+        *heading.warning(),
     ]
-    if heading.left_out:
-        lines += ["", f"**{partial(heading.left_out, heading.n_prompts)}**: {left_out_line(heading.left_out)}."]
     if missing:
         lines += [
-            "",
             f"Not shown, as the store does not hold both sides: {', '.join(missing)}. To compute them: "
             f"`python -m repro all --subject {heading.subject} --only roles,paper,variants,precision`.",
+            "",
         ]
     for effect in effects:
-        lines += ["", f"## {effect.after} beside {effect.before}", ""]
-        lines.append(_MEANS[effect.after])
+        lines += [f"## {effect.after} beside {effect.before}", "", _MEANS[effect.after], ""]
         if effect.uneven:
             names = ", ".join(effect.uneven)
-            lines += ["", f"**Different prompts are left out** of {names}: not only the arithmetic differs there."]
-        lines += ["", "### Published quantities", "", *_published(effect, heading)]
-        lines += ["", "### What the texts argue with, under this subject's roles", "", *_headlines(effect)]
-        lines += ["", "### Every stored variable", "", *_variables(effect)]
-    return "\n".join(lines) + "\n"
+            lines += [f"**Different prompts are left out** of {names}: not only the arithmetic differs there.", ""]
+        lines += ["### Published quantities", "", *_published(effect, heading), ""]
+        lines += ["### What the texts argue with, under this subject's roles", "", *_headlines(effect), ""]
+        lines += ["### Every stored variable", "", *_variables(effect), ""]
+    return "\n".join(lines)
 
 
 def _published(effect: Effect, heading: Heading) -> list[str]:
     if not effect.published:
         return [f"None can be read on {heading.subject}: they belong to named heads and texts of another model."]
     own = heading.subject_is_papers
-    single = [line for line in effect.published if line.group is None]
-    lines = ["Where a claim is about several values, the one nearest to failing it is shown.", ""]
-    if own:
-        lines = [*_verdicts(effect), "", *lines]
     sides = [effect.before, effect.after]
-    heads = [
-        "figure",
-        "quantity",
-        *(["published"] if own else []),
-        *sides,
-        "difference",
-        *(["verdicts"] if own else []),
+    heads = ["figure", "quantity", "published", *sides, "difference", "verdicts"]
+    rows: list[tuple[object, ...]] = [
+        (line.figure, line.quantity, line.published, *_both(line), _change(line))
+        for line in effect.published
+        if line.group is None
     ]
-    rows = [
-        (
-            line.figure,
-            line.quantity,
-            *([line.published] if own else []),
-            *_both(line),
-            *([_change(line)] if own else []),
-        )
-        for line in single
-    ]
+    if not own:  # nothing published is of this subject, and nothing is judged
+        heads = [head for head in heads if head not in ("published", "verdicts")]
+        rows = [(figure, quantity, *numbers) for figure, quantity, _, *numbers, _ in rows]
+    lines = [*_verdicts(effect), ""] if own else []
+    lines += ["Where a claim is about several values, the one nearest to failing it is shown.", ""]
     lines += table(heads, rows, right=("published", *sides, "difference"))
     for group in dict.fromkeys(line.group for line in effect.published if line.group is not None):
         lines += ["", _group(group, [line for line in effect.published if line.group == group], own)]

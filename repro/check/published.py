@@ -13,17 +13,14 @@ import tomli
 from pydantic import ValidationError
 
 from repro.check.published_file import (
-    ClaimTable,
+    Claim,
     Common,
-    Compared,
     Drawn,
+    Number,
     NumberTable,
-    Obtained,
     Paper,
     PublishedFile,
     ReferenceTable,
-    Source,
-    Statistic,
     Tolerance,
 )
 from repro.errors import Exit, ReproError
@@ -42,55 +39,6 @@ PAPER_PROMPTS = {
     "seed": 5235,
     "buffer": 10,
 }
-
-
-@dataclass(frozen=True)
-class Number:
-    """One published number: what it is, who drew it, and when ours counts as equal."""
-
-    id: str
-    figure: str
-    quantity: str
-    experiment: str
-    variant: str
-    variable: str
-    select: Mapping[str, str]
-    value: float
-    tolerance: Tolerance
-    source: Source
-    obtained: Obtained
-    same_prompts: bool
-    best: str
-    group: str | None = None
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One published claim in words and our numeric rule for it: above < statistic < below for each selected element."""
-
-    id: str
-    figure: str
-    quantity: str
-    experiment: str
-    variant: str
-    variable: str
-    elements: tuple[Mapping[str, str], ...]
-    statistic: Statistic
-    against_variable: str
-    against_elements: tuple[Mapping[str, str], ...]
-    above: float | None
-    below: float | None
-    source: Source
-    obtained: Obtained
-    group: str | None = None
-
-    @property
-    def rule(self) -> str:
-        """Return the rule as text."""
-        name = {"absolute": "|value|", "relative_change": "|change| / |clean|"}.get(self.statistic, self.statistic)
-        lower = "" if self.above is None else f"{self.above:g} < "
-        upper = "" if self.below is None else f" < {self.below:g}"
-        return f"{lower}{name}{upper}"
 
 
 @dataclass(frozen=True)
@@ -129,29 +77,23 @@ def read_published(folder: Path = FOLDER) -> Published:
             raise ReproError(f"{path.name}: {entry.id}: no [drawn.{entry.experiment}.{entry.variant}]")
     numbers = [number for table in file.number for number in _expanded(table)]
     numbers += [number for table in file.reference for number in _from_table(table, folder)]
-    claims = tuple(_claim(table) for table in file.claim)
-    return Published(file.paper, file.examples, file.drawn, tuple(numbers), claims)
+    return Published(file.paper, file.examples, file.drawn, tuple(numbers), file.claim)
 
 
 def _expanded(table: NumberTable) -> list[Number]:
     numbers = []
     for entry in table.each:
-        tolerance = (
-            Tolerance(kind="axis", within=AXIS_SHARE * (entry.axis or 0.0))
-            if isinstance(table.tolerance, str)
-            else table.tolerance
-        )
+        tolerance = table.tolerance
+        if tolerance == "axis":
+            tolerance = Tolerance(kind="axis", within=AXIS_SHARE * (entry.axis or 0.0))
         numbers.append(
-            Number(
+            _number(
+                table,
                 id="/".join([table.id, *entry.select.values()]),
-                figure=str(table.figure),
-                quantity=table.quantity.format(**table.select, **entry.select),
                 select={**table.select, **entry.select},
                 value=entry.value,
                 tolerance=tolerance,
                 best=table.best,
-                same_prompts=table.same_prompts,
-                **_copied(table),
             )
         )
     return numbers
@@ -163,43 +105,21 @@ def _from_table(table: ReferenceTable, folder: Path) -> list[Number]:
     with (folder / table.file).open(encoding="utf-8", newline="") as lines:
         for row in csv.DictReader(lines):
             for quantile, column in columns.items():
-                select = {"quantile": quantile, "node": row["node"], "site": row["site"]}
                 shown = (s.figure for s in table.shown if row["node"] in s.nodes and quantile in s.quantiles)
                 numbers.append(
-                    Number(
+                    _number(
+                        table,
                         id="/".join([table.id, row["node"], row["site"], quantile]),
-                        figure=str(next(shown, table.figure)),
-                        quantity=table.quantity.format(**select),
-                        select=select,
+                        figure=next(shown, table.figure),
+                        select={"quantile": quantile, "node": row["node"], "site": row["site"]},
                         value=float(row[column]),
-                        tolerance=table.tolerance,
-                        best="match",
-                        same_prompts=table.same_prompts,
                         group=table.id,
-                        **_copied(table),
                     )
                 )
     return numbers
 
 
-def _claim(table: ClaimTable) -> Claim:
-    against = table.against or Compared()
-    elements = tuple({**table.select, **each} for each in table.each)
-    # Compared with: the same element with labels replaced; "" takes a label away (`clean` has no quantile).
-    others = tuple({k: v for k, v in {**element, **against.select}.items() if v} for element in elements)
-    return Claim(
-        id=table.id,
-        figure=str(table.figure),
-        quantity=table.quantity,
-        elements=elements,
-        statistic=table.statistic,
-        against_variable=against.variable or table.variable,
-        against_elements=others,
-        above=table.above,
-        below=table.below,
-        **_copied(table),
-    )
-
-
-def _copied(table: Common) -> dict[str, Any]:
-    return table.model_dump(include={"experiment", "variant", "variable", "source", "obtained"})
+def _number(table: NumberTable | ReferenceTable, select: dict[str, str], **given: Any) -> Number:
+    """Return one number of a table: what is given, else what the table says of all of them."""
+    said = {name: getattr(table, name) for name in (*Common.model_fields, "tolerance", "same_prompts")}
+    return Number(**{**said, **given, "select": select, "quantity": table.quantity.format(**select)})

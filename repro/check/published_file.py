@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Source = Literal["post", "paper", "code"]
 Obtained = Literal["stated", "read off", "trace", "words"]
+Best = Literal["match", "within interval"]
 Statistic = Literal["value", "absolute", "difference", "relative_change"]
 
 
@@ -109,7 +110,7 @@ class NumberTable(Common):
     each: tuple[Entry, ...] = Field(min_length=1)
     tolerance: Tolerance | Literal["axis"]
     same_prompts: bool = False
-    best: Literal["match", "within interval"] = "match"
+    best: Best = "match"
 
     @model_validator(mode="after")
     def _axes_given(self) -> NumberTable:
@@ -125,22 +126,53 @@ class Compared(_Strict):
     select: dict[str, str] = {}
 
 
-class ClaimTable(Common):
+class Claim(Common):
     """A claim in words and the rule we test it by: above < statistic < below for each element."""
 
     each: tuple[dict[str, str], ...] = Field(min_length=1)
     statistic: Statistic = "value"
-    against: Compared | None = None
+    against: Compared = Compared()
     above: float | None = None
     below: float | None = None
 
+    @property
+    def elements(self) -> list[dict[str, str]]:
+        """Return the labels of every element."""
+        return [{**self.select, **labels} for labels in self.each]
+
+    @property
+    def against_elements(self) -> list[dict[str, str]]:
+        """Return what each is compared with: other labels in place of its own, "" to take one away."""
+        return [{k: v for k, v in {**labels, **self.against.select}.items() if v} for labels in self.elements]
+
+    @property
+    def rule(self) -> str:
+        """Return the rule as text."""
+        name = {"absolute": "|value|", "relative_change": "|change| / |clean|"}.get(self.statistic, self.statistic)
+        lower = "" if self.above is None else f"{self.above:g} < "
+        upper = "" if self.below is None else f" < {self.below:g}"
+        return f"{lower}{name}{upper}"
+
     @model_validator(mode="after")
-    def _is_a_rule(self) -> ClaimTable:
+    def _is_a_rule(self) -> Claim:
         if self.above is None and self.below is None:
             raise ValueError("a claim needs a bound: above, below or both")
-        if (self.statistic in ("difference", "relative_change")) != (self.against is not None):
+        if (self.statistic in ("difference", "relative_change")) != ("against" in self.model_fields_set):
             raise ValueError("against goes with difference and relative_change, and only with them")
         return self
+
+
+class Number(Common):
+    """One published number: what it is, who drew it, and when ours counts as equal."""
+
+    value: float
+    tolerance: Tolerance
+    same_prompts: bool
+    """Whether the tolerance supposes the published prompts."""
+    best: Best = "match"
+    """The best verdict that it can get."""
+    group: str | None = None
+    """The large table that it is of."""
 
 
 class Shown(_Strict):
@@ -167,5 +199,5 @@ class PublishedFile(_Strict):
     examples: dict[str, str]
     drawn: dict[str, dict[str, Drawn]]
     number: tuple[NumberTable, ...]
-    claim: tuple[ClaimTable, ...]
+    claim: tuple[Claim, ...]
     reference: tuple[ReferenceTable, ...]

@@ -31,53 +31,53 @@ class Heading:
     left_out: tuple[int, ...] = ()
     """Prompts on which the model's activations are not finite."""
 
+    def warning(self) -> list[str]:
+        """Return a paragraph on the prompts that are left out, if there are any."""
+        if not self.left_out:
+            return []
+        return [f"**{partial(self.left_out, self.n_prompts)}**: {left_out_line(self.left_out)}.", ""]
+
 
 def summary_line(rows: Sequence[Row]) -> str:
     """Return how often each verdict was reached, in one line."""
-    counts = Counter(row.verdict for row in rows)
-    return " · ".join(f"{verdict}: {counts[verdict]}" for verdict in VERDICTS) + f" (of {len(rows)})"
+    return _counted(rows, VERDICTS)
 
 
 def claims_line(claims: Sequence[ClaimRow]) -> str:
     """Return how many of the claims in words hold, in one line."""
-    counts = Counter(claim.verdict for claim in claims)
-    told = [f"{verdict}: {counts[verdict]}" for verdict in CLAIM_VERDICTS]
-    return f"claims in words, {' · '.join(told)} (of {len(claims)})"
+    return f"claims in words, {_counted(claims, CLAIM_VERDICTS)}"
 
 
-def write_report(
-    rows: Sequence[Row], folder: Path, heading: Heading, claims: Sequence[ClaimRow] = ()
-) -> tuple[Path, Path]:
-    """Write check.md and check.json into a folder and return their paths. Agreement: tests/check/test_check.py.
+def _counted(rows: Sequence[Row] | Sequence[ClaimRow], verdicts: Sequence[str]) -> str:
+    counts = Counter[str](row.verdict for row in rows)
+    return " · ".join(f"{verdict}: {counts[verdict]}" for verdict in verdicts) + f" (of {len(rows)})"
+
+
+def write_report(rows: Sequence[Row], folder: Path, heading: Heading, claims: Sequence[ClaimRow] = ()) -> Path:
+    """Write check.md and check.json into a folder; return the table's path. Agreement: tests/check/test_check.py.
 
     rows: the published numbers; claims: asked of a subject that is not the paper's, whose rows are folded.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    page, data = folder / "check.md", folder / "check.json"
-    own = heading.subject_is_papers
+    page, own = folder / "check.md", heading.subject_is_papers
     page.write_text(markdown(rows, heading) if own else markdown_of_claims(claims, rows, heading), encoding="utf-8")
-    write_json(data, document(rows, heading) if own else document_of_claims(claims, rows, heading))
-    return page, data
+    write_json(folder / "check.json", document(rows, heading, claims))
+    return page
 
 
-def document(rows: Sequence[Row], heading: Heading) -> dict[str, Any]:
-    """Return every row with every field, under the heading and the count of each verdict."""
-    counts = Counter(row.verdict for row in rows)
+def document(rows: Sequence[Row], heading: Heading, claims: Sequence[ClaimRow] = ()) -> dict[str, Any]:
+    """Return the heading, the count of each verdict, and every row with every field.
+
+    Of a subject that is not the paper's the claims stand in place of the rows, which are counted.
+    """
+    own = heading.subject_is_papers
+    judged, verdicts = (rows, VERDICTS) if own else (claims, CLAIM_VERDICTS)
+    counts = Counter(row.verdict for row in judged)
     return {
         **asdict(heading),
-        "verdicts": {verdict: counts[verdict] for verdict in VERDICTS},
-        "rows": [asdict(row) for row in rows],
-    }
-
-
-def document_of_claims(claims: Sequence[ClaimRow], rows: Sequence[Row], heading: Heading) -> dict[str, Any]:
-    """Return the claims with every field, and how many published numbers are not of this subject."""
-    counts = Counter(claim.verdict for claim in claims)
-    return {
-        **asdict(heading),
-        "verdicts": {verdict: counts[verdict] for verdict in CLAIM_VERDICTS},
-        "claims": [asdict(claim) for claim in claims],
-        "published_not_compared": len(rows),
+        "verdicts": {verdict: counts[verdict] for verdict in verdicts},
+        "rows" if own else "claims": [asdict(row) for row in judged],
+        **({} if own else {"published_not_compared": len(rows)}),
     }
 
 
@@ -92,7 +92,7 @@ def markdown_of_claims(claims: Sequence[ClaimRow], rows: Sequence[Row], heading:
         "",
         f"{claims_line(claims).capitalize()}.",
         "",
-        *_left_out(heading),
+        *heading.warning(),
         "What the two texts say in words about gelu-4l, tested on the roles that this subject has. The rule is ours. "
         "`holds`: the whole 95 % interval over prompts (cluster bootstrap) meets the rule; `does not hold`: none of it "
         "does; `undecided`: some.",
@@ -129,8 +129,8 @@ def _preamble(rows: Sequence[Row], heading: Heading) -> list[str]:
         "",
         summary_line(rows),
         "",
+        *heading.warning(),
     ]
-    lines += _left_out(heading)
     for precision in dict.fromkeys(row.precision for row in rows if row.precision != FLOAT32):
         named = dict.fromkeys(row.experiment for row in rows if row.precision == precision)
         lines += [f"**Computed{in_precision(precision)}**: {', '.join(named)}.", ""]
@@ -149,12 +149,6 @@ def _preamble(rows: Sequence[Row], heading: Heading) -> list[str]:
             "then varies as ours does; neighbouring numbers do so together.",
         ]
     return lines
-
-
-def _left_out(heading: Heading) -> list[str]:
-    if not heading.left_out:
-        return []
-    return [f"**{partial(heading.left_out, heading.n_prompts)}**: {left_out_line(heading.left_out)}.", ""]
 
 
 def _table(rows: Sequence[Row]) -> list[str]:

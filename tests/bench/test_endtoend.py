@@ -128,12 +128,6 @@ def test_a_run_that_fails_keeps_its_rows_beside_the_last_whole_ones(
         endtoend.end_to_end(SPEC, part, [10], 1, lambda _: None)
 
 
-def test_the_baseline_stops_where_it_would_not_fit() -> None:
-    assert endtoend_report.unfit(BASELINE, 4) == ""
-    assert "about 80 s and 12.0 GiB (at most 60 s and 8 GiB)" in endtoend_report.unfit(BASELINE, 8)
-    assert "left out, about 10 s and 9.0 GiB" in endtoend_report.unfit(BASELINE | {"baseline_s": 10 / 3}, 6)
-
-
 def test_what_the_baseline_lacks_is_said() -> None:
     row = BASELINE | {"paper_s": 2.0, "paper_peak_bytes": 1, "ratio": 1.0, "left_out": ["mine"]}
     assert "; no baseline for mine" in endtoend_report.baseline_line(row | {"experiment_s": {}})

@@ -107,7 +107,7 @@ def test_a_claim_fails_on_any_one_element_and_names_it(name: str, i: int) -> Non
 
 def _as_number(claim: Claim, i: int) -> Number:
     number = next(number for number in PUBLISHED.numbers if number.experiment == claim.experiment)
-    return dataclasses.replace(number, select=claim.elements[i])
+    return number.model_copy(update={"select": claim.elements[i]})
 
 
 def test_the_whole_record_agrees_at_once() -> None:

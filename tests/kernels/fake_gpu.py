@@ -1,14 +1,11 @@
-"""A child that measures on the CPU what it is asked to measure on a GPU, and dies or asserts where it is told.
-
-`python -m tests.kernels.fake_gpu "KERNEL/SHAPE DTYPE" HOW`, HOW being dies or asserts.
-"""
+"""A child that measures on the CPU what it is asked to measure on a GPU, and dies or asserts where it is told."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -69,6 +66,7 @@ def pretend(where: str, how: str) -> None:
     timing._triton_timer = timer  # type: ignore[assignment] # another name of its parameter
 
 
-if __name__ == "__main__":
-    pretend(*sys.argv[1:])
-    sys.exit(child.main())
+def work(where: str, how: str, jobs: Connection) -> None:
+    """Serve jobs as the benchmark's child does, but for `where` ("KERNEL/SHAPE DTYPE"), which "dies" or "asserts"."""
+    pretend(where, how)
+    child.work(jobs)

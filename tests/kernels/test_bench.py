@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,15 +18,16 @@ import repro.bench.kernels as command
 from repro.errors import Exit, ReproError
 from repro.kernels import reference, tiled
 from repro.kernels.bench import cases, roofline, timing
+from repro.kernels.bench import child as bench_child
 from repro.kernels.bench import command as bench
 from repro.kernels.bench import compile_all as bench_compile
 from repro.kernels.bench import providers as bench_providers
 from repro.kernels.bench import rows as bench_rows
 from repro.kernels.bench import run as bench_run
 from repro.kernels.bench import whole as bench_whole
-from repro.kernels.bench.borrowed import WorkerLostError
-from repro.kernels.bench.child import Job, line_of, serve
+from repro.kernels.bench.child import Job
 from repro.kernels.bench.memory import peak_memory
+from repro.kernels.bench.workers import InThisProcess
 from repro.kernels.errors import UnsupportedError
 from repro.kernels.registry import KERNELS
 from repro.kernels.select import Kernels
@@ -61,33 +63,20 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-class InThisProcess:
-    """A worker without a process, so that what is patched here holds there, too; `clock` is the run's."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self.clock = clock
-        self.jobs: list[Job] = []
+class Sent(InThisProcess):
+    """A worker without a process, so that what is patched here holds there, too; jobs and records pass as to one."""
 
     def ask(self, job: Job) -> Iterator[dict[str, Any]]:
-        """Do the job, its lines written and read as a process would."""
-        self.jobs.append(job)
-        found: list[dict[str, Any]] = []
-        usable = serve(Job(**json.loads(line_of(job))), found.append, self.clock)
-        for record in found:
-            if record["record"] == "lost":
-                raise WorkerLostError(record["reason"])
-            yield json.loads(json.dumps(record))
-        assert usable
-
-    def close(self) -> None:
-        """Nothing is held."""
+        """Do the job, it and its records sent as to a process and back."""
+        for record in super().ask(pickle.loads(pickle.dumps(job))):
+            yield pickle.loads(pickle.dumps(record))
 
 
 def run(said: list[str] | None = None, clock: Callable[[], float] | None = None, **options: Any) -> Any:
     """One run of the benchmark; its report."""
     given = bench.Options(**{"device": "cpu", "budget": "60s", **options})
     clock = clock or Turned()
-    return bench.run(given, (said if said is not None else []).append, clock, lambda: InThisProcess(clock))
+    return bench.run(given, (said if said is not None else []).append, clock, lambda: Sent(clock))
 
 
 def _is(record: dict[str, Any], kernel: str, provider: str) -> bool:
@@ -186,7 +175,7 @@ def test_what_cannot_be_is_refused_by_name(
     with pytest.raises(UnsupportedError, match=words.replace("(", r"\(")):
         run(**options)
     with pytest.raises(ReproError) as caught:
-        command.bench(command.BenchOptions(store=tmp_path, figures=tmp_path, **options), lambda _: None)
+        command.bench(bench.Options(**options), tmp_path, tmp_path, lambda _: None)
     assert caught.value.code == Exit.USAGE
     flags = [word for key, value in options.items() for word in (f"--{key}", value)]
     assert bench.main([f"{a}={b}" for a, b in zip(flags[::2], flags[1::2], strict=True)]) == 2
@@ -194,13 +183,13 @@ def test_what_cannot_be_is_refused_by_name(
 
 @pytest.mark.usefixtures("small")
 def test_a_spent_budget_leaves_steps_out_and_says_so() -> None:
-    # The clock jumps by 20 of 60 seconds at each look: almost everything is late.
+    # The clock jumps by 30 of 60 seconds at each look: everything is late.
     said: list[str] = []
-    report = run(said, Turned(step=20.0))
+    report = run(said, Turned(step=30.0))
     rows = [r for r in report.records if r["record"] == "speed"]
     assert rows
     assert all(r["status"] in ("skipped", "unavailable") for r in rows)
-    assert {r["note"].split(";")[0] for r in rows} == {"the budget ended before it was checked"}
+    assert {r["note"].split(";")[0] for r in rows} == {"the budget ended before it was measured"}
     (whole,) = (r for r in report.records if r["record"] == "end_to_end")
     assert whole["status"].startswith("skipped")
     assert not report.failed
@@ -208,8 +197,8 @@ def test_a_spent_budget_leaves_steps_out_and_says_so() -> None:
 
 @pytest.mark.usefixtures("small")
 def test_a_slow_machine_measures_fewer_positions_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_run, "SLACK", 1e9)
-    monkeypatch.setattr(bench_run, "FEWEST_POSITIONS", 16)
+    monkeypatch.setattr(bench_child, "SLACK", 1e9)
+    monkeypatch.setattr(bench_child, "FEWEST_POSITIONS", 16)
     (row,) = speeds(run(only="projection_onto_vectors"), "projection_onto_vectors")[:1]
     assert "P 12" in row["dims"]
     assert row["note"] == "12 of 96 positions: budget"
@@ -314,11 +303,11 @@ def test_needs_only_torch_numpy_and_triton() -> None:
 @pytest.mark.usefixtures("small")
 def test_the_command_keeps_rows_and_draws_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    options = command.BenchOptions(store=tmp_path / "store", figures=tmp_path / "out", device="cpu", budget="30s")
-    assert command.bench(options, said.append) == Exit.OK
+    options, places = bench.Options(device="cpu", budget="30s"), (tmp_path / "store", tmp_path / "out")
+    assert command.bench(options, *places, said.append) == Exit.OK
     (rows,) = (tmp_path / "store" / "bench").iterdir()
     assert rows.suffix == ".jsonl"
-    records = command.read(rows)
+    records = [json.loads(line) for line in rows.read_text().splitlines()]
     assert {"environment", "rate", "speed", "end_to_end", "compile"} <= {r["record"] for r in records}
     picture = (tmp_path / "out" / "bench.svg").read_text()
     assert all(f"{kernel} · tiny · fp32" in picture for kernel in KERNELS)
@@ -327,7 +316,7 @@ def test_the_command_keeps_rows_and_draws_them(tmp_path: Path, monkeypatch: pyte
     # A selection, and a run with a failed check, leave the whole table as it is.
     before = rows.read_bytes()
     monkeypatch.setattr(tiled, "projection", lambda *_, **__: (torch.ones(1), torch.ones(1)))
-    assert command.bench(replace(options, only="projection", as_json=True), said.append) == Exit.FAILED
+    assert command.bench(replace(options, only="projection", as_json=True), *places, said.append) == Exit.FAILED
     assert rows.read_bytes() == before
     assert all(json.loads(line)["record"] for line in said[-3:])
 

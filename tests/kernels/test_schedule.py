@@ -1,30 +1,33 @@
-"""A borrowed GPU: what a kernel dies of takes its own row, verdicts are written at once, and the budget holds."""
+"""The order of a run: what a kernel dies of takes its own row, verdicts are written at once, and the budget holds."""
 
 from __future__ import annotations
 
 import json
-import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from repro.kernels.bench import borrowed, cases, providers, rows
-from repro.kernels.bench.borrowed import Borrowed, Child
+from repro.kernels.bench import cases, providers, rows
 from repro.kernels.bench.child import Job
 from repro.kernels.bench.report import Report
+from repro.kernels.bench.schedule import Schedule
 from repro.kernels.bench.timing import Budget
+from repro.kernels.bench.workers import Child, WorkerLostError
 from repro.kernels.registry import KERNELS
-from tests.kernels.fake_gpu import SHAPES
+from tests.kernels import fake_gpu
 
 WHERE = "projection/paper float16"
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cases, "SHAPES", SHAPES)
+    monkeypatch.setattr(cases, "SHAPES", fake_gpu.SHAPES)
     monkeypatch.setattr(rows, "device_name", lambda device: "fake")
     without = tuple(entry for entry in providers.PROVIDERS if not entry.compiles)
     monkeypatch.setattr(providers, "PROVIDERS", without)
@@ -40,13 +43,13 @@ def test_a_kernel_that_takes_the_device_down_takes_its_own_row(how: str, tmp_pat
     started: list[Child] = []
 
     def start() -> Child:
-        started.append(Child([sys.executable, "-m", "tests.kernels.fake_gpu", WHERE, how]))
+        started.append(Child(partial(fake_gpu.work, WHERE, how)))
         return started[-1]
 
     out = tmp_path / "rows.jsonl"
     chosen = [case for case in cases.every() if case.kernel.name == "projection"]
     report = Report(out, say=lambda words: None)
-    Borrowed(Budget(600.0), report, "cuda", start).run(chosen, "paper4", everything=False)
+    Schedule(Budget(600.0), report, "cuda", start).run(chosen, "paper4", everything=False)
 
     assert len(started) == 2, "one that was lost, and its successor"
     assert report.broken == ["projection/paper fp16"]
@@ -64,13 +67,18 @@ def test_a_kernel_that_takes_the_device_down_takes_its_own_row(how: str, tmp_pat
     assert {"rate", "check", "speed", "profile"} <= {r["record"] for r in report.records}
 
 
+def stuck(jobs: Connection) -> None:
+    """Start, and never answer."""
+    jobs.send({"record": "ready"})
+    time.sleep(1000)
+
+
 def test_a_kernel_that_never_returns_is_not_waited_for() -> None:
-    words = 'import sys, time; print(\'{"record": "ready"}\', flush=True); time.sleep(1000)'
-    child = Child([sys.executable, "-c", words])
-    with pytest.raises(borrowed.WorkerLostError, match="no answer within 0 s"):
+    child = Child(stuck)
+    with pytest.raises(WorkerLostError, match="no answer within 0 s"):
         list(child.ask(Job("rates", 0.1), grace=0.1))
     child.close()
-    assert child.process.returncode == -9
+    assert child.process.exitcode == -9
 
 
 @dataclass
@@ -102,7 +110,7 @@ def test_the_budget_holds_whatever_jobs_take_and_what_is_left_out_is_named() -> 
     clock = Clock()
     worker = Counted(clock)
     report = Report(say=lambda words: None)
-    Borrowed(Budget(120.0, clock), report, "cuda", lambda: worker).run(cases.every(), "paper4", everything=True)
+    Schedule(Budget(120.0, clock), report, "cuda", lambda: worker).run(cases.every(), "paper4", everything=True)
     assert clock.now <= 120.0
     measured = [(job.case, job.dtype) for job in worker.jobs if job.what == "case"]
     everything = [(case.name, dtype) for case in cases.every() for dtype in ("fp32", "bf16", "fp16")]
@@ -111,6 +119,17 @@ def test_the_budget_holds_whatever_jobs_take_and_what_is_left_out_is_named() -> 
     skipped = {(r["case"], r["dtype"]) for r in report.records if r["record"] == "speed"}
     assert skipped == set(everything[len(measured) :])
     assert all(r["note"] == "the budget ended before it was measured" for r in report.records if r["record"] == "speed")
+
+
+def test_where_a_check_of_ours_failed_what_compiles_gets_no_speed_either() -> None:
+    report = Report(say=lambda words: None, failed=["projection/paper fp32"])
+    worker = Counted(Clock())
+    chosen = [case for case in cases.every() if case.kernel.name == "projection"]
+    Schedule(Budget(600.0, worker.clock), report, "cuda", lambda: worker).run(chosen, "paper4", everything=False)
+    asked = {(job.case, job.dtype) for job in worker.jobs if job.what == "case"}
+    assert ("projection/paper", "bf16") in asked
+    assert ("projection/paper", "fp32") not in asked
+    assert {row["status"] for row in speeds(report, "projection/paper", "fp32")} == {"check failed"}
 
 
 def test_shapes_are_measured_in_the_order_in_which_they_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:

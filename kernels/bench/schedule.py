@@ -1,0 +1,150 @@
+"""The order of a run: the most wanted first, everything written at once, and an end when the budget ends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from repro.kernels.bench.cases import Case
+from repro.kernels.bench.child import Job, Record
+from repro.kernels.bench.providers import dtypes, of_kernel
+from repro.kernels.bench.report import FAILED, OK, SKIPPED, Report
+from repro.kernels.bench.rows import row_of
+from repro.kernels.bench.timing import Budget
+from repro.kernels.bench.whole import CALLS
+from repro.kernels.bench.workers import Worker, WorkerLostError
+
+# Share of the budget that is kept for what comes after the cases: the paper from end to end, a GPU's profile, and the
+# compile table, which is made where there is no GPU.
+LAST_SHARE = {"cpu": 0.2, "cuda": 0.1}
+# A case may take so many times its even share of what is left; on a GPU, where it may hang, no more seconds than this.
+SHARES, LONGEST = 3.0, {"cpu": math.inf, "cuda": 60.0}
+# Who is measured together: all at once on a CPU; on a GPU, which is not held for long, those that compile come last.
+PASSES = {"cpu": (None,), "cuda": (False, True)}
+# A case gets at least this long: on a GPU the first call of a kernel compiles it; torch.compile takes longer.
+SHORTEST, SHORTEST_COMPILED = {"cpu": 2.0, "cuda": 10.0}, 30.0
+
+
+@dataclass
+class Schedule:
+    """A run: a worker, what it has found so far, and what is left of the budget."""
+
+    budget: Budget
+    report: Report
+    device: str
+    start: Callable[[], Worker]
+    """Begins a worker, and one more for each that is lost."""
+    worker: Worker | None = None
+    rates: dict[str, float] = field(default_factory=dict)
+
+    def run(self, cases: list[Case], whole_shape: str, everything: bool) -> None:
+        """Measure every case in every dtype, in their order; then profile the slowest and time the whole paper."""
+        try:
+            self._step(Job("rates", max(SHORTEST[self.device], 0.1 * self.budget.seconds), self.device), "rates")
+            kinds = PASSES[self.device]
+            todo = [(case, dtype, kind) for kind in kinds for case in cases for dtype in dtypes(self.device)]
+            for at, (case, dtype, compiles) in enumerate(todo):
+                self._case(case, dtype, compiles, len(todo) - at)
+            if self.device == "cuda":
+                self._profile()
+            if everything:
+                self._whole(cases, whole_shape)
+        finally:
+            self._close()
+
+    def _case(self, case: Case, dtype: str, compiles: bool | None, left: int) -> None:
+        """Measure one case in one dtype; what became of the rows that were not measured is said, too."""
+        found = of_kernel(case.kernel.name, dtype, self.device)
+        names = [entry.name for entry in found if compiles in (None, entry.compiles)]
+        if not names:
+            return
+        if f"{case.name} {dtype}" in self.report.failed:
+            self._rows(case, dtype, names, FAILED, "no speed is printed: a check of ours failed")
+            return
+        usable = self.budget.left - LAST_SHARE[self.device] * self.budget.seconds
+        shortest = SHORTEST_COMPILED if compiles else SHORTEST[self.device]
+        if usable < shortest:
+            self._rows(case, dtype, names, SKIPPED, "the budget ended before it was measured")
+            return
+        seconds = min(max(SHARES * usable / left, shortest), LONGEST[self.device], usable)
+        job = Job("case", seconds, self.device, case.name, dtype, compiles=compiles, rates=self.rates)
+        lost = self._ask(job, f"{case.name} {dtype}")
+        if lost:
+            seen = {r["provider"] for r in self._speeds(case, dtype)}
+            self._rows(case, dtype, [name for name in names if name not in seen], FAILED, lost)
+
+    def _speeds(self, case: Case, dtype: str) -> list[Record]:
+        where = ("speed", case.name, dtype)
+        return [r for r in self.report.records if (r["record"], r.get("case"), r.get("dtype")) == where]
+
+    def _ask(self, job: Job, name: str) -> str:
+        """Have a job done and its records written; return why not all came, or nothing."""
+        try:
+            if self.worker is None:
+                self.worker = self.start()
+            for record in self.worker.ask(job):
+                if record["record"] == "broken":
+                    self.report.broken.append(name)
+                    return str(record["reason"])
+                if record["record"] == "lost":
+                    raise WorkerLostError(record["reason"])
+                self._take(record, name)
+        except WorkerLostError as error:
+            self._close()
+            self.report.broken.append(name)
+            return str(error)
+        return ""
+
+    def _take(self, record: Record, name: str) -> None:
+        lines = record.pop("lines")
+        self.report.add(record, *lines)
+        if record["record"] == "rate":
+            self.rates[record["meter"]] = record["per_second"]
+        if record["record"] == "speed" and record["status"] == FAILED and self._is_ours(record):
+            self.report.failed = sorted({*self.report.failed, name})
+
+    def _is_ours(self, record: Record) -> bool:
+        found = of_kernel(record["kernel"], record["dtype"], self.device)
+        return any(entry.ours for entry in found if entry.name == record["provider"])
+
+    def _rows(self, case: Case, dtype: str, names: list[str], status: str, reason: str) -> None:
+        for entry in of_kernel(case.kernel.name, dtype, self.device):
+            if entry.name in names:
+                self.report.row(row_of(case, dtype, entry, self.device, None, status, reason))
+
+    def _profile(self) -> None:
+        """Have the call of ours profiled that loses most time against its roofline."""
+        timed = (r for r in self.report.records if r["record"] == "speed" and r["median_ms"])
+        ours = [record for record in timed if self._is_ours(record)]
+        worst = max(ours, key=lambda r: r["median_ms"] - (r["floor_ms"] or 0.0), default=None)
+        if worst is None or self.budget.left <= 0:
+            reason = "nothing was timed" if worst is None else "skipped: the budget ended"
+            self.report.add({"record": "profile", "status": reason}, f"profile: {reason}")
+            return
+        seconds = min(LONGEST[self.device], self.budget.left / 2)
+        job = Job("profile", seconds, self.device, worst["case"], worst["dtype"], worst["provider"])
+        self._step(job, "profile")
+
+    def _whole(self, cases: list[Case], shape: str) -> None:
+        """Have the kernels' part of the paper timed by every provider that passed all of it."""
+        wanted = [case for case in cases if case.shape.name == shape and case.kernel.name in CALLS]
+        passed = {
+            case.name: [r["provider"] for r in self._speeds(case, "fp32") if r["status"] == OK]
+            for case in wanted
+            if f"{case.name} fp32" not in self.report.broken
+        }
+        if self.budget.left <= 0:
+            self.report.add({"record": "end_to_end", "status": "skipped: the budget ended"}, "end to end: skipped")
+            return
+        self._step(Job("whole", self.budget.left, self.device, dtype="fp32", passed=passed), "end_to_end")
+
+    def _step(self, job: Job, name: str) -> None:
+        lost = self._ask(job, name)
+        if lost:
+            self.report.add({"record": name, "status": f"failed: {lost}"}, f"{name}: failed: {lost}")
+
+    def _close(self) -> None:
+        if self.worker is not None:
+            self.worker.close()
+            self.worker = None
