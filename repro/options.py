@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -30,7 +29,7 @@ class Request:
     only: Annotated[str, typer.Option(help="Experiments, figures or groups, separated by commas.")] = ""
     prompts: Annotated[int | None, typer.Option(min=1, help="Only the first N prompts.")] = None
     text: Annotated[
-        Sequence[Path] | None,
+        list[Path] | None,  # the list that typer fills; it takes no other sequence
         typer.Option(metavar="FILE", help="Plain text in place of the prompts; once for each file."),
     ] = None
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto"
