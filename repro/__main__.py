@@ -137,10 +137,10 @@ def run(
 ) -> None:
     """Compute experiments that are not fresh and commit them to the store."""
     from repro import pipeline
-    from repro.stages.plan import show_plan
+    from repro.stages.plan import show_stored
 
     paper = pipeline.run(pipeline.plan(pipeline.resolve(_workspace(replace(request, only=",".join(names or ()))))))
-    show_plan(paper.workspace, paper.plan)
+    show_stored(paper.workspace, paper.plan)
     _end(paper.codes)
 
 

@@ -42,6 +42,16 @@ def show_plan(workspace: Workspace, plan: Plan, about: bool = False) -> None:
     workspace.say(total_cost(plan, cache_folder()))
 
 
+def show_stored(workspace: Workspace, plan: Plan) -> None:
+    """Say where the results lie that are whole, and what is not."""
+    whole = [item for item in plan.items if item.fresh]
+    if whole:
+        names = ", ".join(item.name + in_precision(item.precision) for item in whole)
+        workspace.say(f"stored in {whole[0].path.parents[1]}: {names}")
+    if len(whole) < len(plan.items):
+        show_plan(workspace, replace(plan, items=tuple(item for item in plan.items if not item.fresh)))
+
+
 def plan_rows(plan: Plan) -> list[dict[str, Any]]:
     """Return the plan as data."""
     return [

@@ -113,7 +113,10 @@ def test_before_anything_ran_only_the_scan_can_be_computed(folders: dict[str, Pa
 def test_what_is_there_is_fresh(finished: Finished) -> None:
     rows = plan_of(finished("native"))
     assert {row["state"] for row in rows.values()} == {"fresh"}
-    assert finished("native").cli("plan").out.splitlines()[-1] == "nothing to compute"
+    whole = finished("native")
+    assert whole.cli("plan").out.splitlines()[-1] == "nothing to compute"
+    *_, last = whole.cli("run", "nodes_onto_writer").out.splitlines()
+    assert last == f"stored in {whole.result('nodes_onto_writer').parents[1]}: nodes_onto_writer"
 
 
 def test_what_an_experiment_is_stands_beside_it(finished: Finished) -> None:
