@@ -14,7 +14,7 @@ test: lint unit
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy -n 2
 	$(VENV)/bin/lint-imports
 
 # Beside everything else run kills, bit flips and fuzzing, which wait for disks and processes more than they compute, and

@@ -15,8 +15,6 @@ from repro.errors import Exit
 from tests.pages import blocks
 from tests.runs import SPECS
 
-pytestmark = pytest.mark.long
-
 SLURM, KUBERNETES = (
     example.parsed
     for name, example in blocks(dict.fromkeys(("sh", "toml", "text", "python"), lambda example: None)).items()
@@ -47,7 +45,7 @@ def make_cluster_spec(name, image, n_workers=None, resources=None, worker_comman
     return {"kind": "DaskCluster", "metadata": {"name": name}, "spec": {"worker": pod}}
 
 class KubeCluster:
-    scheduler_address = "tcp://127.0.0.1:9"
+    scheduler_address = "tls://here:8786"
     def __init__(self, *, custom_cluster_spec):
         pathlib.Path(os.environ["QUEUE"], "spec.json").write_text(json.dumps(custom_cluster_spec))
     def __enter__(self):
@@ -101,7 +99,7 @@ def test_the_kubernetes_script_asks_for_a_cluster_that_shares_the_store(
     shutil.copytree(folders["native"], tmp_path / "toy")
     ran = script(KUBERNETES.replace('"/data"', repr(str(tmp_path))), tmp_path / "pod.py", "--subject", "toy")
     assert ran.returncode == Exit.USAGE, ran.stdout + ran.stderr
-    assert "--scheduler tcp://127.0.0.1:9: it cannot be reached" in ran.stderr
+    assert "--scheduler tls://here:8786: it cannot be reached" in ran.stderr
     pod = json.loads((queue / "spec.json").read_text())["spec"]["worker"]["spec"]
     assert pod["containers"][0]["volumeMounts"] == [{"name": "data", "mountPath": str(tmp_path)}]
     assert [volume["name"] for volume in pod["volumes"]] == ["data"]

@@ -151,7 +151,7 @@ def test_the_harness_notices_a_careless_reader(
 ) -> None:
     text = GOOD.replace('[subject.toy]\nmodel = "toy"', line) if "subject" in line else f"{GOOD}\n{line}"
     place.plan(text.encode())
-    monkeypatch.setattr("tests.spec.test_fuzz_specs.PATIENCE", 0.5)
+    monkeypatch.setattr("tests.spec.test_fuzz_specs.PATIENCE", 0.1 if careless is _sleeping else 0.5)
     monkeypatch.setattr(f"repro.{name}", careless)
     monkeypatch.setattr("repro.spec.read.plain", repro.errors.plain)
     with pytest.raises((AssertionError, HangError, ValueError), match=noticed):
