@@ -131,7 +131,7 @@ def _says(attrs: Mapping[str, Any], stamp: str) -> str:
 
 
 WORTH = {
-    "roles named": "writer and erasers are those that the spec names; what follows is what the scan said of them",
+    "roles named": "the spec names writer and erasers; then what a scan said of them, or that none has tested them yet",
     "MINED": "the examples are confident, right predictions in this subject's prompts that DLA credits to the writer",
     "COMMITTED": "read from the small copy that the repository keeps, computed earlier and not here",
     "PARTIAL": "prompts on which the model's activations were not finite are left out of every number",

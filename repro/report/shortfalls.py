@@ -76,7 +76,7 @@ def _fewer(results: Mapping[str, xr.Dataset]) -> list[Shortfall]:
     for name, count in counts.items():
         if count < most:
             fewer.setdefault(count, []).append(name)
-    why = "declared so, or all of them would hold more than 1 GiB of raw values"
+    why = "fewer were declared, or the raw values of all would take more than 1 GiB"
     return [Shortfall(f"The first {n} of {most} prompts", f"{', '.join(names)}: {why}") for n, names in fewer.items()]
 
 
@@ -91,7 +91,7 @@ def _of_scan(scan: ScanPart | None) -> list[Shortfall]:
     if not scan.confirmed:
         found.append(Shortfall("Not confirmed", "no claim was tried by real forwards with the writer taken out"))
     if count := [writer.words for writer in scan.rest.writers].count("taken back, not cleared"):
-        said = "later components take it back, but its presence does not fall by half of that; not called erased"
+        said = "its presence falls by less than half of what later components take back; not called erased"
         found.append(Shortfall(f"{count} writer{'s' if count > 1 else ''} taken back, not cleared", said))
     return found
 

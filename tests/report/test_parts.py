@@ -6,6 +6,7 @@ import base64
 import csv
 import dataclasses
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +258,17 @@ def test_the_picture_says_its_numbers() -> None:
     assert "nan" not in svg
 
 
+def test_the_picture_names_erasers_where_there_is_room_and_sites_of_one_kind() -> None:
+    sites = ["resid_pre0", *(f"resid_{kind}{layer}" for layer in range(30) for kind in ("mid", "post"))]
+    svg = presence_svg(sites, np.ones((3, 61)), 3, {10: "MLP4", 12: "MLP5", 40: "MLP19"}, "L1H0")
+    assert svg.count('class="erased"') == 3
+    assert re.findall(r">(MLP\d+)<", svg) == ["MLP4", "MLP19"], "MLP5 stands too near"
+    ticks = re.findall(r">(pre\d+|mid\d+|post\d+)<", svg)
+    assert ticks[0] == "pre0"
+    assert len(ticks) >= 6
+    assert all(tick.startswith("post") for tick in ticks[1:])
+
+
 # --------------------------------------------------------------------------------------------------- what does not hold
 
 
@@ -282,4 +294,4 @@ def test_everything_that_falls_short_is_said() -> None:
     few = xr.Dataset(attrs={"found": 1, "n_prompts": 3})
     (said_of_few,) = shortfalls(None, confirmed, {"v_patch": whole, "dla_scatter": few, "scan": whole}, {})
     assert said_of_few.what == "The first 3 of 8 prompts"
-    assert said_of_few.detail.startswith("dla_scatter: declared so")
+    assert said_of_few.detail.startswith("dla_scatter: fewer were declared")

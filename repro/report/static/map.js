@@ -9,12 +9,13 @@ if (MAP) {
   const [REPLICABLE, SPECIFIC, NET, CLAIMED] = MAP.bits;
   // The strongest colours are kept for what is claimed.
   const largest = (name) => Math.max(0, ...Object.values(MAP.strata).flatMap((one) => { const { conditions, [name]: values } = arrays(one); return [...values].filter((v, i) => conditions[i] & CLAIMED).map(Math.abs); }));
-  const FULL = { path: Math.max(0.5, Math.ceil(10 * largest("path")) / 10), clean: Math.max(0.5, Math.ceil(10 * largest("clean")) / 10), z: 30 };
+  const FULL = { path: Math.max(0.5, Math.ceil(10 * largest("path")) / 10), clean: Math.max(0.5, Math.ceil(10 * largest("clean")) / 10), z: Math.max(30, 10 * Math.ceil(largest("z") / 10)) };
   const SHADES = { light: ["#0072B2", "#F4F5F6", "#D55E00", "#1F2933"], dark: ["#5AB4EE", "#242B32", "#FF9147", "#E6EAEE"] };
   const LEFT = 74, TOP = 46;
   const room = Math.min(620, root.parentElement.clientWidth - LEFT - 8);
-  // Few components beside many writers make a tall map: its cells are small, too.
+  // Few components beside many writers make a tall map: its cells are low, and wide enough to be met.
   const CELL = Math.max(5, Math.min(15, Math.floor(room / C), Math.floor(1600 / W)));
+  const WIDE = C < 8 ? Math.min(46, Math.floor(room / C)) : CELL;
   const outcomes = new Map(MAP.confirmed.map(([w, c, outcome, left]) => [`${w} ${c}`, [outcome, left]]));
   const strata = Object.fromEntries(Object.entries(MAP.strata).map(([name, one]) => [name, arrays(one)]));
   let chosen = MAP.start[0] * C + MAP.start[1];
@@ -41,7 +42,7 @@ if (MAP) {
     const one = strata[stratumBox.value], values = one[valueBox.value], full = FULL[valueBox.value];
     const [low, middle, high, ink] = SHADES[dark.matches ? "dark" : "light"];
     const scale = devicePixelRatio || 1;
-    const [wide, tall] = [LEFT + C * CELL + 4, TOP + W * CELL + 4];
+    const [wide, tall] = [LEFT + C * WIDE + 4, TOP + W * CELL + 4];
     canvas.width = wide * scale;
     canvas.height = tall * scale;
     canvas.style.width = `${wide}px`;
@@ -50,19 +51,19 @@ if (MAP) {
     pen.scale(scale, scale);
     for (let i = 0; i < W * C; i += 1) {
       if (!Number.isFinite(values[i])) continue;
-      const [x, y] = [LEFT + (i % C) * CELL, TOP + Math.floor(i / C) * CELL];
+      const [x, y] = [LEFT + (i % C) * WIDE, TOP + Math.floor(i / C) * CELL];
       pen.fillStyle = mix(values[i] / full, low, middle, high);
-      pen.fillRect(x, y, CELL - (CELL > 7 ? 1 : 0), CELL - (CELL > 7 ? 1 : 0));
+      pen.fillRect(x, y, WIDE - (WIDE > 7 ? 1 : 0), CELL - (CELL > 7 ? 1 : 0));
       if (!(one.conditions[i] & CLAIMED)) continue;
       pen.fillStyle = ink;
       pen.beginPath();
-      pen.arc(x + (CELL - 1) / 2, y + (CELL - 1) / 2, Math.max(1.4, CELL / 6), 0, 7);
+      pen.arc(x + (WIDE - 1) / 2, y + (CELL - 1) / 2, Math.max(1.4, CELL / 6), 0, 7);
       pen.fill();
     }
     label(pen, ink);
     pen.strokeStyle = ink;
     pen.lineWidth = 2;
-    pen.strokeRect(LEFT + (chosen % C) * CELL - 1.5, TOP + Math.floor(chosen / C) * CELL - 1.5, CELL + 2, CELL + 2);
+    pen.strokeRect(LEFT + (chosen % C) * WIDE - 1.5, TOP + Math.floor(chosen / C) * CELL - 1.5, WIDE + 2, CELL + 2);
     root.style.setProperty("--map-low", low);
     root.style.setProperty("--map-mid", middle);
     root.style.setProperty("--map-high", high);
@@ -78,15 +79,16 @@ if (MAP) {
     pen.textAlign = "right";
     MAP.writers.forEach((name, w) => {
       const here = w === Math.floor(chosen / C);
-      if (w % every && !here) return;
+      if (!here && (w % every || Math.abs(w - Math.floor(chosen / C)) < every)) return;
       pen.fillStyle = here ? ink : soft;
       pen.fillText(name, LEFT - 6, TOP + (w + 0.5) * CELL);
     });
+    const across = Math.max(1, Math.ceil(10 / WIDE));
     MAP.components.forEach((name, c) => {
       const here = c === chosen % C;
-      if (c % every && !here) return;
+      if (!here && (c % across || Math.abs(c - (chosen % C)) < across)) return;
       pen.save();
-      pen.translate(LEFT + (c + 0.5) * CELL, TOP - 6);
+      pen.translate(LEFT + (c + 0.5) * WIDE, TOP - 6);
       pen.rotate(-Math.PI / 2);
       pen.textAlign = "left";
       pen.fillStyle = here ? ink : soft;
@@ -125,8 +127,8 @@ if (MAP) {
     for (const [name, text] of facts) list.append(element("dt", name), element("dd", text));
     const met = one.conditions[chosen];
     const conditions = element("ul");
-    for (const [bit, words] of [[REPLICABLE, "replicable over prompts"], [SPECIFIC, "beyond decoys and the median writer"], [NET, "its clean share is negative, too"]]) {
-      conditions.append(element("li", `${met & bit ? "✓" : "✗"} ${words}`));
+    for (const [bit, words] of [[REPLICABLE, "replicable over prompts"], [SPECIFIC, "beyond decoys and the median writer"], [NET, "opposing on the whole: a negative clean share"]]) {
+      conditions.append(element("li", met & bit ? `✓ ${words}` : `✗ not ${words}`));
     }
     const [outcome, left] = outcomes.get(`${writer} ${component}`) ?? [];
     const tried = outcome ? `, by real forwards: ${outcome}${left !== null && left <= 1 ? `, ${Math.round(100 * Math.max(left, 0))} % left after ablation` : ""}` : "";
@@ -172,12 +174,12 @@ if (MAP) {
 
   canvas.addEventListener("pointerdown", (event) => {
     const box = canvas.getBoundingClientRect();
-    const [c, w] = [Math.floor((event.clientX - box.left - LEFT) / CELL), Math.floor((event.clientY - box.top - TOP) / CELL)];
+    const [c, w] = [Math.floor((event.clientX - box.left - LEFT) / WIDE), Math.floor((event.clientY - box.top - TOP) / CELL)];
     if (c >= 0 && c < C && w >= 0 && w < W) choose(w * C + c);
   });
   canvas.addEventListener("pointermove", (event) => {
     const box = canvas.getBoundingClientRect();
-    const [c, w] = [Math.floor((event.clientX - box.left - LEFT) / CELL), Math.floor((event.clientY - box.top - TOP) / CELL)];
+    const [c, w] = [Math.floor((event.clientX - box.left - LEFT) / WIDE), Math.floor((event.clientY - box.top - TOP) / CELL)];
     const value = strata[stratumBox.value][valueBox.value][w * C + c];
     canvas.title = c >= 0 && c < C && w >= 0 && w < W && Number.isFinite(value) ? `${MAP.writers[w]} → ${MAP.components[c]}: ${shown(value)}` : "";
   });
