@@ -122,7 +122,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     """Draw the projection ratio of a few sites onto the writer by position, and the shares of its variance.
 
     ds:  summary of `pr_by_position`: pr[quantile, site, position] over prompts, variance_share[source, site].
-    Raises ValueError for an unknown option or site. Tests: tests/figures/test_paper_figures.py.
+    Raises ValueError for an unknown site. Tests: tests/figures/test_paper_figures.py.
     """
     sites = _sites(ds, ds.attrs["options"].get("sites"))
     count = ds.sizes["position"]

@@ -30,7 +30,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     """Draw the projection ratio onto the writer of what is patched: clean and patched bars, with quartiles.
 
     ds:  summary of `v_patch`: head_pr[quantile, run, head], head_nan_count[run, head]; patched MLPs are among `head`.
-    Raises ValueError for an unknown option. Tests: tests/figures/test_paper_figures.py.
+    Tests: tests/figures/test_paper_figures.py.
     """
     shown = choice(ds, "heads", ("all", "erasers"))
     writer, roles = str(ds.attrs["writer"]), erasers(ds)

@@ -35,7 +35,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     """Draw the projection ratio of every site onto the writer in both runs: median lines with quartile bands.
 
     ds:  summary of `v_patch`: site_pr[quantile, run, site], site_nan_count[run, site].
-    Raises ValueError for an unknown option. Tests: tests/figures/test_paper_figures.py.
+    Tests: tests/figures/test_paper_figures.py.
     """
     writer, patched = str(ds.attrs["writer"]), [str(label) for label in ds["head"].values]
     sites = Sites([str(s) for s in ds["site"].values])

@@ -29,7 +29,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     A writer that is an MLP has a line beside its layer's heads.
 
     ds:  summary of `sites_onto_nodes`: pr[quantile, node, site], nan_count[node, site].
-    Raises ValueError for an unknown option. Tests: tests/figures/test_paper_figures.py.
+    Tests: tests/figures/test_paper_figures.py.
     """
     writer = str(ds.attrs["writer"])
     layer = layer_of(writer)

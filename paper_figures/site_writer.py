@@ -53,7 +53,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     """Draw the projection ratio of every site onto the writer: median, quartile band, and shaded layers that matter.
 
     ds:  summary of `sites_onto_nodes`: pr[quantile, node, site], nan_count[node, site].
-    Raises ValueError for an unknown option. Tests: tests/figures/test_paper_figures.py.
+    Tests: tests/figures/test_paper_figures.py.
     """
     writer = str(ds.attrs["writer"])
     here, sites = ds.sel(node=[writer]), Sites([str(s) for s in ds["site"].values])

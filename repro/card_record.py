@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from repro.errors import ReproError
-from repro.files import write_durably
+from repro.errors import Exit, ReproError
+from repro.files import disk, write_durably
 from repro.measures.agreement import STATISTICS
 from repro.notebook import open_result
 
@@ -78,12 +78,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         card = open_result(given.subject, given.experiment, prompts=given.prompts, out=given.out)
+        if card.attrs["measure"] != "dla_card":
+            raise ReproError(f"{given.experiment}: a {card.attrs['measure']}; give an experiment that is a dla_card")
+        kept = json.loads(given.to.read_text()) if given.to.exists() else {}
+        kept[given.subject] = {**kept.get(given.subject, {}), **record(card)}
+        with disk(given.to):
+            write_durably(given.to, (json.dumps(kept) + "\n").encode())
+    except ValueError as error:
+        print(f"error: {given.to}: not JSON ({error})", file=sys.stderr)
+        return int(Exit.USAGE)
     except ReproError as error:
         print(f"error: {error}", file=sys.stderr)
         return int(error.code)
-    kept = json.loads(given.to.read_text()) if given.to.exists() else {}
-    kept[given.subject] = {**kept.get(given.subject, {}), **record(card)}
-    write_durably(given.to, (json.dumps(kept) + "\n").encode())
     return 0
 
 

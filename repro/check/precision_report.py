@@ -90,8 +90,8 @@ def _published(effect: Effect, heading: Heading) -> list[str]:
         if line.group is None
     ]
     if not own:  # nothing published is of this subject, and nothing is judged
-        heads = [head for head in heads if head not in ("published", "verdicts")]
-        rows = [(figure, quantity, *numbers) for figure, quantity, _, *numbers, _ in rows]
+        shown = [at for at, head in enumerate(heads) if head not in ("published", "verdicts")]
+        heads, rows = [heads[at] for at in shown], [tuple(row[at] for at in shown) for row in rows]
     lines = [*_verdicts(effect), ""] if own else []
     lines += ["Where a claim is about several values, the one nearest to failing it is shown.", ""]
     lines += table(heads, rows, right=("published", *sides, "difference"))

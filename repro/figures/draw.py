@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import paper_figures
 from repro.errors import Exit, ReproError
-from repro.files import write_json
+from repro.files import write_durably
 from repro.labels import in_precision, layer_of
 from repro.progress import progress
 from repro.spec.types import Figure, Loaded
@@ -92,7 +92,7 @@ def draw(
                 refused.append(f"[figure.{name}] options: {error}")
             else:
                 stamps[name] = {"digest": digest, "files": [file.name for file in files]}
-                write_json(out / STAMPS, stamps)
+                write_durably(out / STAMPS, json.dumps(stamps, indent=1).encode())
                 drawn[name] = Drawn(name, files)
             advance()
     if refused:

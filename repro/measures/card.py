@@ -3,8 +3,8 @@
     taken back   minus the slope of sum over claimed erasers of DLA(path_{w->c}) on DLA(w), over prompts and targets
     DLA*         DLA(w) + sum over all later c of DLA(path_{w->c}), the first order of what is made of w
 
-Every interval is 95 % by bootstrap over prompts. Which components count as erasers of a writer the subject's roles
-say; where they do not, those count whose shares meet what the scan asks of shares: over the card's prompts the medians
+Every interval is 95 % by bootstrap over prompts. The subject's roles say which components count as erasers of a writer;
+where they do not, those count whose shares meet what the scan asks of shares: over the card's prompts the medians
 of path share, of path share less that of the other writers through the component, and of clean share lie below -0.02.
 That is neither tested nor held against decoys, and the card says which it was.
 """
@@ -95,19 +95,18 @@ def card(
     nodes: Sequence[str],
     components: Sequence[str],
     claims: Mapping[str, Sequence[str]] | None = None,
-    claimed_by: str = "roles",
     draws: int = DRAWS,
 ) -> xr.Dataset:
     """Return the card of W writers, from the raw arrays of `dla_card`, prompts last.
 
     raw: dla [N, T, B], net [F, N, T, B], rest [F, T, B], logit_diff [T, B], path_dla [W, C, T, B], path_share and
     clean_share [W, C, B], total [A, W, T, B]; writers, nodes, components: labels of W, N and C. claims: erasers by
-    writer, and claimed_by who says so; a writer that is no key is judged by `likely_erasers`, one with an empty list
-    has none. Agreement: tests/measures/test_dla_card.py.
+    writer, as roles name them; a writer that is no key is judged by `likely_erasers`, one with an empty list has none.
+    Agreement: tests/measures/test_dla_card.py.
     """
     rows = [list(nodes).index(w) for w in writers]
     found = _attributed(raw, rows)
-    erasers, source = _erasers(raw, writers, components, claims or {}, claimed_by)
+    erasers, source = _erasers(raw, writers, components, claims or {})
     total, n_prompts = raw["total"], raw["total"].shape[-1]
     answer = np.where(erasers[..., None, None], np.nan_to_num(raw["path_dla"]), 0).sum(1)  # [W, T, B]
 
@@ -164,13 +163,12 @@ def _erasers(
     writers: Sequence[str],
     components: Sequence[str],
     claims: Mapping[str, Sequence[str]],
-    claimed_by: str,
 ) -> tuple[np.ndarray, list[str]]:
     """Return which components count as erasers [W, C], and for each writer who says so."""
     likely = likely_erasers(raw["path_share"], raw["clean_share"])
     claimed = np.array([[c in claims.get(w, ()) for c in components] for w in writers])
     known = np.array([w in claims for w in writers])
-    return np.where(known[:, None], claimed, likely), [claimed_by if one else "shares" for one in known]
+    return np.where(known[:, None], claimed, likely), ["roles" if one else "shares" for one in known]
 
 
 def _slopes(dla: np.ndarray, path_dla: np.ndarray) -> np.ndarray:

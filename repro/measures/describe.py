@@ -28,7 +28,7 @@ DERIVED = {
     "mean_abs": ("logits", "mean of the absolute attribution"),
     "total_abs": ("logits", "mean of the absolute total effect"),
     "erases": ("1", "whether the component counts as an eraser of the writer"),
-    "erasers_from": ("", "who says so: roles, scan, or shares alone"),
+    "erasers_from": ("", "who says so: roles, or shares alone"),
     "component_slope": ("1", "slope of the DLA of the component's path on the writer's DLA"),
     "verdict": ("", "how far the writer's DLA is taken back, in words"),
     "indirect": ("1", "mean |net effect - DLA| over mean |DLA|"),

@@ -130,7 +130,9 @@ def _strange(rotary: object) -> list[tuple[str, object]]:
     """Return the entries of rotary settings, of all layers or by their kind, that nobody reads or computes."""
     if not isinstance(rotary, Mapping):
         return []
-    tables = [value for value in rotary.values() if isinstance(value, Mapping)] or [rotary]
+    kinds_of_layers = [value for value in rotary.values() if isinstance(value, Mapping)]
+    shared = {key: value for key, value in rotary.items() if not isinstance(value, Mapping)}
+    tables = [shared, *kinds_of_layers]
     kinds = dict.fromkeys(("rope_type", "type"), _ROTARY_KINDS)
     return [entry for table in tables for entry in unread(table, kinds, lambda key, _: key not in _ROTARY)]
 

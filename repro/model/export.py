@@ -43,7 +43,7 @@ def export(model: Any, tokens: np.ndarray, folder: Path | str) -> Path:
 
 
 def _refuse_other(model: Any) -> None:
-    """Refuse what is no native TransformerLens bridge, or one that is processed already."""
+    """Refuse a model that is not a native TransformerLens bridge, or that is processed already."""
     if getattr(getattr(model, "cfg", None), "architecture", None) != "TransformerLensNative":
         raise ReproError(
             f"{type(model).__name__} cannot be exported; a Hugging Face causal language model or a native "

@@ -11,6 +11,7 @@ from torch import Tensor
 from repro.errors import ReproError, listing, unavailable
 from repro.model.folder import Folder
 from repro.model.linear import ACTIVATIONS
+from repro.model.native_keys import ONLY
 from repro.model.refusals import refuse_misfits, refuse_not_finite
 
 _BUFFERS = (".mask", ".IGNORE", ".rotary_sin", ".rotary_cos")
@@ -80,6 +81,10 @@ def _config(folder: Folder) -> Any:
         raise unavailable(
             f"{folder.path}: not supported: act_fn = {act!r} in config.json; {listing(list(ACTIVATIONS))} are"
         )
+    for key, value in (("normalization_type", norm), ("positional_embedding_type", positions)):
+        if value not in ONLY[key]:
+            known = listing(list(map(str, ONLY[key])))
+            raise unavailable(f"{folder.path}: not supported: {key} = {value!r} in config.json; {known} are")
     if c.get("final_rms") and norm.startswith("LN"):
         raise unavailable(f"{folder.path}: not supported: final_rms = True in config.json, another kind of final norm")
     return TransformerBridgeConfig(

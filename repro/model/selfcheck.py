@@ -96,7 +96,7 @@ def _scaled(model: Model, x: Tensor) -> tuple[Tensor, Tensor]:
     ) if model.center else x
 
 
-# Keys of no other computation: how large a model is, what its tokens mean, how it was trained or stored.
+# Keys that do not change the computation: how large a model is, what its tokens mean, how it was trained or stored.
 _KNOWN = HARMLESS | SIZE_KEYS | words("max_window_layers rms_norm_eps rotary_dim tie_word_embeddings")
 
 

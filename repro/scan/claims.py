@@ -69,6 +69,7 @@ class Pairs:
     """Pairs of the whole model, to whose level claims are held: more than `n_pairs` where few components were asked."""
     n_prompts: int
     n_decoys: int
+    """Decoys of every component."""
     alone: bool = False
     """Whether all prompts are one observation: the first position, where all begin with the same token."""
     kept: np.ndarray | None = None

@@ -162,12 +162,12 @@ def test_an_unerased_writer_with_indirect_effects_is_not_called_erased() -> None
     raw = Raw(measure, shown).arrays
     nodes = writers(3, 4, True)
     labels = ["embed", *shown.context.nodes[:8]]
-    d = card(raw, labels, nodes, shown.context.nodes, dict.fromkeys(labels, ()), claimed_by="scan", draws=50)
+    d = card(raw, labels, nodes, shown.context.nodes, dict.fromkeys(labels, ()), draws=50)
     assert float(d["indirect"].sel(writer="embed", bound="lower")) > 1
     assert str(d["verdict"].sel(writer="embed").item()) == "mostly indirect"
     assert not {"partly taken back", "mostly taken back"} & set(d["verdict"].values)
     assert (d["taken_back"].sel(bound="estimate") == 0).all()
-    assert set(d["erasers_from"].values) == {"scan"}
+    assert set(d["erasers_from"].values) == {"roles"}
 
 
 def test_shares_tell_erasers_only_where_all_three_are_low() -> None:

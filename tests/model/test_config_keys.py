@@ -54,6 +54,7 @@ def test_every_key_of_transformers_own_configuration_is_listed(kind: str) -> Non
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = True"),
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping = 50.0"),
         ({"clip_qkv": 8.0}, "clip_qkv = 8.0"),
+        ({"rope_parameters": {"rope_type": "dynamic", "x": {}}}, "rope_parameters.rope_type = 'dynamic'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config = {'bits': 4}"),
         ({"pruned_heads": {"0": [1]}}, "pruned_heads = {'0': [1]}"),
         ({"_attn_implementation": "flash_attention_2"}, "_attn_implementation = 'flash_attention_2'"),

@@ -237,6 +237,8 @@ def refusal(path: Path) -> str:
         ({"act_fn": "solu"}, "not supported: act_fn = 'solu'"),
         ({"positional_embedding_type": "alibi"}, "not supported: positional_embedding_type = 'alibi'"),
         ({"normalization": "none"}, "not supported: normalization = 'none'"),
+        ({"normalization": None, "final_rms": True}, "not supported: normalization_type = None in config.json"),
+        ({"positional_embedding_type": None}, "not supported: positional_embedding_type = None in config.json"),
         ({"final_rms": True}, "not supported: final_rms = True in config.json, another kind of final norm"),
         ({"d_vocab": 60}, "config.json says d_vocab = 60, d_model = 32, and embed.W_E in the weights is [61, 32]"),
         ({"n_heads": 8, "d_head": 4}, "blocks.0.attn.W_"),
