@@ -119,7 +119,8 @@ def _workspace(
 ) -> Workspace:
     """Return the request resolved; an unknown name is refused before anything is looked for."""
     root = None if out is None else Path(out)
-    workspace = Workspace(Request(Path(spec), root, str(subject), names, prompts, **more), say)
+    asked = Request(spec=Path(spec), out=root, subject=str(subject), only=names, prompts=prompts, **more)
+    workspace = Workspace(asked, say)
     _ = workspace.selection
     return workspace
 

@@ -145,14 +145,18 @@ class Workspace:
         names = list(self.loaded.spec.experiment)
         try:
             return self.plan(subject, names)
-        except ReproError:
+        except ReproError as error:
+            if error.code == Exit.CORRUPT:
+                raise
             return self.plan(subject, [name for name in names if self._fits(subject, name)])
 
     def _fits(self, subject: ResolvedSubject, name: str) -> bool:
-        """Return whether an experiment is not declared for other prompts or another model than the subject's."""
+        """Return whether an experiment can be planned for the subject. Raises ReproError (exit 5) for damage."""
         try:
             self.plan(subject, [name])
-        except ReproError:
+        except ReproError as error:
+            if error.code == Exit.CORRUPT:
+                raise
             return False
         return True
 
@@ -174,14 +178,13 @@ class Workspace:
     def check_writable(self) -> None:
         """Refuse, before anything is computed, a root that cannot be written."""
         figures = next(folder for folder in self.figures_folder("any").parents if folder.exists())
-        folder = self.store
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for folder in (self.store, figures):
+        for folder in (figures, self.store):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
                 TemporaryFile(dir=folder).close()
-        except OSError as error:
-            message = f"--out {self.root}: {folder} cannot be written ({error.strerror}); choose another directory"
-            raise ReproError(message) from None
+            except OSError as error:
+                message = f"--out {self.root}: {folder} cannot be written ({error.strerror}); choose another directory"
+                raise ReproError(message) from None
 
 
 def parse_bytes(text: str) -> int:

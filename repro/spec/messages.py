@@ -47,8 +47,8 @@ def _inside(kind: Schema, part: str | int) -> Schema | None:
     if isinstance(part, int):
         each: Sequence[Schema] = kind.get("prefixItems", ())
         return each[part] if part < len(each) else kind.get("items")
-    others = kind.get("patternProperties", {"": kind.get("additionalProperties")})
-    found = kind.get("properties", {}).get(part, *others.values())
+    other = next(iter(kind.get("patternProperties", {}).values()), kind.get("additionalProperties"))
+    found = kind.get("properties", {}).get(part, other)
     return found if isinstance(found, Mapping) else None
 
 

@@ -66,8 +66,11 @@ def open_result(path: Path, layout: Layout, unit: int, provenance: Mapping[str, 
     there, manifest = found
     records.check_files(path, manifest["files"])
     if there != layout or manifest["unit"] != unit:
-        differs = ", ".join(name for name, value in vars(there).items() if value != getattr(layout, name))
-        what = f"another layout (unit {manifest['unit']}{', other ' if differs else ''}{differs})"
+        parts = {"unit": (manifest["unit"], unit), "sizes": (dict(there.sizes), dict(layout.sizes))}
+        differs = [f"{name} {one} there, {other} asked for" for name, (one, other) in parts.items() if one != other]
+        others = {"variables": there.variables != layout.variables, "labels": there.coords != layout.coords}
+        differs += [f"other {name}" for name, other in others.items() if other]
+        what = f"another layout ({'; '.join(differs)})"
         raise ReproError(f"{path} holds {what}: remove the directory to start again", Exit.CORRUPT)
     result = Result(path, layout, manifest)
     if manifest["environment"] != environment and not result.committed:

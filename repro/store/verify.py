@@ -111,7 +111,7 @@ def verify_result(path: Path) -> list[Finding]:
         check.digest(name, digest)
     # What cannot be judged: labels while there is no manifest, a summary while there is no COMMIT.
     unsettled = DATA if manifest is None else records.SUMMARY if commit is None else ""
-    return check.ended(unsettled)
+    return check.finish(unsettled)
 
 
 def _verify_copy(path: Path) -> list[Finding]:
@@ -123,7 +123,7 @@ def _verify_copy(path: Path) -> list[Finding]:
     for name, digest in (commit or {"files": {}})["files"].items():
         check.digest(name, digest)
     check.known |= {records.ARCHIVE, records.PROVENANCE}
-    return check.ended()
+    return check.finish()
 
 
 class _Check:
@@ -176,7 +176,7 @@ class _Check:
         for entry in record["variables"].values():
             self.digest(entry["file"], entry["digest"], prompts=(tuple(record["prompts"]),), units=(i,))
 
-    def ended(self, unsettled: str = "") -> list[Finding]:
+    def finish(self, unsettled: str = "") -> list[Finding]:
         """Report what does not belong here, but for a folder that cannot be judged; return all findings by file."""
         for file in _files(self.path):
             temporary = any(files.is_temporary(part) for part in Path(file).parts)

@@ -146,7 +146,7 @@ def _refuse_name(name: str) -> None:
 
 Get = Callable[[str], Path]
 Choose = Callable[[str, Collection[str], Get], list[str]]
-"""What names the repository, its files and how to get one -> the files to take."""
+"""The repository as messages name it, its files, and how to get one of them -> the files to take."""
 
 
 def _verified(hub: Hub, role: str, repo: str, lock: Lock, choose: Choose) -> tuple[str, dict[str, Path]]:
@@ -180,6 +180,8 @@ def _first_use(hub: Hub, repo: str) -> tuple[str, Mapping[str, str]]:
     except LocalEntryNotFoundError:
         raise hub.absent(f"model {repo}") from None
     names = [path.name for path in snapshot.iterdir() if _FILE.fullmatch(path.name) and path.is_file()]
+    if not {CONFIG, TOKENIZER} & set(names):  # begun by another program, or of other files
+        raise hub.absent(f"model {repo}")
     return snapshot.name, dict.fromkeys(names, "")  # named after its commit
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -76,7 +76,8 @@ class _Content(Strict):
     """The whole file."""
 
     format: Literal[1]
-    subjects: dict[str, Entry]
+    subjects: dict[str, dict[str, Any]]
+    """Subject -> its entry; each is read where its subject is asked for, so that damage to one stops no other."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,10 @@ class Lock:
 
     def entry(self) -> Entry:
         """Return what is pinned of the subject. Raises ReproError (exit 2) if the file is not a lock."""
-        return self._subjects().get(self.subject, Entry())
+        try:
+            return Entry.model_validate(self._subjects().get(self.subject, {}))
+        except ValidationError as error:
+            raise self._damaged(_first(error, "subjects", self.subject)) from None
 
     def repo(self, role: str, repo: str) -> Repo | None:
         """Return the pin of a repository; None if there is none yet, or if it was of another repository."""
@@ -137,31 +141,38 @@ class Lock:
         else:
             self._update(wheels={**wheels, requirement: found})
 
-    def _subjects(self) -> dict[str, Entry]:
+    def _subjects(self) -> dict[str, dict[str, Any]]:
         try:
             return _Content.model_validate_json(self.path.read_bytes()).subjects
         except FileNotFoundError:
             return {}
         except OSError as error:
-            what = error.strerror or type(error).__name__
+            raise self._damaged(error.strerror or type(error).__name__) from None
         except ValidationError as error:
-            (first, *_) = error.errors()
-            what = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
-        raise ReproError(f"{self.path}: not a lock: {what}; restore it, or delete it to learn the pins anew")
+            raise self._damaged(_first(error)) from None
+
+    def _damaged(self, what: str) -> ReproError:
+        return ReproError(f"{self.path}: not a lock: {what}; restore it, or delete it to learn the pins anew")
 
     def _update(self, **pins: object) -> None:
         """Write pins into the subject's entry; the file is the old one or the new one, whatever happens.
 
         Raises ReproError (exit 2) if the directory cannot be written.
         """
-        subjects = {**self._subjects(), self.subject: self.entry().model_copy(update=pins)}
-        content = _Content(format=1, subjects=subjects).model_dump(mode="json", exclude_defaults=True)
+        entry = self.entry().model_copy(update=pins).model_dump(mode="json", exclude_defaults=True)
+        content = {"format": 1, "subjects": {**self._subjects(), self.subject: entry}}
         text = json.dumps(content, indent=1, sort_keys=True) + "\n"
         try:
             write_durably(self.path, text.encode())
         except OSError as error:
             reason = error.strerror or error
             raise ReproError(f"{self.path}: cannot write the lock ({reason}); it belongs beside the spec") from None
+
+
+def _first(error: ValidationError, *at: str) -> str:
+    """Return the first fault with its place in the file."""
+    (first, *_) = error.errors()
+    return ": ".join(filter(None, (".".join(map(str, (*at, *first["loc"]))), first["msg"])))
 
 
 def check_hash(what: str, found: FileHash, wanted: FileHash, source: str) -> None:

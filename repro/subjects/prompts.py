@@ -170,8 +170,7 @@ def as_tokens(rows: Sequence[Any], dataset: str, n: int, length: int, d_vocab: i
             raise unavailable(f"data set {dataset}: row {number} is not a list of token ids")
         if len(row) < length:
             raise unavailable(f"data set {dataset}: row {number} has {len(row)} tokens where {length} are wanted")
-    # Ids as large as they are, until they are known to fit.
-    tokens = np.array([row[:length] for row in rows])
+    tokens = np.array([row[:length] for row in rows], object)  # until they are known to fit
     refuse_outside(f"data set {dataset}", tokens, d_vocab)
     return tokens.astype(np.int32)
 

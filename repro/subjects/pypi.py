@@ -118,8 +118,12 @@ def _downloaded(wanted: str, to: Path) -> Path:
     if ran.returncode:
         kind = unavailable if _NO_SPACE in ran.stderr else AbsentError
         raise kind(f"{wanted}: pip cannot fetch the wheel ({_reason(ran.stderr) or f'exit code {ran.returncode}'})")
-    (wheel,) = to.glob("*.whl")
-    return wheel
+    wheels = list(to.glob("*.whl"))
+    if len(wheels) != 1:
+        raise unavailable(
+            f"{wanted}: pip fetched {len(wheels)} wheels where one is expected; its settings add to requests"
+        )
+    return wheels[0]
 
 
 def _reason(said: str) -> str:

@@ -115,8 +115,9 @@ def test_uncommitted_results_are_refused(path: Path) -> None:
 
 def test_another_layout_or_unit_is_refused(path: Path) -> None:
     faulty.run(path, N_PROMPTS)
-    for other in ({"n_prompts": 10}, {"unit": 3}):
-        with pytest.raises(ReproError, match="another layout") as caught:
+    sizes = r"sizes \{.*'prompt': 9\} there, \{'prompt': 10,.*\} asked for"
+    for other, told in (({"n_prompts": 10}, sizes), ({"unit": 3}, "unit 2 there, 3 asked for")):
+        with pytest.raises(ReproError, match=rf"another layout \({told}\): remove") as caught:
             _open(path, **other)
         assert caught.value.code == Exit.CORRUPT
 

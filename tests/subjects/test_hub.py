@@ -101,6 +101,15 @@ def test_the_token_opens_and_is_neither_told_nor_stored(
     assert "secret" not in "".join(capfd.readouterr()) + caplog.text
 
 
+def test_a_cache_that_another_program_has_begun_counts_as_absent(hub: HubServer, place: Place) -> None:
+    repository = place.downloads / f"models--{MODEL.replace('/', '--')}"
+    (snapshot := repository / "snapshots" / ("a" * 40)).mkdir(parents=True)
+    (snapshot / "README.md").write_text("# tiny\n")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    place.refused("not in the Hugging Face cache", absent=True, offline=True)
+
+
 def test_offline_never_asks(hub: HubServer, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.refused("not in the Hugging Face cache", "does not ask the hub", absent=True, offline=True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -137,6 +137,18 @@ def test_a_pin_with_odd_values_is_refused_by_place(lock: Lock, change: dict[str,
         lock.repo("model", "owner/model")
 
 
+def test_damage_in_one_subject_stops_no_other(lock: Lock) -> None:
+    lock.learn("model", FOUND)
+    content = json.loads(lock.path.read_text())
+    content["subjects"]["broken"] = {"later": 1}
+    lock.path.write_text(json.dumps(content))
+    assert lock.entry() == Entry(repos={"model": FOUND})
+    with pytest.raises(ReproError, match=r"not a lock: subjects\.broken\.later"):
+        Lock(lock.path, "broken").entry()
+    lock.learn_prompts(PROMPTS)
+    assert json.loads(lock.path.read_text())["subjects"]["broken"] == {"later": 1}, "kept as it was"
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(ReproError, match="cannot write the lock") as caught:
         Lock(tmp_path / "missing" / "x.lock.json", "x").learn("model", FOUND)
