@@ -80,21 +80,24 @@ class Schedule:
 
     def _ask(self, job: Job, name: str) -> str:
         """Have a job done and its records written; return why not all came, or nothing."""
+        reason = ""
         try:
             if self.worker is None:
                 self.worker = self.start()
+            # To the end, whatever comes: what a job leaves in the pipe would be read as the next one's.
             for record in self.worker.ask(job):
                 if record["record"] == "broken":
-                    self.report.broken.append(name)
-                    return str(record["reason"])
-                if record["record"] == "lost":
+                    reason = str(record["reason"])
+                elif record["record"] == "lost":
                     raise WorkerLostError(record["reason"])
-                self._take(record, name)
+                else:
+                    self._take(record, name)
         except WorkerLostError as error:
             self._close()
+            reason = str(error)
+        if reason and name not in self.report.broken:
             self.report.broken.append(name)
-            return str(error)
-        return ""
+        return reason
 
     def _take(self, record: Record, name: str) -> None:
         lines = record.pop("lines")

@@ -67,6 +67,24 @@ def test_a_kernel_that_takes_the_device_down_takes_its_own_row(how: str, tmp_pat
     assert {"rate", "check", "speed", "profile"} <= {r["record"] for r in report.records}
 
 
+def test_a_step_that_breaks_leaves_the_next_its_own_answers() -> None:
+    started: list[Child] = []
+
+    def start() -> Child:
+        started.append(Child(fake_gpu.work_without_profiler))
+        return started[-1]
+
+    paper = [case for case in cases.every() if case.kernel.paper_calls and case.shape.name == "paper4"]
+    report = Report(say=lambda words: None)
+    Schedule(Budget(600.0), report, "cuda", start).run(paper, "paper4", everything=True)
+    assert len(started) == 1
+    assert report.broken == ["profile"]
+    (profile,) = (r for r in report.records if r["record"] == "profile")
+    assert profile["status"] == "failed: RuntimeError: no profiler here"
+    whole = [r for r in report.records if r["record"] == "end_to_end"]
+    assert {(r["provider"], r["status"]) for r in whole} >= {("einsum", "ok"), ("triton", "ok")}
+
+
 def stuck(jobs: Connection) -> None:
     """Start, and never answer."""
     jobs.send({"record": "ready"})
