@@ -59,7 +59,7 @@ def run(
 ) -> Report:
     """Measure what the options ask for; `failed` of the report names what failed its check, `broken` steps and cases.
 
-    start: begins who measures, and one more for each that is lost; by default this process, or one of its own on a GPU.
+    start: starts a worker, and another for each one lost; by default this process, or one of its own on a GPU.
 
     Raises UnsupportedError for a device that is not there, a case that does not exist or a budget that is no time.
     Agreement: tests/kernels/test_bench.py.

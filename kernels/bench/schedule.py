@@ -34,7 +34,7 @@ class Schedule:
     report: Report
     device: str
     start: Callable[[], Worker]
-    """Begins a worker, and one more for each that is lost."""
+    """Starts a worker, and another for each one lost."""
     worker: Worker | None = None
     rates: dict[str, float] = field(default_factory=dict)
 
@@ -80,24 +80,26 @@ class Schedule:
 
     def _ask(self, job: Job, name: str) -> str:
         """Have a job done and its records written; return why not all came, or nothing."""
-        reason = ""
+        reasons: list[str] = []
+
+        def say(record: Record) -> None:
+            if record["record"] == "broken":
+                reasons.append(str(record["reason"]))
+            elif record["record"] == "lost":
+                raise WorkerLostError(record["reason"])
+            else:
+                self._take(record, name)
+
         try:
             if self.worker is None:
                 self.worker = self.start()
-            # To the end, whatever comes: what a job leaves in the pipe would be read as the next one's.
-            for record in self.worker.ask(job):
-                if record["record"] == "broken":
-                    reason = str(record["reason"])
-                elif record["record"] == "lost":
-                    raise WorkerLostError(record["reason"])
-                else:
-                    self._take(record, name)
+            self.worker.ask(job, say)
         except WorkerLostError as error:
             self._close()
-            reason = str(error)
-        if reason and name not in self.report.broken:
+            reasons.append(str(error))
+        if reasons and name not in self.report.broken:
             self.report.broken.append(name)
-        return reason
+        return "; ".join(reasons)
 
     def _take(self, record: Record, name: str) -> None:
         lines = record.pop("lines")

@@ -6,7 +6,7 @@ import json
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,10 +66,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 class Sent(InThisProcess):
     """A worker without a process, so that what is patched here holds there, too; jobs and records pass as to one."""
 
-    def ask(self, job: Job) -> Iterator[dict[str, Any]]:
+    def ask(self, job: Job, say: Callable[[dict[str, Any]], None]) -> None:
         """Do the job, it and its records sent as to a process and back."""
-        for record in super().ask(pickle.loads(pickle.dumps(job))):
-            yield pickle.loads(pickle.dumps(record))
+        super().ask(pickle.loads(pickle.dumps(job)), lambda record: say(pickle.loads(pickle.dumps(record))))
 
 
 def run(said: list[str] | None = None, clock: Callable[[], float] | None = None, **options: Any) -> Any:
@@ -112,6 +111,22 @@ def test_every_provider_is_checked_and_then_timed(tmp_path: Path) -> None:
     assert [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()] == report.records
     assert report.records[0]["torch"] == torch.__version__
     assert any("threads" in line for line in said)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_run_that_is_interrupted_has_said_and_written_what_it_knew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench_child, "time_group", interrupted)
+    said: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        run(said, out=tmp_path / "rows.jsonl")
+    written = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert {r["provider"] for r in written if r["record"] == "check"} >= {"einsum", "tiled"}
+    assert any(line.startswith("projection/paper fp32 tiled: ok error ") for line in said)
 
 
 @pytest.mark.usefixtures("small")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
@@ -94,7 +94,7 @@ def stuck(jobs: Connection) -> None:
 def test_a_kernel_that_never_returns_is_not_waited_for() -> None:
     child = Child(stuck)
     with pytest.raises(WorkerLostError, match="no answer within 0 s"):
-        list(child.ask(Job("rates", 0.1), grace=0.1))
+        child.ask(Job("rates", 0.1), lambda record: None, grace=0.1)
     child.close()
     assert child.process.exitcode == -9
 
@@ -106,10 +106,9 @@ class Counted:
     clock: Any
     jobs: list[Job] = field(default_factory=list)
 
-    def ask(self, job: Job) -> Iterator[dict[str, Any]]:
+    def ask(self, job: Job, say: Callable[[dict[str, Any]], None]) -> None:
         self.jobs.append(job)
         self.clock.now += job.seconds
-        yield from ()
 
     def close(self) -> None:
         """Nothing is held."""
