@@ -15,7 +15,7 @@ from repro.kernels.bench.cases import Case
 from repro.kernels.bench.gate import Check, Truth
 from repro.kernels.bench.memory import peak_memory
 from repro.kernels.bench.providers import BASELINE, DTYPES, Call, Function, Provider, bind, of_kernel
-from repro.kernels.bench.report import FAILED, SKIPPED, UNAVAILABLE, Report, Row
+from repro.kernels.bench.report import BROKEN, FAILED, SKIPPED, UNAVAILABLE, Report, Row
 from repro.kernels.bench.rows import row_of, with_floor, with_speed
 from repro.kernels.bench.timing import Budget, Samples, lost
 from repro.kernels.errors import KernelError
@@ -141,7 +141,10 @@ def _say_verdict(bench: Bench, group: Group, entry: Provider) -> None:
 
 
 def time_group(bench: Bench, group: Group, allowance: float) -> None:
-    """Time a group's providers within an allowance of seconds, unless a check of ours failed; report their rows."""
+    """Time a group's providers within an allowance of seconds, unless a check of ours failed; report their rows.
+
+    Raises the RuntimeError, if any, that ended the measurement.
+    """
     if group.failed:
         _withhold(bench, group, FAILED, f"no speed is printed: a check of {group.failed} failed")
     elif not group.functions:
@@ -151,9 +154,9 @@ def time_group(bench: Bench, group: Group, allowance: float) -> None:
             _timed(bench, group, allowance)
         except torch.OutOfMemoryError:
             _withhold(bench, group, SKIPPED, "out of memory")
-        except RuntimeError as error:  # a device that fails in one case may still serve the next
-            bench.report.broken.append(group.name)
-            _withhold(bench, group, FAILED, f"while it was timed: {error}".splitlines()[0][:200])
+        except RuntimeError as error:
+            _withhold(bench, group, BROKEN, f"while it was timed: {error}".splitlines()[0][:200])
+            raise  # the job is broken, though no check failed
 
 
 def _withhold(bench: Bench, group: Group, status: str, reason: str, besides: Container[str] = ()) -> None:

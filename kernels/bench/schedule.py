@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from repro.kernels.bench.cases import Case
 from repro.kernels.bench.child import Job, Record
 from repro.kernels.bench.providers import dtypes, of_kernel
-from repro.kernels.bench.report import FAILED, OK, SKIPPED, Report
+from repro.kernels.bench.report import BROKEN, FAILED, OK, SKIPPED, Report
 from repro.kernels.bench.rows import row_of
 from repro.kernels.bench.timing import Budget
 from repro.kernels.bench.whole import CALLS
@@ -72,7 +72,7 @@ class Schedule:
         lost = self._ask(job, f"{case.name} {dtype}")
         if lost:
             seen = {r["provider"] for r in self._speeds(case, dtype)}
-            self._rows(case, dtype, [name for name in names if name not in seen], FAILED, lost)
+            self._rows(case, dtype, [name for name in names if name not in seen], BROKEN, lost)
 
     def _speeds(self, case: Case, dtype: str) -> list[Record]:
         where = ("speed", case.name, dtype)

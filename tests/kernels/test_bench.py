@@ -156,6 +156,24 @@ def test_one_flipped_sign_prints_no_speed(monkeypatch: pytest.MonkeyPatch, capsy
 
 
 @pytest.mark.usefixtures("small")
+def test_a_call_that_fails_while_it_is_timed_is_no_failed_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(call: Callable[[], Any], device: str) -> Any:
+        raise RuntimeError("no meter here")
+
+    monkeypatch.setattr(bench_run, "peak_memory", fails)
+    said: list[str] = []
+    report = run(said, only="projection")
+    assert not report.failed
+    assert report.broken == ["projection/paper fp32"]
+    rows = [r for r in report.records if r["record"] == "speed" and r["provider"] in ("einsum", "tiled")]
+    assert {(row["status"], row["note"]) for row in rows} == {("failed", "while it was timed: no meter here")}
+    assert all(row["check_error"] <= row["check_allowed"] for row in rows)
+    assert len(rows) == 2
+    assert said[-1] == "projection/paper fp32: its measurement ended in an error"
+    assert not any("a check" in line for line in said)
+
+
+@pytest.mark.usefixtures("small")
 def test_a_flipped_order_of_the_predictions_and_a_dying_kernel_fail_too(monkeypatch: pytest.MonkeyPatch) -> None:
     def swapped(*given: Any, **named: Any) -> Any:
         values, ids, chosen = reference.top2_logits(*given, **named)

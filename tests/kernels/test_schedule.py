@@ -56,6 +56,8 @@ def test_a_kernel_that_takes_the_device_down_takes_its_own_row(how: str, tmp_pat
     lost = speeds(report, "projection/paper", "fp16")
     assert {row["provider"] for row in lost} >= {"einsum", "triton"}
     assert not [row for row in lost if row["median_ms"] is not None]
+    statuses = {row["status"] for row in lost if row["provider"] in ("einsum", "triton")}
+    assert statuses == {{"dies": "failed", "asserts": "check failed"}[how]}, "an assert within a check fails the check"
     reasons = {"dies": "ended with -6", "asserts": "device-side assert"}
     assert any(reasons[how] in row["note"] for row in lost)
     for case in chosen:
