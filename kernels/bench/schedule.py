@@ -49,7 +49,7 @@ class Schedule:
             if self.device == "cuda":
                 self._profile()
             if everything:
-                self._whole(cases, whole_shape)
+                self._whole(whole_shape)
         finally:
             self._close()
 
@@ -71,11 +71,11 @@ class Schedule:
         job = Job("case", seconds, self.device, case.name, dtype, compiles=compiles, rates=self.rates)
         lost = self._ask(job, f"{case.name} {dtype}")
         if lost:
-            seen = {r["provider"] for r in self._speeds(case, dtype)}
+            seen = {r["provider"] for r in self._speeds(case.name, dtype)}
             self._rows(case, dtype, [name for name in names if name not in seen], BROKEN, lost)
 
-    def _speeds(self, case: Case, dtype: str) -> list[Record]:
-        where = ("speed", case.name, dtype)
+    def _speeds(self, case: str, dtype: str) -> list[Record]:
+        where = ("speed", case, dtype)
         return [r for r in self.report.records if (r["record"], r.get("case"), r.get("dtype")) == where]
 
     def _ask(self, job: Job, name: str) -> str:
@@ -131,18 +131,26 @@ class Schedule:
         job = Job("profile", seconds, self.device, worst["case"], worst["dtype"], worst["provider"])
         self._step(job, "profile")
 
-    def _whole(self, cases: list[Case], shape: str) -> None:
+    def _whole(self, shape: str) -> None:
         """Have the kernels' part of the paper timed by every provider that passed all of it."""
-        wanted = [case for case in cases if case.shape.name == shape and case.kernel.name in CALLS]
-        passed = {
-            case.name: [r["provider"] for r in self._speeds(case, "fp32") if r["status"] == OK]
-            for case in wanted
-            if f"{case.name} fp32" not in self.report.broken
-        }
+        parts = [f"{kernel}/{shape}" for kernel in CALLS]
+        missing = [f"{part} ({why})" for part in parts if (why := self._why_missing(part, "fp32"))]
+        reason = "not every part was checked and timed: " + ", ".join(missing) if missing else ""
         if self.budget.left <= 0:
-            self.report.add({"record": "end_to_end", "status": "skipped: the budget ended"}, "end to end: skipped")
+            reason = "the budget ended"
+        if reason:
+            self.report.add({"record": "end_to_end", "status": f"skipped: {reason}"}, f"end to end: skipped, {reason}")
             return
+        passed = {part: [r["provider"] for r in self._speeds(part, "fp32") if r["status"] == OK] for part in parts}
         self._step(Job("whole", self.budget.left, self.device, dtype="fp32", passed=passed), "end_to_end")
+
+    def _why_missing(self, case: str, dtype: str) -> str:
+        """Return why a case cannot be part of the whole, or nothing if it was checked and timed."""
+        rows, name = self._speeds(case, dtype), f"{case} {dtype}"
+        if name not in {*self.report.failed, *self.report.broken} and any(r["status"] == OK for r in rows):
+            return ""
+        reasons = (r["note"] for status in (BROKEN, FAILED, SKIPPED) for r in rows if r["status"] == status)
+        return next(reasons, "its measurement ended in an error" if name in self.report.broken else "no speed is known")
 
     def _step(self, job: Job, name: str) -> None:
         lost = self._ask(job, name)

@@ -58,7 +58,7 @@ def end_to_end(bench: Bench, todo: Iterable[Group], shape: str, dtype: str = "fp
         for entry in PROVIDERS
         if all(kernel in groups and entry.name in groups[kernel].functions for kernel in CALLS)
     ]
-    reason = "" if passed else "not every part passed its check"
+    reason = "" if passed else "no provider passed every part"
     if bench.budget.left < WHOLE_SECONDS:
         reason = reason or "the budget ended"
     if reason:
