@@ -23,6 +23,8 @@ from repro.kernels.registry import KERNELS
 
 # A compilation by torch.compile takes about this long.
 COMPILE_SECONDS = 20.0
+# (provider, case as measured, dtype) -> function that passed its check in this process: what it compiled is at hand.
+Passed = dict[tuple[str, Case, str], Function]
 
 
 @dataclass
@@ -69,6 +71,7 @@ class Bench:
     report: Report
     rates: dict[str, float] = field(default_factory=dict)
     """Meter -> FLOP or bytes per second, measured in this run."""
+    passed: Passed = field(default_factory=dict)
 
     def sync(self) -> None:
         """Wait until the device has done what it was given."""
@@ -123,6 +126,7 @@ def _check_one(bench: Bench, group: Group, entry: Provider, inputs: dict[str, An
     group.checks[entry.name] = verdict
     if verdict.passed:
         group.functions[entry.name] = function
+        bench.passed[entry.name, group.case, group.dtype] = function
         return
     said = f"{verdict.result} is off by {verdict.error:.1e}, allowed {verdict.allowed:.0e}"
     group.notes[entry.name] = (FAILED, said)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from repro.kernels.bench.cases import Case
 from repro.kernels.bench.child import Job, Record
@@ -24,6 +24,9 @@ SHARES, LONGEST = 3.0, {"cpu": math.inf, "cuda": 60.0}
 PASSES = {"cpu": (None,), "cuda": (False, True)}
 # A case gets at least this long: on a GPU the first call of a kernel compiles it; torch.compile takes longer.
 SHORTEST, SHORTEST_COMPILED = {"cpu": 2.0, "cuda": 10.0}, 30.0
+# Calls per provider that checking and timing need at least, against the floor that one call cannot beat.
+CALLS_EACH, SLACK = 8, 2
+FEWEST_POSITIONS = 64
 
 
 @dataclass
@@ -37,6 +40,8 @@ class Schedule:
     """Starts a worker, and another for each one lost."""
     worker: Worker | None = None
     rates: dict[str, float] = field(default_factory=dict)
+    positions: dict[str, int] = field(default_factory=dict)
+    """Case -> positions at which it was measured."""
 
     def run(self, cases: list[Case], whole_shape: str, everything: bool) -> None:
         """Measure every case in every dtype, in their order; then profile the slowest and time the whole paper."""
@@ -68,11 +73,23 @@ class Schedule:
             self._rows(case, dtype, names, SKIPPED, "the budget ended before it was measured")
             return
         seconds = min(max(SHARES * usable / left, shortest), LONGEST[self.device], usable)
-        job = Job("case", seconds, self.device, case.name, dtype, compiles=compiles, rates=self.rates)
+        self.positions[case.name] = self._positions(case, seconds / len(names))
+        job = Job(
+            "case", seconds, self.device, case.name, dtype,
+            compiles=compiles, rates=self.rates, positions={case.name: self.positions[case.name]},
+        )  # fmt: skip
         lost = self._ask(job, f"{case.name} {dtype}")
         if lost:
             seen = {r["provider"] for r in self._speeds(case.name, dtype)}
             self._rows(case, dtype, [name for name in names if name not in seen], BROKEN, lost)
+
+    def _positions(self, case: Case, seconds: float) -> int:
+        """Return how many positions of a case a provider can do: on a CPU halved until they fit its seconds."""
+        shape, rate = case.shape, self.rates.get("matmul ieee", math.inf)
+        if self.device == "cpu":
+            while case.kernel.flop(shape) * CALLS_EACH * SLACK > rate * seconds and shape.positions > FEWEST_POSITIONS:
+                shape = replace(shape, positions=shape.positions // 2)
+        return shape.positions
 
     def _speeds(self, case: str, dtype: str) -> list[Record]:
         where = ("speed", case, dtype)
@@ -142,7 +159,10 @@ class Schedule:
             self.report.add({"record": "end_to_end", "status": f"skipped: {reason}"}, f"end to end: skipped, {reason}")
             return
         passed = {part: [r["provider"] for r in self._speeds(part, "fp32") if r["status"] == OK] for part in parts}
-        self._step(Job("whole", self.budget.left, self.device, dtype="fp32", passed=passed), "end_to_end")
+        # One batch of tokens passes through all parts: as many positions as every one of them was measured at.
+        fewest = dict.fromkeys(parts, min(self.positions[part] for part in parts))
+        job = Job("whole", self.budget.left, self.device, dtype="fp32", passed=passed, positions=fewest)
+        self._step(job, "end_to_end")
 
     def _why_missing(self, case: str, dtype: str) -> str:
         """Return why a case cannot be part of the whole, or nothing if it was checked and timed."""

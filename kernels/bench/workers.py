@@ -13,6 +13,7 @@ from typing import Protocol
 
 from repro.kernels.bench import child
 from repro.kernels.bench.child import Job, Record
+from repro.kernels.bench.run import Passed
 from repro.kernels.bench.timing import Budget, Clock
 
 Say = Callable[[Record], None]
@@ -41,10 +42,11 @@ class InThisProcess:
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self.clock = clock
+        self.passed: Passed = {}
 
     def ask(self, job: Job, say: Say) -> None:
         """Do the job here and now."""
-        child.serve(job, say, self.clock)
+        child.serve(job, say, self.passed, self.clock)
 
     def close(self) -> None:
         """Do nothing: nothing is held."""

@@ -24,6 +24,7 @@ from repro.kernels.bench import compile_all as bench_compile
 from repro.kernels.bench import providers as bench_providers
 from repro.kernels.bench import rows as bench_rows
 from repro.kernels.bench import run as bench_run
+from repro.kernels.bench import schedule as bench_schedule
 from repro.kernels.bench import whole as bench_whole
 from repro.kernels.bench.child import Job
 from repro.kernels.bench.memory import peak_memory
@@ -235,11 +236,46 @@ def test_a_spent_budget_leaves_steps_out_and_says_so() -> None:
 
 @pytest.mark.usefixtures("small")
 def test_a_slow_machine_measures_fewer_positions_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_child, "SLACK", 1e9)
-    monkeypatch.setattr(bench_child, "FEWEST_POSITIONS", 16)
-    (row,) = speeds(run(only="projection_onto_vectors"), "projection_onto_vectors")[:1]
-    assert "P 12" in row["dims"]
-    assert row["note"] == "12 of 96 positions: budget"
+    monkeypatch.setattr(bench_schedule, "SLACK", 1e9)
+    monkeypatch.setattr(bench_schedule, "FEWEST_POSITIONS", 16)
+    said: list[str] = []
+    report = run(said)
+    (row,) = speeds(report, "projection_onto_vectors")[:1]
+    whole = [r for r in report.records if r["record"] == "end_to_end"]
+    assert {r["provider"] for r in whole} >= {"einsum", "tiled"}
+    for record in (row, *whole):
+        assert "P 12" in record["dims"]
+        assert record["note"] == "12 of 96 positions: budget"
+    assert any(line.startswith("end to end") and line.endswith("12 of 96 positions: budget") for line in said)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("anew", [False, True])
+def test_the_whole_leaves_out_what_would_be_compiled_beyond_the_budget(
+    anew: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def compiled(kernel: str, device: str) -> Any:
+        made.append(kernel)
+        return getattr(reference, kernel)
+
+    with_compiler = (
+        *bench_providers.PROVIDERS,
+        bench_providers.Provider("torch.compile", compiled, compiles=True),
+    )
+    monkeypatch.setattr(bench_providers, "PROVIDERS", with_compiler)
+    monkeypatch.setattr(bench_whole, "PROVIDERS", with_compiler)
+    if anew:  # two of three parts are measured at more positions, and would be compiled again for the whole
+        monkeypatch.setattr(
+            bench_schedule.Schedule, "_positions", lambda self, case, _: 12 if case.kernel.name == "top2_logits" else 24
+        )
+    report = run(budget="52s")
+    whole = {r["provider"]: r["status"] for r in report.records if r["record"] == "end_to_end"}
+    out = "skipped: compiling it anew does not fit the budget"
+    assert whole["torch.compile"] == (out if anew else "ok")
+    assert whole["einsum"] == whole["tiled"] == "ok"
+    assert len(made) == len(KERNELS) + 2 * anew, "what was compiled for a case serves the whole"
 
 
 @pytest.mark.usefixtures("small")
