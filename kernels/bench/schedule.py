@@ -24,7 +24,7 @@ SHARES, LONGEST = 3.0, {"cpu": math.inf, "cuda": 60.0}
 PASSES = {"cpu": (None,), "cuda": (False, True)}
 # A case gets at least this long: on a GPU the first call of a kernel compiles it; torch.compile takes longer.
 SHORTEST, SHORTEST_COMPILED = {"cpu": 2.0, "cuda": 10.0}, 30.0
-# Calls per provider that checking and timing need at least, against the floor that one call cannot beat.
+# Calls per provider that checking and timing need at least; until a kernel was timed, one is taken for SLACK floors.
 CALLS_EACH, SLACK = 8, 2
 FEWEST_POSITIONS = 64
 
@@ -73,7 +73,7 @@ class Schedule:
             self._rows(case, dtype, names, SKIPPED, "the budget ended before it was measured")
             return
         seconds = min(max(SHARES * usable / left, shortest), LONGEST[self.device], usable)
-        self.positions[case.name] = self._positions(case, seconds / len(names))
+        self.positions[case.name] = self._positions(case, seconds, len(names))
         job = Job(
             "case", seconds, self.device, case.name, dtype,
             compiles=compiles, rates=self.rates, positions={case.name: self.positions[case.name]},
@@ -83,13 +83,23 @@ class Schedule:
             seen = {r["provider"] for r in self._speeds(case.name, dtype)}
             self._rows(case, dtype, [name for name in names if name not in seen], BROKEN, lost)
 
-    def _positions(self, case: Case, seconds: float) -> int:
-        """Return how many positions of a case a provider can do: on a CPU halved until they fit its seconds."""
-        shape, rate = case.shape, self.rates.get("matmul ieee", math.inf)
+    def _positions(self, case: Case, seconds: float, providers: int) -> int:
+        """Return how many positions of a case fit some seconds: on a CPU halved until they do."""
+        shape = case.shape
         if self.device == "cpu":
-            while case.kernel.flop(shape) * CALLS_EACH * SLACK > rate * seconds and shape.positions > FEWEST_POSITIONS:
+            floor = SLACK * providers / self.rates.get("matmul ieee", math.inf)
+            each = CALLS_EACH * max(floor, self._seconds_per_flop(case.kernel.name))
+            while case.kernel.flop(shape) * each > seconds and shape.positions > FEWEST_POSITIONS:
                 shape = replace(shape, positions=shape.positions // 2)
         return shape.positions
+
+    def _seconds_per_flop(self, kernel: str) -> float:
+        """Return how long one call by every provider took in the slowest earlier case of a kernel, per FLOP."""
+        taken: dict[str, float] = {}
+        for row in self.report.records:
+            if row["record"] == "speed" and row["kernel"] == kernel and row["median_ms"]:
+                taken[row["case"]] = taken.get(row["case"], 0.0) + row["median_ms"] / 1e3 / row["flop"]
+        return max(taken.values(), default=0.0)
 
     def _speeds(self, case: str, dtype: str) -> list[Record]:
         where = ("speed", case, dtype)

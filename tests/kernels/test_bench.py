@@ -268,7 +268,9 @@ def test_the_whole_leaves_out_what_would_be_compiled_beyond_the_budget(
     monkeypatch.setattr(bench_whole, "PROVIDERS", with_compiler)
     if anew:  # two of three parts are measured at more positions, and would be compiled again for the whole
         monkeypatch.setattr(
-            bench_schedule.Schedule, "_positions", lambda self, case, _: 12 if case.kernel.name == "top2_logits" else 24
+            bench_schedule.Schedule,
+            "_positions",
+            lambda self, case, *_: 12 if case.kernel.name == "top2_logits" else 24,
         )
     report = run(budget="52s")
     whole = {r["provider"]: r["status"] for r in report.records if r["record"] == "end_to_end"}

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from repro.kernels.bench import cases, providers, rows
+from repro.kernels.bench import cases, providers, rows, schedule
 from repro.kernels.bench.child import Job
 from repro.kernels.bench.report import Report
 from repro.kernels.bench.schedule import Schedule
@@ -142,6 +142,21 @@ def test_the_budget_holds_whatever_jobs_take_and_what_is_left_out_is_named() -> 
     skipped = {(r["case"], r["dtype"]) for r in report.records if r["record"] == "speed"}
     assert skipped == set(everything[len(measured) :])
     assert all(r["note"] == "the budget ended before it was measured" for r in report.records if r["record"] == "speed")
+
+
+@pytest.mark.parametrize("ms", [1.0, 1e5])
+def test_a_kernel_that_was_slow_gets_fewer_positions_in_its_next_case(
+    ms: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "FEWEST_POSITIONS", 1)
+    report, worker = Report(say=lambda words: None), Counted(Clock())
+    row = {"record": "speed", "case": "gram/paper", "dtype": "fp32", "kernel": "gram", "flop": 1e5}
+    report.add({**row, "provider": "einsum", "status": "ok", "median_ms": ms})
+    Schedule(Budget(600.0, worker.clock), report, "cpu", lambda: worker).run(cases.every(), "paper", everything=False)
+    given = {name: positions for job in worker.jobs for name, positions in job.positions.items()}
+    declared = {case.name: case.shape.positions for case in cases.every()}
+    assert (given["gram/paper4"] < declared["gram/paper4"]) == (ms > 1.0)
+    assert {name for name in given if given[name] != declared[name]} <= {"gram/paper", "gram/paper4"}
 
 
 def test_where_a_check_of_ours_failed_what_compiles_gets_no_speed_either() -> None:
