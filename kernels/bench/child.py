@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from typing import Any
@@ -111,7 +111,7 @@ def _group(job: Job, name: str) -> Group:
     return Group(case, job.dtype, job.device, note=note)
 
 
-def _use(bench: Bench, group: Group, names: Iterable[str]) -> None:
+def _use(bench: Bench, group: Group, names: Container[str]) -> None:
     """Give a group the functions of providers that passed their check before; here, if it was in this process."""
     for entry in group.providers:
         if entry.name in names:

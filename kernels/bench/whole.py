@@ -60,7 +60,7 @@ def end_to_end(bench: Bench, todo: Iterable[Group], shape: str, dtype: str = "fp
     ]
     reason = "" if passed else "no provider passed every part"
     if bench.budget.left < WHOLE_SECONDS:
-        reason = reason or "the budget ended"
+        reason = reason or f"less than {WHOLE_SECONDS:.0f} s of the budget are left"
     if reason:
         bench.report.add({"record": "end_to_end", "status": f"skipped: {reason}"}, f"end to end: skipped, {reason}")
         return
