@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from typing import Any
@@ -13,14 +13,11 @@ from repro.kernels.bench.cases import every
 from repro.kernels.bench.providers import BASELINE
 from repro.kernels.bench.rates import measure_rates
 from repro.kernels.bench.report import Report
-from repro.kernels.bench.run import Bench, Group, check, time_group
+from repro.kernels.bench.run import Bench, Group, Passed, check, time_group
 from repro.kernels.bench.timing import Budget, Clock
 from repro.kernels.bench.whole import end_to_end, profile
 
 Record = dict[str, Any]
-# Calls per provider that checking and timing need at least, against the floor that one call cannot beat.
-CALLS, SLACK = 8, 2
-FEWEST_POSITIONS = 64
 
 
 @dataclass(frozen=True)
@@ -38,14 +35,19 @@ class Job:
     """Whether the providers that compile for long are measured, or the others; None: all."""
     passed: dict[str, list[str]] = field(default_factory=dict)
     """Case -> providers that passed their check, for `whole`."""
+    positions: dict[str, int] = field(default_factory=dict)
+    """Case -> positions at which it is measured; absent: as declared."""
     rates: dict[str, float] = field(default_factory=dict)
     """Meter -> FLOP or bytes per second, as measured before."""
 
 
-def serve(job: Job, say: Callable[[Record], None], clock: Clock = timing.time.monotonic) -> bool:
-    """Do one job, saying each record as soon as it is known; return whether the device can be used afterwards."""
+def serve(job: Job, say: Callable[[Record], None], passed: Passed, clock: Clock = timing.time.monotonic) -> bool:
+    """Do one job, saying each record as soon as it is known; return whether the device can be used afterwards.
+
+    passed: what has passed its check in this process, which a job uses and adds to.
+    """
     report = _Saying(say)
-    bench = Bench(job.device, Budget(job.seconds, clock), report, dict(job.rates))
+    bench = Bench(job.device, Budget(job.seconds, clock), report, dict(job.rates), passed)
     try:
         _JOBS[job.what](bench, job)
     except Exception as error:  # a job that fails leaves the next its turn, unless it took the device with it
@@ -77,45 +79,44 @@ def _rates(bench: Bench, job: Job) -> None:
 
 
 def _case(bench: Bench, job: Job) -> None:
-    group = _group(bench, job.case, job.dtype)
+    group = _group(job, job.case)
     chosen = [entry.name for entry in group.providers if job.compiles in (None, entry.compiles)]
     # The baseline is measured with every other, its row there or not: ratios come from common rounds.
     entries = [entry for entry in group.providers if entry.name in (BASELINE, *chosen)]
     group.only = tuple(chosen)
-    if bench.device == "cpu":
-        _shorten(bench, group, len(entries))
     check(bench, group, entries)
     time_group(bench, group, bench.budget.left)
 
 
-def _shorten(bench: Bench, group: Group, providers: int) -> None:
-    """Halve the positions of a group until it fits the job, by the matrix-product rate and what is usual on a CPU."""
-    case, flop = group.case, bench.rates["matmul ieee"] * bench.budget.left / (CALLS * SLACK * providers)
-    while case.kernel.flop(case.shape) > flop and case.shape.positions > FEWEST_POSITIONS:
-        case = replace(case, shape=replace(case.shape, positions=case.shape.positions // 2))
-    if case != group.case:
-        group.note = f"{case.shape.positions} of {group.case.shape.positions} positions: budget"
-        group.case = case
-
-
 def _profile(bench: Bench, job: Job) -> None:
-    profile(bench, _group(bench, job.case, job.dtype, [job.provider]), job.provider)
+    group = _group(job, job.case)
+    _use(bench, group, [job.provider])
+    profile(bench, group, job.provider)
 
 
 def _whole(bench: Bench, job: Job) -> None:
-    todo = [_group(bench, case, job.dtype, names) for case, names in job.passed.items()]
+    todo = [_group(job, case) for case in job.passed]
+    for group in todo:
+        _use(bench, group, job.passed[group.case.name])
     end_to_end(bench, todo, todo[0].case.shape.name if todo else "", job.dtype)
 
 
-def _group(bench: Bench, name: str, dtype: str, passed: Iterable[str] = ()) -> Group:
-    """Return a case with the functions of the providers that passed their check elsewhere."""
+def _group(job: Job, name: str) -> Group:
+    """Return a case in a job's dtype, with as many positions as the job says."""
     case = next(case for case in every() if case.name == name)
-    group = Group(case, dtype, bench.device)
-    names = set(passed)
+    declared = case.shape.positions
+    positions = job.positions.get(name, declared)
+    note = "" if positions == declared else f"{positions} of {declared} positions: budget"
+    case = replace(case, shape=replace(case.shape, positions=positions))
+    return Group(case, job.dtype, job.device, note=note)
+
+
+def _use(bench: Bench, group: Group, names: Container[str]) -> None:
+    """Give a group the functions of providers that passed their check before; here, if it was in this process."""
     for entry in group.providers:
         if entry.name in names:
-            group.functions[entry.name] = entry.function(case.kernel.name, bench.device)
-    return group
+            known = bench.passed.get((entry.name, group.case, group.dtype))
+            group.functions[entry.name] = known or entry.function(group.case.kernel.name, bench.device)
 
 
 _JOBS: dict[str, Callable[[Bench, Job], None]] = {
@@ -128,11 +129,12 @@ def work(jobs: Connection) -> None:
     # Whatever a compiler prints goes to standard error: the command's output is its own.
     os.dup2(2, 1)
     jobs.send({"record": "ready"})
+    passed: Passed = {}
     while True:
         try:
             job = jobs.recv()
         except EOFError:
             return
-        if not serve(job, jobs.send):
+        if not serve(job, jobs.send, passed):
             return
         jobs.send({"record": "done"})

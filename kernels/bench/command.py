@@ -59,7 +59,7 @@ def run(
 ) -> Report:
     """Measure what the options ask for; `failed` of the report names what failed its check, `broken` steps and cases.
 
-    start: begins who measures, and one more for each that is lost; by default this process, or one of its own on a GPU.
+    start: starts a worker, and another for each one lost; by default this process, or one of its own on a GPU.
 
     Raises UnsupportedError for a device that is not there, a case that does not exist or a budget that is no time.
     Agreement: tests/kernels/test_bench.py.
@@ -81,6 +81,8 @@ def run(
             report.add(record, bench_compile.line_of(record))
     for name in report.failed:
         report.add({"record": "failed", "group": name}, f"{name}: a check failed, so none of its speeds is printed")
+    for name in report.broken:
+        report.add({"record": "broken", "group": name}, f"{name}: its measurement ended in an error")
     return report
 
 
@@ -94,7 +96,7 @@ def resolve(device: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; return 0 if all is right, 1 if a check failed, 2 for an option that cannot be."""
+    """Run the command; return 0 if all is right, 1 if a check or a measurement failed, 2 for a wrong option."""
     parser = argparse.ArgumentParser(
         prog="python -m repro.kernels.bench", description="Times the kernels that are right."
     )

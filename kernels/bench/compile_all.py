@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from repro.kernels.bench.timing import Budget
@@ -29,7 +30,7 @@ def in_children(
         return
     context = multiprocessing.get_context("spawn")
     count = processes or min(os.cpu_count() or 1, 8)
-    running = {}
+    running: dict[Connection, BaseProcess] = {}  # where a process's rows arrive -> the process
     try:
         for first in range(count):
             rows, theirs = context.Pipe(duplex=False)
@@ -41,11 +42,13 @@ def in_children(
             if not ready:
                 yield {"record": "compile", "status": "skipped: the budget ended before the rest was compiled"}
                 return
-            for rows in [rows for rows in running if rows in ready]:
+            for rows, child in list(running.items()):  # a copy: a process that has ended is taken out
+                if rows not in ready:
+                    continue
                 try:
                     yield rows.recv()
                 except EOFError:
-                    child = running.pop(rows)
+                    del running[rows]
                     child.join()
                     if child.exitcode:
                         reason = f"failed: a compiling process ended in {child.exitcode}"

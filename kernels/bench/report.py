@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-OK, FAILED, UNAVAILABLE, SKIPPED = "ok", "check failed", "unavailable", "skipped"
+# BROKEN: the measurement itself ended in an error, whatever the check said.
+OK, FAILED, BROKEN, UNAVAILABLE, SKIPPED = "ok", "check failed", "failed", "unavailable", "skipped"
 WIDTHS = (24, 16, 6, 8, 26, 15, 9, 9, 8, 18, 12, 9)
 
 

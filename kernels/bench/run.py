@@ -15,7 +15,7 @@ from repro.kernels.bench.cases import Case
 from repro.kernels.bench.gate import Check, Truth
 from repro.kernels.bench.memory import peak_memory
 from repro.kernels.bench.providers import BASELINE, DTYPES, Call, Function, Provider, bind, of_kernel
-from repro.kernels.bench.report import FAILED, SKIPPED, UNAVAILABLE, Report, Row
+from repro.kernels.bench.report import BROKEN, FAILED, SKIPPED, UNAVAILABLE, Report, Row
 from repro.kernels.bench.rows import row_of, with_floor, with_speed
 from repro.kernels.bench.timing import Budget, Samples, lost
 from repro.kernels.errors import KernelError
@@ -23,6 +23,8 @@ from repro.kernels.registry import KERNELS
 
 # A compilation by torch.compile takes about this long.
 COMPILE_SECONDS = 20.0
+# (provider, case as measured, dtype) -> function that passed its check in this process: what it compiled is at hand.
+Passed = dict[tuple[str, Case, str], Function]
 
 
 @dataclass
@@ -69,6 +71,7 @@ class Bench:
     report: Report
     rates: dict[str, float] = field(default_factory=dict)
     """Meter -> FLOP or bytes per second, measured in this run."""
+    passed: Passed = field(default_factory=dict)
 
     def sync(self) -> None:
         """Wait until the device has done what it was given."""
@@ -123,6 +126,7 @@ def _check_one(bench: Bench, group: Group, entry: Provider, inputs: dict[str, An
     group.checks[entry.name] = verdict
     if verdict.passed:
         group.functions[entry.name] = function
+        bench.passed[entry.name, group.case, group.dtype] = function
         return
     said = f"{verdict.result} is off by {verdict.error:.1e}, allowed {verdict.allowed:.0e}"
     group.notes[entry.name] = (FAILED, said)
@@ -141,7 +145,10 @@ def _say_verdict(bench: Bench, group: Group, entry: Provider) -> None:
 
 
 def time_group(bench: Bench, group: Group, allowance: float) -> None:
-    """Time a group's providers within an allowance of seconds, unless a check of ours failed; report their rows."""
+    """Time a group's providers within an allowance of seconds, unless a check of ours failed; report their rows.
+
+    Raises the RuntimeError, if any, that ended the measurement.
+    """
     if group.failed:
         _withhold(bench, group, FAILED, f"no speed is printed: a check of {group.failed} failed")
     elif not group.functions:
@@ -151,9 +158,9 @@ def time_group(bench: Bench, group: Group, allowance: float) -> None:
             _timed(bench, group, allowance)
         except torch.OutOfMemoryError:
             _withhold(bench, group, SKIPPED, "out of memory")
-        except RuntimeError as error:  # a device that fails in one case may still serve the next
-            bench.report.broken.append(group.name)
-            _withhold(bench, group, FAILED, f"while it was timed: {error}".splitlines()[0][:200])
+        except RuntimeError as error:
+            _withhold(bench, group, BROKEN, f"while it was timed: {error}".splitlines()[0][:200])
+            raise  # the job is broken, though no check failed
 
 
 def _withhold(bench: Bench, group: Group, status: str, reason: str, besides: Container[str] = ()) -> None:

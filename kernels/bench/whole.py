@@ -9,7 +9,7 @@ import torch
 
 from repro.kernels.bench import timing
 from repro.kernels.bench.providers import BASELINE, DTYPES, PROVIDERS, Call, bind
-from repro.kernels.bench.run import Bench, Group
+from repro.kernels.bench.run import COMPILE_SECONDS, Bench, Group
 from repro.kernels.registry import KERNELS
 
 CALLS = {name: entry.paper_calls for name, entry in KERNELS.items() if entry.paper_calls}
@@ -58,18 +58,20 @@ def end_to_end(bench: Bench, todo: Iterable[Group], shape: str, dtype: str = "fp
         for entry in PROVIDERS
         if all(kernel in groups and entry.name in groups[kernel].functions for kernel in CALLS)
     ]
-    reason = "" if passed else "not every part passed its check"
+    reason = "" if passed else "no provider passed every part"
     if bench.budget.left < WHOLE_SECONDS:
-        reason = reason or "the budget ended"
+        reason = reason or f"less than {WHOLE_SECONDS:.0f} s of the budget are left"
     if reason:
         bench.report.add({"record": "end_to_end", "status": f"skipped: {reason}"}, f"end to end: skipped, {reason}")
         return
+    passed = _affordable(bench, passed, groups)
     arguments = _arguments(groups, bench.device)
     calls = {name: _whole([bind(groups[k].functions[name], given) for k, given in arguments]) for name in passed}
     for call in calls.values():
         call()
     samples = timing.interleaved(calls, bench.budget.left / 4, bench.sync)
-    where = next(iter(groups.values())).case.shape
+    first = next(iter(groups.values()))
+    where, note = first.case.shape, first.note
     parts = ", ".join(f"{times} {kernel}" for kernel, times in CALLS.items())
     for name, taken in samples.items():
         low, ms, high = (1e3 * seconds for seconds in (taken.p20, taken.median, taken.p80))
@@ -78,13 +80,33 @@ def end_to_end(bench: Bench, todo: Iterable[Group], shape: str, dtype: str = "fp
             "record": "end_to_end", "status": "ok", "provider": name, "shape": shape, "dims": where.label(),
             "dtype": dtype, "prompts": where.prompts, "calls": CALLS, "timer": timing.WALL_CLOCK,
             "samples": len(taken.seconds), "median_ms": ms, "p20_ms": low, "p80_ms": high, "faster": faster,
+            "note": note,
         }  # fmt: skip
         bench.report.add(
             record,
             f"end to end ({parts}), {where.prompts} x {where.positions} tokens of "
             f"{shape}, {dtype}, {name}: {ms:.2f} ms ({low:.2f}, {high:.2f})"
-            + (f", {faster:.2f}x the einsum reference" if faster is not None else ""),
+            + (f", {faster:.2f}x the einsum reference" if faster is not None else "")
+            + (f"; {note}" if note else ""),
         )
+
+
+def _affordable(bench: Bench, names: list[str], groups: dict[str, Group]) -> list[str]:
+    """Return the providers without those for whose compilations the budget has no time; say which they are."""
+    left, kept = bench.budget.left - WHOLE_SECONDS, []
+    for entry in PROVIDERS:
+        if entry.name not in names:
+            continue
+        anew = [g for g in groups.values() if entry.compiles and (entry.name, g.case, g.dtype) not in bench.passed]
+        needed = COMPILE_SECONDS * len(anew)
+        if anew and needed > left:
+            status = "skipped: compiling it anew does not fit the budget"
+            record = {"record": "end_to_end", "status": status, "provider": entry.name}
+            bench.report.add(record, f"end to end, {entry.name}: {status}")
+            continue
+        left -= needed
+        kept.append(entry.name)
+    return kept
 
 
 def _arguments(groups: dict[str, Group], device: str) -> list[tuple[str, dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""Who does the jobs: on a CPU this process; for a GPU one of its own, which is replaced when a kernel takes it down.
+"""Workers: on a CPU this process does the jobs; for a GPU one of its own, replaced when a kernel takes it down.
 
 One device assert, or one kernel that never returns, then costs its own (kernel, shape, dtype) and nothing else.
 """
@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Protocol
 
 from repro.kernels.bench import child
 from repro.kernels.bench.child import Job, Record
+from repro.kernels.bench.run import Passed
 from repro.kernels.bench.timing import Budget, Clock
 
+Say = Callable[[Record], None]
 # The longest that a process may take to import torch.
 START = 60.0
 
@@ -26,8 +28,8 @@ class WorkerLostError(Exception):
 class Worker(Protocol):
     """Somebody who does jobs and can be replaced."""
 
-    def ask(self, job: Job) -> Iterator[Record]:
-        """Yield the records of a job as they come; raise WorkerLostError if there will be no more."""
+    def ask(self, job: Job, say: Say) -> None:
+        """Do a job, saying each record as soon as it is known; raise WorkerLostError if there will be no more."""
         ...
 
     def close(self) -> None:
@@ -40,12 +42,11 @@ class InThisProcess:
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self.clock = clock
+        self.passed: Passed = {}
 
-    def ask(self, job: Job) -> Iterator[Record]:
-        """Do the job, then yield its records."""
-        found: list[Record] = []
-        child.serve(job, found.append, self.clock)
-        yield from found
+    def ask(self, job: Job, say: Say) -> None:
+        """Do the job here and now."""
+        child.serve(job, say, self.passed, self.clock)
 
     def close(self) -> None:
         """Do nothing: nothing is held."""
@@ -62,10 +63,11 @@ class Child:
         theirs.close()
         self.ready = False
 
-    def ask(self, job: Job, grace: float = 5.0) -> Iterator[Record]:
-        """Yield the records of a job; one that takes `grace` seconds longer than it may is not waited for.
+    def ask(self, job: Job, say: Say, grace: float = 5.0) -> None:
+        """Have the process do the job; one that takes `grace` seconds longer than it may is not waited for.
 
-        The time that a process needs to start is not the job's.
+        The time that a process needs to start is not the job's. Everything is read until `done`: what a job left in the
+        pipe would be taken for the next one's.
         """
         if not self.ready:
             self.ready = self._next(START, "did not start")["record"] == "ready"
@@ -78,7 +80,7 @@ class Child:
             record = self._next(max(deadline.left, 0.01), f"no answer within {job.seconds:.0f} s")
             if record["record"] == "done":
                 return
-            yield record
+            say(record)
 
     def _next(self, seconds: float, otherwise: str) -> Record:
         """Return the next record, if one comes in time."""

@@ -1,4 +1,4 @@
-"""A child that measures on the CPU what it is asked to measure on a GPU, and dies or asserts where it is told."""
+"""A child that measures on the CPU what it is asked to measure on a GPU, and fails where it is told."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from repro.kernels.bench import cases, child, providers, roofline, rows, run, timing
+from repro.kernels.bench import cases, child, providers, roofline, rows, run, timing, whole
 from repro.kernels.bench.memory import peak_memory
 from repro.kernels.registry import KERNELS
 from repro.kernels.select import Kernels
@@ -64,6 +64,18 @@ def pretend(where: str, how: str) -> None:
     rows.device_name = lambda device: "fake"
     run.peak_memory = lambda call, device: peak_memory(call, "cpu")
     timing._triton_timer = timer  # type: ignore[assignment] # another name of its parameter
+    whole.profiled = lambda call, device: "a table"
+
+
+def work_without_profiler(jobs: Connection) -> None:
+    """Serve jobs as the benchmark's child does, on a machine where no call can be profiled."""
+
+    def profiled(call: Callable[[], Any], device: str) -> str:
+        raise RuntimeError("no profiler here")
+
+    pretend("", "")
+    whole.profiled = profiled
+    child.work(jobs)
 
 
 def work(where: str, how: str, jobs: Connection) -> None:

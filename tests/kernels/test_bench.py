@@ -6,7 +6,7 @@ import json
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from repro.kernels.bench import compile_all as bench_compile
 from repro.kernels.bench import providers as bench_providers
 from repro.kernels.bench import rows as bench_rows
 from repro.kernels.bench import run as bench_run
+from repro.kernels.bench import schedule as bench_schedule
 from repro.kernels.bench import whole as bench_whole
 from repro.kernels.bench.child import Job
 from repro.kernels.bench.memory import peak_memory
@@ -66,10 +67,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 class Sent(InThisProcess):
     """A worker without a process, so that what is patched here holds there, too; jobs and records pass as to one."""
 
-    def ask(self, job: Job) -> Iterator[dict[str, Any]]:
+    def ask(self, job: Job, say: Callable[[dict[str, Any]], None]) -> None:
         """Do the job, it and its records sent as to a process and back."""
-        for record in super().ask(pickle.loads(pickle.dumps(job))):
-            yield pickle.loads(pickle.dumps(record))
+        super().ask(pickle.loads(pickle.dumps(job)), lambda record: say(pickle.loads(pickle.dumps(record))))
 
 
 def run(said: list[str] | None = None, clock: Callable[[], float] | None = None, **options: Any) -> Any:
@@ -115,6 +115,22 @@ def test_every_provider_is_checked_and_then_timed(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small")
+def test_a_run_that_is_interrupted_has_said_and_written_what_it_knew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench_child, "time_group", interrupted)
+    said: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        run(said, out=tmp_path / "rows.jsonl")
+    written = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert {r["provider"] for r in written if r["record"] == "check"} >= {"einsum", "tiled"}
+    assert any(line.startswith("projection/paper fp32 tiled: ok error ") for line in said)
+
+
+@pytest.mark.usefixtures("small")
 def test_one_flipped_sign_prints_no_speed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     right = tiled.projection, tiled.v_composition
     monkeypatch.setattr(tiled, "projection", lambda z, **given: right[0](z=-z, **given))
@@ -132,12 +148,35 @@ def test_one_flipped_sign_prints_no_speed(monkeypatch: pytest.MonkeyPatch, capsy
         (row,) = (r for r in report.records if r["record"] == "speed" and _is(r, kernel, "tiled"))
         assert row["status"] == "check failed"
         assert row["check_error"] > 0.1
-    assert not [r for r in report.records if r["record"] == "end_to_end" and r["status"] == "ok"]
+    (whole,) = (r for r in report.records if r["record"] == "end_to_end")
+    why = "no speed is printed: a check of tiled failed"
+    assert whole["status"] == (
+        f"skipped: not every part was checked and timed: projection/paper ({why}), v_composition/paper ({why})"
+    )
+    assert f"end to end: {whole['status'].replace(':', ',', 1)}" in said
     assert speeds(report, "top2_logits")
     assert bench.main(["--device", "cpu", "--budget", "30s", "--only", "projection"]) == 1
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("projection/")]
     assert printed
     assert not any("x in time" in line or "% (" in line for line in printed)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_call_that_fails_while_it_is_timed_is_no_failed_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(call: Callable[[], Any], device: str) -> Any:
+        raise RuntimeError("no meter here")
+
+    monkeypatch.setattr(bench_run, "peak_memory", fails)
+    said: list[str] = []
+    report = run(said, only="projection")
+    assert not report.failed
+    assert report.broken == ["projection/paper fp32"]
+    rows = [r for r in report.records if r["record"] == "speed" and r["provider"] in ("einsum", "tiled")]
+    assert {(row["status"], row["note"]) for row in rows} == {("failed", "while it was timed: no meter here")}
+    assert all(row["check_error"] <= row["check_allowed"] for row in rows)
+    assert len(rows) == 2
+    assert said[-1] == "projection/paper fp32: its measurement ended in an error"
+    assert not any("a check" in line for line in said)
 
 
 @pytest.mark.usefixtures("small")
@@ -197,11 +236,48 @@ def test_a_spent_budget_leaves_steps_out_and_says_so() -> None:
 
 @pytest.mark.usefixtures("small")
 def test_a_slow_machine_measures_fewer_positions_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_child, "SLACK", 1e9)
-    monkeypatch.setattr(bench_child, "FEWEST_POSITIONS", 16)
-    (row,) = speeds(run(only="projection_onto_vectors"), "projection_onto_vectors")[:1]
-    assert "P 12" in row["dims"]
-    assert row["note"] == "12 of 96 positions: budget"
+    monkeypatch.setattr(bench_schedule, "SLACK", 1e9)
+    monkeypatch.setattr(bench_schedule, "FEWEST_POSITIONS", 16)
+    said: list[str] = []
+    report = run(said)
+    (row,) = speeds(report, "projection_onto_vectors")[:1]
+    whole = [r for r in report.records if r["record"] == "end_to_end"]
+    assert {r["provider"] for r in whole} >= {"einsum", "tiled"}
+    for record in (row, *whole):
+        assert "P 12" in record["dims"]
+        assert record["note"] == "12 of 96 positions: budget"
+    assert any(line.startswith("end to end") and line.endswith("12 of 96 positions: budget") for line in said)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("anew", [False, True])
+def test_the_whole_leaves_out_what_would_be_compiled_beyond_the_budget(
+    anew: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def compiled(kernel: str, device: str) -> Any:
+        made.append(kernel)
+        return getattr(reference, kernel)
+
+    with_compiler = (
+        *bench_providers.PROVIDERS,
+        bench_providers.Provider("torch.compile", compiled, compiles=True),
+    )
+    monkeypatch.setattr(bench_providers, "PROVIDERS", with_compiler)
+    monkeypatch.setattr(bench_whole, "PROVIDERS", with_compiler)
+    if anew:  # two of three parts are measured at more positions, and would be compiled again for the whole
+        monkeypatch.setattr(
+            bench_schedule.Schedule,
+            "_positions",
+            lambda self, case, *_: 12 if case.kernel.name == "top2_logits" else 24,
+        )
+    report = run(budget="52s")
+    whole = {r["provider"]: r["status"] for r in report.records if r["record"] == "end_to_end"}
+    out = "skipped: compiling it anew does not fit the budget"
+    assert whole["torch.compile"] == (out if anew else "ok")
+    assert whole["einsum"] == whole["tiled"] == "ok"
+    assert len(made) == len(KERNELS) + 2 * anew, "what was compiled for a case serves the whole"
 
 
 @pytest.mark.usefixtures("small")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from repro.kernels.bench import cases, providers, rows
+from repro.kernels.bench import cases, providers, rows, schedule
 from repro.kernels.bench.child import Job
 from repro.kernels.bench.report import Report
 from repro.kernels.bench.schedule import Schedule
@@ -56,6 +56,8 @@ def test_a_kernel_that_takes_the_device_down_takes_its_own_row(how: str, tmp_pat
     lost = speeds(report, "projection/paper", "fp16")
     assert {row["provider"] for row in lost} >= {"einsum", "triton"}
     assert not [row for row in lost if row["median_ms"] is not None]
+    statuses = {row["status"] for row in lost if row["provider"] in ("einsum", "triton")}
+    assert statuses == {{"dies": "failed", "asserts": "check failed"}[how]}, "an assert within a check fails the check"
     reasons = {"dies": "ended with -6", "asserts": "device-side assert"}
     assert any(reasons[how] in row["note"] for row in lost)
     for case in chosen:
@@ -67,6 +69,24 @@ def test_a_kernel_that_takes_the_device_down_takes_its_own_row(how: str, tmp_pat
     assert {"rate", "check", "speed", "profile"} <= {r["record"] for r in report.records}
 
 
+def test_a_step_that_breaks_leaves_the_next_its_own_answers() -> None:
+    started: list[Child] = []
+
+    def start() -> Child:
+        started.append(Child(fake_gpu.work_without_profiler))
+        return started[-1]
+
+    paper = [case for case in cases.every() if case.kernel.paper_calls and case.shape.name == "paper4"]
+    report = Report(say=lambda words: None)
+    Schedule(Budget(600.0), report, "cuda", start).run(paper, "paper4", everything=True)
+    assert len(started) == 1
+    assert report.broken == ["profile"]
+    (profile,) = (r for r in report.records if r["record"] == "profile")
+    assert profile["status"] == "failed: RuntimeError: no profiler here"
+    whole = [r for r in report.records if r["record"] == "end_to_end"]
+    assert {(r["provider"], r["status"]) for r in whole} >= {("einsum", "ok"), ("triton", "ok")}
+
+
 def stuck(jobs: Connection) -> None:
     """Start, and never answer."""
     jobs.send({"record": "ready"})
@@ -76,7 +96,7 @@ def stuck(jobs: Connection) -> None:
 def test_a_kernel_that_never_returns_is_not_waited_for() -> None:
     child = Child(stuck)
     with pytest.raises(WorkerLostError, match="no answer within 0 s"):
-        list(child.ask(Job("rates", 0.1), grace=0.1))
+        child.ask(Job("rates", 0.1), lambda record: None, grace=0.1)
     child.close()
     assert child.process.exitcode == -9
 
@@ -88,10 +108,9 @@ class Counted:
     clock: Any
     jobs: list[Job] = field(default_factory=list)
 
-    def ask(self, job: Job) -> Iterator[dict[str, Any]]:
+    def ask(self, job: Job, say: Callable[[dict[str, Any]], None]) -> None:
         self.jobs.append(job)
         self.clock.now += job.seconds
-        yield from ()
 
     def close(self) -> None:
         """Nothing is held."""
@@ -116,9 +135,28 @@ def test_the_budget_holds_whatever_jobs_take_and_what_is_left_out_is_named() -> 
     everything = [(case.name, dtype) for case in cases.every() for dtype in ("fp32", "bf16", "fp16")]
     assert 0 < len(measured) < len(everything)
     assert measured == everything[: len(measured)], "the most wanted first"
+    (whole,) = (r for r in report.records if r["record"] == "end_to_end")
+    parts = [f"{name}/paper4" for name in ("projection", "v_composition", "top2_logits")]
+    reasons = ", ".join(f"{part} (the budget ended before it was measured)" for part in parts)
+    assert whole["status"] == f"skipped: not every part was checked and timed: {reasons}"
     skipped = {(r["case"], r["dtype"]) for r in report.records if r["record"] == "speed"}
     assert skipped == set(everything[len(measured) :])
     assert all(r["note"] == "the budget ended before it was measured" for r in report.records if r["record"] == "speed")
+
+
+@pytest.mark.parametrize("ms", [1.0, 1e5])
+def test_a_kernel_that_was_slow_gets_fewer_positions_in_its_next_case(
+    ms: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "FEWEST_POSITIONS", 1)
+    report, worker = Report(say=lambda words: None), Counted(Clock())
+    row = {"record": "speed", "case": "gram/paper", "dtype": "fp32", "kernel": "gram", "flop": 1e5}
+    report.add({**row, "provider": "einsum", "status": "ok", "median_ms": ms})
+    Schedule(Budget(600.0, worker.clock), report, "cpu", lambda: worker).run(cases.every(), "paper", everything=False)
+    given = {name: positions for job in worker.jobs for name, positions in job.positions.items()}
+    declared = {case.name: case.shape.positions for case in cases.every()}
+    assert (given["gram/paper4"] < declared["gram/paper4"]) == (ms > 1.0)
+    assert {name for name in given if given[name] != declared[name]} <= {"gram/paper", "gram/paper4"}
 
 
 def test_where_a_check_of_ours_failed_what_compiles_gets_no_speed_either() -> None:
