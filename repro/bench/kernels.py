@@ -22,8 +22,8 @@ def bench(options: Options, store: Path, figures: Path, say: Callable[[str], Non
     """Check every kernel against float64, time those that are right, write rows and a chart.
 
     options: what to measure, its `out` aside; store: its root, rows go to `bench/` below it; figures: the directory of
-    the chart. Returns OK, or FAILED if a check or a measurement failed: then no speed of that kernel exists. Raises ReproError (exit 2)
-    for a device, case or budget that cannot be, or a store that cannot be written. Agreement:
+    the chart. Returns OK, or FAILED if a check or a measurement failed: then no speed of that kernel exists. Raises
+    ReproError (exit 2) for a device, case or budget that cannot be, or a store that cannot be written. Agreement:
     tests/kernels/test_bench.py.
     """
     from repro.kernels.bench import command as benchmark
