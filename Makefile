@@ -9,12 +9,14 @@ PIP = $(PY) -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDE
 paper: $(VENV)/.ready
 	$(PY) -m repro all $(ARGS)
 
-test: lint unit
+# Side by side: tests wait for disks and processes now and then, and linting needs neither.
+test: $(VENV)/.ready
+	@$(MAKE) --no-print-directory -j2 lint unit
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy -n 2
+	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
 # Beside everything else run kills, bit flips and fuzzing, which wait for disks and processes more than they compute, and
