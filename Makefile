@@ -20,7 +20,7 @@ lint: $(VENV)/.ready
 	$(VENV)/bin/lint-imports
 
 # Beside everything else run kills, bit flips and fuzzing, which wait for disks and processes more than they compute, and
-# after them kernels, hub and what takes long: two processes for two cores. `make cover` is the same with coverage, of both but the faults.
+# after them, in another process because they fork, kernels, hub and what takes long: two for two cores. `make cover` is the same with coverage, of both but the faults.
 ASIDE = kernels or hub or long
 COV =
 unit: $(VENV)/.ready
