@@ -9,18 +9,17 @@ PIP = $(PY) -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDE
 paper: $(VENV)/.ready
 	$(PY) -m repro all $(ARGS)
 
-# Side by side: tests wait for disks and processes now and then, and linting needs neither.
-test: $(VENV)/.ready
-	@$(MAKE) --no-print-directory -j2 lint unit
+test: lint unit
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy -n 2
 	$(VENV)/bin/lint-imports
 
-# Beside everything else run kills, bit flips and fuzzing, which wait for disks and processes more than they compute, and
-# after them, in another process because they fork, kernels, hub and what takes long: two for two cores. `make cover` is the same with coverage, of both but the faults.
+# Two processes for two cores. Beside everything else run kills, bit flips and fuzzing, which wait for disks and processes
+# more than they compute, and after them kernels, hub and what takes long: not in the same process, because the former
+# fork, and a fork of a process with threads may hang. `make cover` is the same with coverage, of all but the faults.
 ASIDE = kernels or hub or long
 COV =
 unit: $(VENV)/.ready

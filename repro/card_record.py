@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from repro.errors import Exit, ReproError
+from repro.errors import ReproError
 from repro.files import disk, write_durably
 from repro.measures.agreement import STATISTICS
 from repro.notebook import open_result
@@ -67,6 +67,17 @@ def _numbers(bounds: xr.DataArray) -> list[float | None]:
     return [round(float(value), 4) if np.isfinite(value) else None for value in bounds.values]
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """Return what is kept already; nothing where there is no file."""
+    try:
+        kept: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ReproError(f"{path}: not JSON ({error}); restore it, or write elsewhere with --to") from None
+    return kept
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write a stored card's entry into the file; the slice that a test computes anew stays as it is."""
     parser = argparse.ArgumentParser("python -m repro.card_record", description=(__doc__ or "").splitlines()[0])
@@ -80,13 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         card = open_result(given.subject, given.experiment, prompts=given.prompts, out=given.out)
         if card.attrs["measure"] != "dla_card":
             raise ReproError(f"{given.experiment}: a {card.attrs['measure']}; give an experiment that is a dla_card")
-        kept = json.loads(given.to.read_text()) if given.to.exists() else {}
+        kept = _read(given.to)
         kept[given.subject] = {**kept.get(given.subject, {}), **record(card)}
         with disk(given.to):
             write_durably(given.to, (json.dumps(kept) + "\n").encode())
-    except ValueError as error:
-        print(f"error: {given.to}: not JSON ({error})", file=sys.stderr)
-        return int(Exit.USAGE)
     except ReproError as error:
         print(f"error: {error}", file=sys.stderr)
         return int(error.code)

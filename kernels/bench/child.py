@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
@@ -41,7 +42,7 @@ class Job:
     """Meter -> FLOP or bytes per second, as measured before."""
 
 
-def serve(job: Job, say: Callable[[Record], None], passed: Passed, clock: Clock = timing.time.monotonic) -> bool:
+def serve(job: Job, say: Callable[[Record], None], passed: Passed, clock: Clock = time.monotonic) -> bool:
     """Do one job, saying each record as soon as it is known; return whether the device can be used afterwards.
 
     passed: what has passed its check in this process, which a job uses and adds to.

@@ -21,7 +21,7 @@ from repro.check.published import read_published
 from repro.check.report import Heading
 from repro.measures import MEASURES
 from repro.report.csv_text import csv_text
-from repro.report.figures import same_view
+from repro.report.figures import WORTH, Shown, explained, same_view
 from repro.report.presence import presence_svg
 from repro.report.published import N_HEADS, N_LAYERS, published_for, stated_for
 from repro.report.scan_part import CLAIMED, packed, scan_part
@@ -31,6 +31,7 @@ from repro.report.toml import Declarations
 from repro.scan.confirmation import Confirmation
 from repro.scan.twin import SCALES
 from repro.spec.read import read_spec
+from tests.report.pages import nasty_drawing
 from tests.runs import PAPER
 from tests.scan.made import erase, quiet
 
@@ -136,6 +137,21 @@ def test_a_still_drawing_loses_only_what_nobody_sees() -> None:
         '<path d="M0,0h4v4ZM4,0h1Z" fill="#d5e200"/><path d="M5,0h1Z" fill="#000"/><g/><path d="M6,0h1Z" fill="#000"/>'
         '<path d="M0,0h1Z" opacity="0.5"/><path d="M0,0h1Z" opacity="0.5"/></svg>'
     )
+
+
+def test_what_the_lines_below_figures_say_is_explained_and_nothing_else() -> None:
+    def lines(*says: str) -> list[str]:
+        drawn = (dataclasses.replace(nasty_drawing(), says=line) for line in says)
+        return list(explained([Shown("x", "title", "", "", drawing) for drawing in drawn]))
+
+    assert lines("30 prompts x 64 tokens") == []
+    assert lines("8 prompts x 64 tokens · COMMITTED", "8 prompts x 64 tokens · PARTIAL 7/8 prompts") == [
+        "COMMITTED",
+        "PARTIAL",
+    ]
+    assert lines("8 prompts · computed in bf16 · roles named, claimed · examples MINED") == [
+        word for word in WORTH if word not in ("COMMITTED", "PARTIAL")
+    ]
 
 
 def test_figures_that_show_the_same_are_one() -> None:

@@ -48,7 +48,7 @@ def test_a_slice_of_the_card_of_mini_is_computed_again() -> None:
 
 @pytest.mark.long
 def test_the_command_writes_what_the_card_says(
-    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy(PAPER, tmp_path / "experiments.toml")
     shutil.copytree(folders["native"], tmp_path / "toy")
@@ -64,6 +64,12 @@ def test_the_command_writes_what_the_card_says(
     assert kept["other"] == {}
     assert kept["toy"]["slice"] == 1
     assert kept["toy"]["prompts"] == 2
+    (tmp_path / "card.json").write_text("{")
+    assert main(asked) == Exit.USAGE
+    assert (tmp_path / "card.json").read_text() == "{", "what cannot be read is not written over"
+    repro.run("toy", "nodes_onto_writer", prompts=2)
+    assert main(["nodes_onto_writer", *asked[1:]]) == Exit.USAGE
+    assert "a projection; give an experiment that is a dla_card" in capsys.readouterr().err
     first = kept["toy"]["writers"][0]
     assert first["taken_back"] == pytest.approx(list(card["taken_back"].isel(writer=0).values), abs=1e-4)
     assert set(first) == set(RECORD["mini"]["writers"][0])
