@@ -99,7 +99,7 @@ def test_weights_and_activations_are_the_librarys(kind: str, folders: dict[str, 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_are_the_original_models_up_to_a_constant_per_position(kind: str, folders: dict[str, Path]) -> None:
-    ours, module = load(read_folder(folders[kind])), original(folders[kind])
+    ours, module = load(read_folder(folders[kind]), "float64"), original(folders[kind]).double()
     with torch.no_grad():
         raw = module(TOKENS)
         moved = logits(ours, trace(ours, TOKENS).final) - (raw if isinstance(raw, torch.Tensor) else raw.logits)
