@@ -42,11 +42,11 @@ docs: $(VENV)/.ready
 	$(PY) -m sphinx -q -W --keep-going docs docs/_build
 
 # torch first, by its exact pin: a looser request would fetch several gigabytes of CUDA packages.
-$(VENV)/.ready: constraints.txt pyproject.toml
+$(VENV)/.ready: constraints.txt pyproject.toml setup.py $(wildcard kernels/c/*)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -c constraints.txt torch
 	$(PIP) -c constraints.txt -e '.[test]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.* .aside.log paper_figures/out docs/_build
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.* .aside.log paper_figures/out docs/_build build kernels/_projection.*

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from repro.kernels import outputs, shapes
+from repro.kernels import fused, outputs, shapes
 from repro.kernels.parallel import each
 
 # The size of the largest temporary: one tile of head outputs, of scores or of logits. Beyond the second-level cache of
@@ -39,6 +39,8 @@ def projection(z: Tensor, W_O: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
     Raises ShapeError naming both shapes if they do not fit. Agreement: tests/kernels/test_projection.py.
     """
     dims = shapes.projection(z, W_O, of)
+    if fused.serves(z, W_O, of):
+        return fused.projection(z, W_O, of)
     B, P, H, D, S = (dims[name] for name in "BPHDS")
     dtype = shapes.at_least_fp32(z, W_O, of)
     num = outputs.empty((S, H, B, P), dtype, z.device)
@@ -88,6 +90,8 @@ def projection_onto_vectors(v: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
     Raises ShapeError naming both shapes if they do not fit. Agreement: tests/kernels/test_projection.py.
     """
     dims = shapes.projection_onto_vectors(v, of)
+    if fused.serves(v, of):
+        return fused.projection_onto_vectors(v, of)
     B, P, D, S, M = (dims[name] for name in "BPDSM")
     dtype = shapes.at_least_fp32(v, of)
     num = outputs.empty((S, M, B, P), dtype, v.device)

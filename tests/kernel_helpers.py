@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from repro.kernels import outputs, select
+from repro.kernels import fused, outputs, select
 from repro.kernels.bench.tolerances import TOLERANCES, error_ratio
 
 SEED = 20231
@@ -61,11 +61,16 @@ TRITON = (
     pytest.param("triton", torch.float16, id="triton-fp16", marks=pytest.mark.kernels),
 )
 PROVIDERS = (CPU, *TRITON)
+# What the projections also have: the same where no C compiler built their loop.
+ALONE = pytest.param("torch alone", torch.float32, id="torch-alone-fp32")
 PRECISION = {torch.float32: "ieee", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 def kernels(name: str, precision: str = "ieee") -> Any:
     """The functions of a provider, for tensors on the CPU: Triton's visit a GPU if there is one."""
+    if name == "torch alone":
+        provider = select.provider("torch", "cpu", precision)
+        return select.Kernels(name, {kernel: fused.without()(each) for kernel, each in provider.functions.items()})
     if name != "triton" or os.environ.get("TRITON_INTERPRET") == "1":
         return select.provider(name, "cpu", precision)
     provider = select.provider(name, "cuda", precision)

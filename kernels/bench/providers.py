@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from repro.kernels import fused
 from repro.kernels.bench import roofline
 from repro.kernels.errors import UnsupportedError
 from repro.kernels.select import provider as kernels_of
@@ -155,12 +156,20 @@ def _matmul_topk(kernel: str, device: str) -> Function:
     return call
 
 
+def _alone(kernel: str, device: str) -> Function:
+    """Return the path for CPUs as it is where no C compiler built its loop."""
+    if fused.library() is None:
+        raise UnsupportedError("no C compiler built the loop here: tiled is torch alone")
+    return fused.without()(_plain("torch", kernel, device))
+
+
 # In the order of the rows. A further provider is one more entry.
 PROVIDERS = (
     Provider(BASELINE, partial(_plain, "reference")),
     Provider("torch.compile", _compiled, compiles=True),
     Provider("matmul+topk", _matmul_topk, kernels=("top2_logits",)),
     Provider("tiled", partial(_plain, "torch"), devices=("cpu",), ours=True),
+    Provider("torch alone", _alone, kernels=("projection", "projection_onto_vectors"), devices=("cpu",), ours=True),
     Provider("triton", partial(_triton, "ieee"), ours=True),
     *(
         Provider(f"triton {name}", partial(_triton, name), fp32=name, only_fp32=True, devices=("cuda",), ours=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from repro.kernels import fused
 from repro.labels import FLOAT32, in_precision
 from repro.measures.base import Stream
 from repro.measures.describe import mark_capped
@@ -143,6 +144,7 @@ def _provenance(item: Item, session: Session, threads: int) -> dict[str, Any]:
             "python": platform.python_version(),
             "machine": platform.machine(),
             "cpus": os.cpu_count(),
+            "compiled_loop": fused.library() is not None,
             **effective_settings(),
         },
         "threads": threads,

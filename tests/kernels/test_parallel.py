@@ -10,7 +10,7 @@ import torch
 
 from repro.kernels import reference, tiled
 from repro.kernels.parallel import each
-from tests.kernel_helpers import SHAPES, WHOLE_CONTEXT, agree, poisoned, projection_arguments, wide
+from tests.kernel_helpers import SHAPES, WHOLE_CONTEXT, Shape, agree, kernels, poisoned, projection_arguments, wide
 
 
 @pytest.fixture(params=[1, 2, 3], ids=lambda n: f"{n} threads")
@@ -51,18 +51,20 @@ def test_what_a_tile_raises_is_raised_here(threads: int) -> None:
     each(list(range(9)), lambda: lambda tile: None)
 
 
+@pytest.mark.parametrize("name", ["torch", "torch alone"])
 @pytest.mark.parametrize("shape", [SHAPES[3], WHOLE_CONTEXT], ids=str)
-def test_no_bit_depends_on_the_number_of_threads(threads: int, shape: object) -> None:
-    arguments = projection_arguments(shape, torch.float32)  # type: ignore[arg-type]
+def test_no_bit_depends_on_the_number_of_threads(threads: int, shape: Shape, name: str) -> None:
+    arguments = projection_arguments(shape, torch.float32)
     vectors = {"v": arguments["of"][:2], "of": arguments["of"]}
+    ours = kernels(name)
     with poisoned():
-        got = *tiled.projection(**arguments), *tiled.projection_onto_vectors(**vectors)
+        got = *ours.projection(**arguments), *ours.projection_onto_vectors(**vectors)
     torch.set_num_threads(1)
-    alone = *tiled.projection(**arguments), *tiled.projection_onto_vectors(**vectors)
+    alone = *ours.projection(**arguments), *ours.projection_onto_vectors(**vectors)
     assert all(torch.equal(one, other) for one, other in zip(got, alone, strict=True))
     agree(got[:2], reference.projection(**wide(arguments)), "ieee")
     spoilt = arguments | {"z": -arguments["z"]}
-    assert not torch.equal(tiled.projection(**spoilt)[0], got[0])
+    assert not torch.equal(ours.projection(**spoilt)[0], got[0])
 
 
 @pytest.mark.parametrize("inference", [False, True])

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from repro.kernels import outputs, reference, select, tiled
+from repro.kernels import fused, outputs, reference, select, tiled
 from repro.kernels.errors import KernelError, ShapeError, UnsupportedError
 from repro.kernels.launch import precision
 from tests.kernel_helpers import (
+    ALONE,
     PRECISION,
     PROVIDERS,
     SHAPES,
@@ -29,9 +30,11 @@ from tests.kernel_helpers import (
     wide,
 )
 
+PROJECTIONS = (*PROVIDERS, ALONE)
+
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize(("name", "dtype"), PROVIDERS)
+@pytest.mark.parametrize(("name", "dtype"), PROJECTIONS)
 def test_agrees_with_float64(name: str, dtype: torch.dtype, shape: Shape) -> None:
     arguments = projection_arguments(shape, dtype)
     vectors = {"v": arguments["of"][:2], "of": arguments["of"]}
@@ -44,7 +47,7 @@ def test_agrees_with_float64(name: str, dtype: torch.dtype, shape: Shape) -> Non
         as_accurate(got, reference.projection(**arguments), reference.projection(**wide(arguments)))
 
 
-@pytest.mark.parametrize(("name", "dtype"), PROVIDERS)
+@pytest.mark.parametrize(("name", "dtype"), PROJECTIONS)
 def test_agrees_over_a_whole_context(name: str, dtype: torch.dtype) -> None:
     arguments = projection_arguments(WHOLE_CONTEXT, dtype)
     with poisoned():
@@ -63,7 +66,7 @@ def test_reference_equals_the_gram_form() -> None:
     agree(reference.projection(z, W_O, of), (num, norm2), "ieee")
 
 
-@pytest.mark.parametrize(("name", "dtype"), PROVIDERS)
+@pytest.mark.parametrize(("name", "dtype"), PROJECTIONS)
 def test_a_head_that_wrote_nothing_has_no_ratio(name: str, dtype: torch.dtype) -> None:
     arguments = projection_arguments(SHAPES[1], dtype)
     arguments["z"][:, 3] = 0
@@ -75,7 +78,7 @@ def test_a_head_that_wrote_nothing_has_no_ratio(name: str, dtype: torch.dtype) -
     assert (num / norm2)[..., :3].isfinite().all()
 
 
-@pytest.mark.parametrize(("name", "dtype"), PROVIDERS)
+@pytest.mark.parametrize(("name", "dtype"), PROJECTIONS)
 def test_ratio_of_a_vector_on_itself_is_one_and_changes_sign_with_it(name: str, dtype: torch.dtype) -> None:
     v = randn(2, 17, 96, dtype=dtype)
     num, norm2 = kernels(name).projection_onto_vectors(v=v[None], of=torch.stack([v, -v]))
@@ -83,7 +86,7 @@ def test_ratio_of_a_vector_on_itself_is_one_and_changes_sign_with_it(name: str, 
     agree((num[0] / norm2, num[1] / norm2), (ones, -ones), "ieee")
 
 
-@pytest.mark.parametrize(("name", "dtype"), PROVIDERS)
+@pytest.mark.parametrize(("name", "dtype"), PROJECTIONS)
 def test_linear_in_the_component(name: str, dtype: torch.dtype) -> None:
     arguments = projection_arguments(SHAPES[1], torch.float32) | {
         "of": randn(2, 2, 63, 96, dtype=torch.float32).round()
@@ -94,7 +97,7 @@ def test_linear_in_the_component(name: str, dtype: torch.dtype) -> None:
     agree((num[2],), (2 * num[0].double() - num[1].double(),), "tf32x3")
 
 
-@pytest.mark.parametrize(("name", "dtype"), PROVIDERS)
+@pytest.mark.parametrize(("name", "dtype"), PROJECTIONS)
 def test_strides_do_not_matter(name: str, dtype: torch.dtype) -> None:
     arguments = projection_arguments(SHAPES[1], dtype)
     moved = {key: apart(tensor) for key, tensor in arguments.items()}
@@ -125,12 +128,12 @@ def test_tiles_of_any_shape_are_the_reference(shape: Shape) -> None:
 def test_heads_that_exceed_a_tile_are_taken_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = projection_arguments(SHAPES[2], torch.float32)
     monkeypatch.setattr(tiled, "TILE_BYTES", 1)
-    with poisoned():
+    with poisoned(), fused.without():
         agree(tiled.projection(**arguments), reference.projection(**wide(arguments)), "ieee")
 
 
 @pytest.mark.parametrize("corrupted", ["z", "W_O", "of"])
-@pytest.mark.parametrize(("name", "dtype"), PROVIDERS)
+@pytest.mark.parametrize(("name", "dtype"), PROJECTIONS)
 def test_a_corrupted_call_is_noticed(name: str, dtype: torch.dtype, corrupted: str) -> None:
     """Negative control: one flipped sign, in one place of one argument, fails the comparison."""
     arguments = projection_arguments(SHAPES[1], dtype)
