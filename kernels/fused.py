@@ -40,6 +40,8 @@ class _Call(ctypes.Structure):
             *("heads", "d_head", "d_model", "components", "together", "lanes"),
         )
     )
+    # What the addresses point into: kept here, since an interrupted call leaves threads behind that finish their tiles.
+    tensors: tuple[Tensor | None, ...]
 
 
 @cache
@@ -58,10 +60,10 @@ def library() -> ctypes.CDLL | None:
 
 
 def serves(*tensors: Tensor) -> bool:
-    """Tell whether the library is there and takes these: float32 on a CPU."""
+    """Tell whether the library is there and takes these: float32 on a CPU, no lazily negated view."""
     if _refused or library() is None:
         return False
-    return all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
+    return all(x.dtype == torch.float32 and x.device.type == "cpu" and not x.is_neg() for x in tensors)
 
 
 @contextmanager
@@ -76,12 +78,18 @@ def without() -> Iterator[None]:
 
 
 def projection(z: Tensor, W_O: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute what `reference.projection` defines. Agreement: tests/kernels/test_projection.py."""
+    """Compute what `reference.projection` defines, of arguments that `shapes` has checked and that it `serves`.
+
+    Agreement: tests/kernels/test_fused.py.
+    """
     return _run(z, W_O, of)
 
 
 def projection_onto_vectors(v: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute what `reference.projection_onto_vectors` defines. Agreement: tests/kernels/test_projection.py."""
+    """Compute what `reference.projection_onto_vectors` defines, of arguments like those of `projection`.
+
+    Agreement: tests/kernels/test_fused.py.
+    """
     return _run(v.permute(1, 2, 0, 3), None, of)
 
 
@@ -98,7 +106,7 @@ def _run(z: Tensor, W_O: Tensor | None, of: Tensor) -> tuple[Tensor, Tensor]:
     together = max(CACHE_BYTES // (_TILE * D * 4), _BLOCK)
 
     def call(b: int) -> _Call:
-        return _Call(
+        one = _Call(
             z=z[b].data_ptr(),
             W_O=None if packed is None else packed.data_ptr(),
             of=of[:, b].data_ptr(),
@@ -118,11 +126,13 @@ def _run(z: Tensor, W_O: Tensor | None, of: Tensor) -> tuple[Tensor, Tensor]:
             together=-(-H // -(-H // together)),
             lanes=lanes,
         )
+        one.tensors = z, packed, of, num, norm2
+        return one
 
     calls = [call(b) for b in range(B)]
 
     def start() -> Callable[[tuple[_Call, int]], None]:
-        scratch = torch.empty(loops.fused_scratch(calls[0]))
+        scratch = _scratch(loops, calls[0])
 
         def run(job: tuple[_Call, int]) -> None:
             loops.fused_run(job[0], job[1], min(job[1] + POSITIONS, P), scratch.data_ptr())
@@ -131,6 +141,11 @@ def _run(z: Tensor, W_O: Tensor | None, of: Tensor) -> tuple[Tensor, Tensor]:
 
     each([(one, t) for one in calls for t in range(0, P, POSITIONS)], start)
     return num, norm2
+
+
+def _scratch(loops: ctypes.CDLL, call: _Call) -> Tensor:
+    """Return what fused_run() needs for itself: float32 on the CPU, also where a program has set other defaults."""
+    return torch.empty(loops.fused_scratch(call), dtype=torch.float32, device="cpu")
 
 
 def _side_by_side(x: Tensor) -> Tensor:

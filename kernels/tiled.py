@@ -35,7 +35,8 @@ def projection(z: Tensor, W_O: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
     z:   [prompt, pos, head, d_head]        W_O: [head, d_head, d_model]
     of:  [component, prompt, pos, d_model], in activation units
     Returns num [component, head, prompt, pos] and norm2 [head, prompt, pos], squared activation units, float32 or
-    wider. Memory beyond that: one tile of head outputs for each thread. The same bits for any number of threads.
+    wider. Memory beyond that: one tile of head outputs for each thread, and in `fused` a copy of W_O. The same bits for
+    any number of threads.
     Raises ShapeError naming both shapes if they do not fit. Agreement: tests/kernels/test_projection.py.
     """
     dims = shapes.projection(z, W_O, of)
