@@ -35,6 +35,8 @@ class Kernel:
     """Module of the definition, in any float dtype."""
     tiled: str = "tiled"
     """Module of the path for CPUs."""
+    compiled: bool = False
+    """Whether that path takes the compiled loop of `fused` where it was built."""
     ids: str | None = None
     """The result that holds token ids, judged by the true logits of those tokens: equal logits may swap."""
     shapes: tuple[str, ...] = ONE_WRITER
@@ -61,6 +63,7 @@ _ENTRIES = (
         triton="projection",
         inputs=work.projection,
         flop=work.projection_flop,
+        compiled=True,
         shapes=PROJECTED,
         paper_calls=4,
     ),
@@ -70,6 +73,7 @@ _ENTRIES = (
         triton="projection",
         inputs=work.projection_onto_vectors,
         flop=work.projection_onto_vectors_flop,
+        compiled=True,
         shapes=PROJECTED,
     ),
     Kernel(

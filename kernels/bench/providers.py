@@ -16,6 +16,7 @@ from torch import Tensor
 from repro.kernels import fused
 from repro.kernels.bench import roofline
 from repro.kernels.errors import UnsupportedError
+from repro.kernels.registry import KERNELS
 from repro.kernels.select import provider as kernels_of
 from repro.kernels.work import listed
 
@@ -25,6 +26,7 @@ Function = Callable[..., Any]
 Call = Callable[[], Results]
 
 BASELINE = "einsum"
+COMPILED = tuple(name for name, entry in KERNELS.items() if entry.compiled)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -169,7 +171,7 @@ PROVIDERS = (
     Provider("torch.compile", _compiled, compiles=True),
     Provider("matmul+topk", _matmul_topk, kernels=("top2_logits",)),
     Provider("tiled", partial(_plain, "torch"), devices=("cpu",), ours=True),
-    Provider("torch alone", _alone, kernels=("projection", "projection_onto_vectors"), devices=("cpu",), ours=True),
+    Provider("torch alone", _alone, kernels=COMPILED, devices=("cpu",), ours=True),
     Provider("triton", partial(_triton, "ieee"), ours=True),
     *(
         Provider(f"triton {name}", partial(_triton, name), fp32=name, only_fp32=True, devices=("cuda",), ours=True)

@@ -1,18 +1,18 @@
 /* The loops for one kind of processor; included once for each, with these defined:
    NAME(x)  the function's name there      TARGET   what the compiler may use
    LANES    floats in a register           ROWS     positions whose heads are in registers at once, two for each */
-typedef float NAME(lanes) __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-#define lanes NAME(lanes)
+typedef float NAME(Lanes) __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+#define Lanes NAME(Lanes)
 #define STRIP (2 * LANES)
 #define BLOCK 3
 
 /* heads[r][d] = sum_k z[k][r] W[k][d] for one strip of d_model; the ROWS x STRIP sums stay in registers. */
 TARGET static void NAME(form)(const float *z, const float *W, float *heads, int64_t d_head, int64_t row) {
-  lanes sum[ROWS][2];
+  Lanes sum[ROWS][2];
 #pragma GCC unroll 16
-  for (int r = 0; r < ROWS; r++) sum[r][0] = sum[r][1] = (lanes){0};
+  for (int r = 0; r < ROWS; r++) sum[r][0] = sum[r][1] = (Lanes){0};
   for (int64_t k = 0; k < d_head; k++, W += STRIP, z += ROWS) {
-    const lanes left = ((const lanes *)W)[0], right = ((const lanes *)W)[1];
+    const Lanes left = ((const Lanes *)W)[0], right = ((const Lanes *)W)[1];
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; r++) {
       sum[r][0] += z[r] * left;
@@ -21,15 +21,15 @@ TARGET static void NAME(form)(const float *z, const float *W, float *heads, int6
   }
 #pragma GCC unroll 16
   for (int r = 0; r < ROWS; r++) {
-    ((lanes *)(heads + r * row))[0] = sum[r][0];
-    ((lanes *)(heads + r * row))[1] = sum[r][1];
+    ((Lanes *)(heads + r * row))[0] = sum[r][0];
+    ((Lanes *)(heads + r * row))[1] = sum[r][1];
   }
 }
 
 /* Add the lanes by halves, then what d_model leaves over. Every inner product ends here, in the same order. */
-TARGET static inline float NAME(finish)(lanes sum, const float *a, const float *b, int64_t d, int64_t d_model) {
+TARGET static inline float NAME(finish)(Lanes sum, const float *a, const float *b, int64_t d, int64_t d_model) {
   float lane[LANES];
-  *(lanes *)lane = sum;
+  *(Lanes *)lane = sum;
 #pragma GCC unroll 4
   for (int half = LANES / 2; half; half /= 2)
 #pragma GCC unroll 8
@@ -38,30 +38,30 @@ TARGET static inline float NAME(finish)(lanes sum, const float *a, const float *
   return lane[0];
 }
 
-/* out[i][j] = <a[i], b[j]> for `some` rows of either: a constant, so that all sums are in registers. */
-TARGET static inline __attribute__((always_inline)) void NAME(block)(const int some, const float *a, int64_t a_row,
+/* out[i][j] = <a[i], b[j]> for as many rows of either: a constant, so that all sums stay in registers. */
+TARGET static inline __attribute__((always_inline)) void NAME(block)(const int rows, const float *a, int64_t a_row,
     const float *b, int64_t b_row, int64_t d_model, float *out, int64_t out_a, int64_t out_b) {
-  lanes sum[BLOCK][BLOCK];
+  Lanes sum[BLOCK][BLOCK];
 #pragma GCC unroll 4
-  for (int i = 0; i < some; i++)
+  for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
-    for (int j = 0; j < some; j++) sum[i][j] = (lanes){0};
+    for (int j = 0; j < rows; j++) sum[i][j] = (Lanes){0};
   int64_t d = 0;
   for (; d + LANES <= d_model; d += LANES) {
-    lanes right[BLOCK];
+    Lanes right[BLOCK];
 #pragma GCC unroll 4
-    for (int j = 0; j < some; j++) right[j] = *(const lanes *)(b + j * b_row + d);
+    for (int j = 0; j < rows; j++) right[j] = *(const Lanes *)(b + j * b_row + d);
 #pragma GCC unroll 4
-    for (int i = 0; i < some; i++) {
-      const lanes left = *(const lanes *)(a + i * a_row + d);
+    for (int i = 0; i < rows; i++) {
+      const Lanes left = *(const Lanes *)(a + i * a_row + d);
 #pragma GCC unroll 4
-      for (int j = 0; j < some; j++) sum[i][j] += left * right[j];
+      for (int j = 0; j < rows; j++) sum[i][j] += left * right[j];
     }
   }
 #pragma GCC unroll 4
-  for (int i = 0; i < some; i++)
+  for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
-    for (int j = 0; j < some; j++)
+    for (int j = 0; j < rows; j++)
       out[i * out_a + j * out_b] = NAME(finish)(sum[i][j], a + i * a_row, b + j * b_row, d, d_model);
 }
 
@@ -82,11 +82,11 @@ TARGET static void NAME(multiply)(const float *a, int64_t a_row, int64_t a_size,
 }
 
 TARGET static float NAME(square)(const float *a, int64_t d_model) {
-  lanes sum[4] = {{0}, {0}, {0}, {0}}; /* four, so that no addition waits for the one before */
+  Lanes sum[4] = {{0}, {0}, {0}, {0}}; /* four, so that no addition waits for the one before */
   int64_t d = 0;
   for (; d + 4 * LANES <= d_model; d += 4 * LANES)
 #pragma GCC unroll 4
-    for (int v = 0; v < 4; v++) sum[v] += ((const lanes *)(a + d))[v] * ((const lanes *)(a + d))[v];
+    for (int v = 0; v < 4; v++) sum[v] += ((const Lanes *)(a + d))[v] * ((const Lanes *)(a + d))[v];
   return NAME(finish)((sum[0] + sum[1]) + (sum[2] + sum[3]), a, a, d, d_model);
 }
 
@@ -110,22 +110,22 @@ TARGET static void NAME(run)(const Call *c, int64_t begin, int64_t end, float *s
   for (int64_t start = begin; start < end; start += POSITIONS)
     for (int64_t h = 0; h < c->heads; h += c->together) {
       const int64_t positions = end - start < POSITIONS ? end - start : POSITIONS;
-      const int64_t some = c->heads - h < c->together ? c->heads - h : c->together;
+      const int64_t count = c->heads - h < c->together ? c->heads - h : c->together;
       const float *z = c->z + start * c->z_pos + h * c->z_head, *heads = c->W_O ? formed : z;
-      const int64_t head_pos = c->W_O ? some * width : c->z_pos;
-      for (int64_t i = 0; c->W_O && i < some; i++)
+      const int64_t head_pos = c->W_O ? count * width : c->z_pos;
+      for (int64_t i = 0; c->W_O && i < count; i++)
         NAME(form_head)(c, z + i * c->z_head, positions, h + i, packed, formed + i * width, head_pos);
       for (int64_t t = 0; t < positions; t++) {
         const float *head = heads + t * head_pos;
-        NAME(multiply)(c->of + (start + t) * c->of_pos, c->of_component, c->components, head, width, some, c->d_model,
+        NAME(multiply)(c->of + (start + t) * c->of_pos, c->of_component, c->components, head, width, count, c->d_model,
                        c->num + h * c->num_head + start + t, c->num_component, c->num_head);
-        for (int64_t i = 0; i < some; i++)
+        for (int64_t i = 0; i < count; i++)
           c->norm2[(h + i) * c->norm2_head + start + t] = NAME(square)(head + i * width, c->d_model);
       }
     }
 }
 
-#undef lanes
+#undef Lanes
 #undef STRIP
 #undef BLOCK
 #undef NAME

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from repro.kernels import fused
 from repro.kernels.bench import cases, compile_table, providers
 from repro.kernels.bench.gate import Truth
 from repro.kernels.registry import KERNELS, Kernel, triton_modules
@@ -45,6 +46,7 @@ def test_an_entry_is_whole(kernel: Kernel) -> None:
     assert {"einsum", "tiled", "triton"} <= {
         entry.name for device in ("cpu", "cuda") for entry in providers.of_kernel(kernel.name, "fp32", device)
     }
+    assert kernel.compiled == hasattr(fused, kernel.name)
     assert Truth(kernel.name, inputs).check(results, "ieee").passed
 
 
