@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from repro.kernels import outputs
+from repro.kernels.errors import KernelError
 from repro.kernels.parallel import each
 
 # Positions that a thread takes at a time: some tiles, so that starting them costs little.
@@ -46,11 +47,16 @@ class _Call(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """Return the compiled loops, or None where they were not built."""
+    """Return the compiled loops, or None where they were not built.
+
+    Raises KernelError if they were built from another version of the source.
+    """
     for suffix in EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(f"_projection{suffix}")
         if path.is_file():
             loops = ctypes.CDLL(str(path))
+            if not hasattr(loops, "fused_call_bytes") or loops.fused_call_bytes() != ctypes.sizeof(_Call):
+                raise KernelError(f"{path.name} was built from another version of the package; install it again")
             loops.fused_lanes.restype = loops.fused_scratch.restype = ctypes.c_int64
             loops.fused_scratch.argtypes = [ctypes.POINTER(_Call)]
             loops.fused_run.argtypes = [ctypes.POINTER(_Call), ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
@@ -67,7 +73,7 @@ def serves(*tensors: Tensor) -> bool:
 
 
 @contextmanager
-def without() -> Iterator[None]:
+def torch_alone() -> Iterator[None]:
     """Compute in torch alone for as long as this lasts, as where no library was built."""
     global _refused
     before, _refused = _refused, True

@@ -70,7 +70,7 @@ def kernels(name: str, precision: str = "ieee") -> Any:
     """The functions of a provider, for tensors on the CPU: Triton's visit a GPU if there is one."""
     if name == "torch alone":
         provider = select.provider("torch", "cpu", precision)
-        return select.Kernels(name, {kernel: fused.without()(each) for kernel, each in provider.functions.items()})
+        return select.Kernels(name, {kernel: fused.torch_alone()(each) for kernel, each in provider.functions.items()})
     if name != "triton" or os.environ.get("TRITON_INTERPRET") == "1":
         return select.provider(name, "cpu", precision)
     provider = select.provider(name, "cuda", precision)

@@ -162,7 +162,7 @@ def _alone(kernel: str, device: str) -> Function:
     """Return the path for CPUs as it is where no C compiler built its loop."""
     if fused.library() is None:
         raise UnsupportedError("no C compiler built the loop here: tiled is torch alone")
-    return fused.without()(_plain("torch", kernel, device))
+    return fused.torch_alone()(_plain("torch", kernel, device))
 
 
 # In the order of the rows. A further provider is one more entry.

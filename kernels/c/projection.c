@@ -32,6 +32,9 @@ int64_t fused_lanes(void) {
   return 4;
 }
 
+/* The size of a call, so that a caller of another version is noticed. */
+int64_t fused_call_bytes(void) { return sizeof(Call); }
+
 /* Floats that fused_run() needs for itself. */
 int64_t fused_scratch(const Call *call) {
   const int64_t strip = 2 * call->lanes, strips = (call->d_model + strip - 1) / strip;

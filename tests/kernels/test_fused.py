@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from repro.kernels import fused, reference, tiled
 from repro.kernels.bench.tolerances import TOLERANCES
+from repro.kernels.errors import KernelError
 from tests.kernel_helpers import SHAPES, Shape, agree, as_accurate, poisoned, projection_arguments, wide
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,7 +102,7 @@ def test_it_computes_what_it_takes_and_nothing_else(monkeypatch: pytest.MonkeyPa
     run = fused._run
     monkeypatch.setattr(fused, "_run", lambda *given: asked.append(1) or run(*given))  # type: ignore[func-returns-value]
     arguments = projection_arguments(SHAPES[1], torch.float32)
-    with fused.without():
+    with fused.torch_alone():
         alone = tiled.projection(**arguments)
     assert asked == []
     tiled.projection(**wide(arguments))
@@ -140,9 +142,25 @@ def test_threads_that_are_left_behind_keep_what_they_read_and_write(monkeypatch:
     assert all(tensor() is None for tensor in kept)
 
 
+@built
+def test_a_library_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Longer(ctypes.Structure):
+        _fields_ = (*fused._Call._fields_, ("more", ctypes.c_int64))
+
+    monkeypatch.setattr(fused, "_Call", Longer)
+    with pytest.raises(KernelError, match="built from another version"):
+        fused.library.__wrapped__()
+
+
+def _compiles() -> bool:
+    """Whether there is a C compiler, with its headers."""
+    command = ["cc", "-x", "c", "-fsyntax-only", "-"]
+    return shutil.which("cc") is not None and not subprocess.run(command, input=b"#include <stdint.h>\n").returncode
+
+
 @pytest.mark.parametrize("compiler", ["false", "cc"])
 def test_the_package_is_built_with_a_compiler_or_without(tmp_path: Path, compiler: str) -> None:
-    if compiler == "cc" and shutil.which("cc") is None:
+    if compiler == "cc" and not _compiles():
         pytest.skip("no C compiler here")
     command = [
         sys.executable,

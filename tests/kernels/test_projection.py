@@ -128,7 +128,7 @@ def test_tiles_of_any_shape_are_the_reference(shape: Shape) -> None:
 def test_heads_that_exceed_a_tile_are_taken_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = projection_arguments(SHAPES[2], torch.float32)
     monkeypatch.setattr(tiled, "TILE_BYTES", 1)
-    with poisoned(), fused.without():
+    with poisoned(), fused.torch_alone():
         agree(tiled.projection(**arguments), reference.projection(**wide(arguments)), "ieee")
 
 
