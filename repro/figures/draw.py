@@ -152,7 +152,7 @@ def _render(name: str, figure: Figure, at: Source, out: Path, papers: str) -> tu
     return tuple(files)
 
 
-def _save(spec: Mapping[str, Any], out: Path, name: str) -> tuple[Path, ...]:
+def _save(spec: dict[str, Any], out: Path, name: str) -> tuple[Path, ...]:
     """Write a figure as PNG and SVG; the page of the subject holds it with all that can be pointed at."""
     import vl_convert
 
