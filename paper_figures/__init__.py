@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from types import MappingProxyType, ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import altair as alt
@@ -54,6 +54,18 @@ def chart(name: str, ds: xr.Dataset) -> alt.ConcatChart:
             raise ValueError(f"unknown option {key!r}; this figure reads {', '.join(known) or 'none'}")
     drawn: alt.ConcatChart = view.chart(ds)
     return drawn
+
+
+def spec(name: str, ds: xr.Dataset) -> dict[str, Any]:
+    """Return the same as Vega-Lite's JSON, not checked against its schema: the tests check that of every view.
+
+    To check takes as long as to build.
+    """
+    from altair.utils.schemapi import debug_mode
+
+    with debug_mode(False):
+        built: dict[str, Any] = chart(name, ds).to_dict(validate=False)
+    return built
 
 
 def load(name: str) -> ModuleType:

@@ -20,9 +20,12 @@ Row = dict[str, Any]
 TOP, STRIP = 18, 20
 
 
-def data(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Return rows as inline data: no row limit, no type guessed, and nothing global to set."""
-    return {"values": list(rows)}
+def data(rows: Iterable[Row]) -> dict[str, tuple[Row, ...]]:
+    """Return rows as inline data: no row limit, no type guessed, and nothing global to set.
+
+    A tuple, because Altair copies every list in a chart, row by row, wherever the chart becomes part of another.
+    """
+    return {"values": tuple(rows)}
 
 
 def table(name: str, **columns: np.ndarray) -> alt.InlineData:

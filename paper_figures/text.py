@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import cache
 
 # Written by name: in most faces they look like a hyphen or a letter.
 MINUS, TIMES, DASH = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
@@ -22,17 +23,18 @@ _WIDE = frozenset("mwMW@%")
 
 def text_width(text: str, size: float, *, bold: bool = False) -> float:
     """Return the width in pixels of a line in an Arial-like face of `size` pixels, to within a few per cent."""
-    em = 0.0
-    for c in text:
-        if ord(c) > 0x2E80:
-            em += 1.0
-        elif c in _NARROW:
-            em += 0.3
-        elif c in _WIDE:
-            em += 0.85
-        else:
-            em += 0.68 if c.isupper() else 0.54
-    return em * size * (1.07 if bold else 1.0)
+    return sum(map(_em, text)) * size * (1.07 if bold else 1.0)
+
+
+@cache
+def _em(letter: str) -> float:
+    if ord(letter) > 0x2E80:
+        return 1.0
+    if letter in _NARROW:
+        return 0.3
+    if letter in _WIDE:
+        return 0.85
+    return 0.68 if letter.isupper() else 0.54
 
 
 def wrap(text: str, width: float, size: float, *, bold: bool = False) -> list[str]:

@@ -145,19 +145,18 @@ def _render(name: str, figure: Figure, at: Source, out: Path, papers: str) -> tu
     dataset = prepared(figure, read_summary(at.path), at, papers)
     out.mkdir(parents=True, exist_ok=True)
     module = paper_figures.load(figure.chart)
-    files = list(_save(paper_figures.chart(figure.chart, dataset), out, name))
+    files = list(_save(paper_figures.spec(figure.chart, dataset), out, name))
     if hasattr(module, "points"):
         files.append(out / f"{name}_points.png")
         module.points(dataset).save(files[-1], scale_factor=PNG_SCALE)
     return tuple(files)
 
 
-def _save(chart: Any, out: Path, name: str) -> tuple[Path, ...]:
-    """Write a chart as PNG and SVG; the page of the subject holds it with all that can be pointed at."""
+def _save(spec: dict[str, Any], out: Path, name: str) -> tuple[Path, ...]:
+    """Write a figure as PNG and SVG; the page of the subject holds it with all that can be pointed at."""
     import vl_convert
 
     png, svg = (out / f"{name}.{kind}" for kind in ("png", "svg"))
-    spec = chart.to_dict()
     drawn = vl_convert.vegalite_to_svg(spec)
     svg.write_text(drawn, encoding="utf-8")
     png.write_bytes(vl_convert.svg_to_png(drawn, scale=PNG_SCALE))  # laid out once for both

@@ -148,11 +148,8 @@ def explained(figures: Sequence[Shown]) -> dict[str, str]:
 
 def _drawing(name: str, whose: str, says: str, figure: Figure, ds: xr.Dataset) -> Drawing:
     import vl_convert
-    from altair.utils.schemapi import debug_mode
 
-    # Charts are checked against the schema where the figures themselves are drawn.
-    with debug_mode(False):
-        whole = paper_figures.chart(figure.chart, ds).to_dict(validate=False)
+    whole = paper_figures.spec(figure.chart, ds)
     words = whole.pop("usermeta")
     spec = bare(whole, words["body"])
     drawn = still(vl_convert.vegalite_to_svg(spec), name)

@@ -38,8 +38,8 @@ def rendered(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     finished("native")  # has its pictures
     names: list[str] = []
 
-    def save(chart: Any, out: Path, name: str) -> tuple[Path, ...]:
-        chart.to_dict()
+    def save(spec: Any, out: Path, name: str) -> tuple[Path, ...]:
+        json.dumps(spec, allow_nan=False)
         names.append(name)
         path = out / f"{name}.svg"
         path.write_text(name)

@@ -9,7 +9,6 @@ from xml.sax.saxutils import escape
 
 import pytest
 
-import paper_figures
 from paper_figures import text, theme
 from tests.figures.test_paper_figures import VIEWS, Subject, dataset, draw, svg, words
 
@@ -119,13 +118,12 @@ CROWDED = [
 
 @pytest.mark.parametrize(("model", "view"), CROWDED)
 def test_no_words_lie_upon_others(model: str, view: str) -> None:
-    chart, make, options = VIEWS[view]
-    ds = getattr(MANY[model], make)(options=options)
-    assert collisions(svg(paper_figures.load(chart).chart(ds))) == []
+    _, make, options = VIEWS[view]
+    assert collisions(svg(draw(view, getattr(MANY[model], make)(options=options)))) == []
 
 
 def test_every_eraser_is_named_however_many_bars_there_are() -> None:
-    picture = svg(paper_figures.load("nodes_onto_writer").chart(MANY["48 x 25"].nodes_onto_writer()))
+    picture = svg(draw("LW 2", MANY["48 x 25"].nodes_onto_writer()))
     assert {*MANY["48 x 25"].erasers, "sum"} <= set(words(picture))
 
 
