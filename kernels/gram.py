@@ -149,17 +149,11 @@ def sums_kernel(
 
 
 def gram(z: Tensor, W_O: Tensor, vectors: Tensor, *, precision: str = "ieee") -> Tensor:
-    """Return inner products of all nodes with all nodes at every position, in one launch per chunk of positions.
+    """Compute `reference.gram` in one launch per chunk of positions.
 
-    G[i, j, b, t] = <x_i[b, t], x_j[b, t]>, with the nodes x = the heads' outputs z[b, t, h] W_O[h], then the vectors
-    (a site is the sum of the nodes written before it, so PR(site, w) of arXiv 2310.07325 is a sum of G / G[w, w])
-
-    z:   [prompt, pos, head, d_head], heads of all layers       W_O: [head, d_head, d_model]
-    vectors: [vector, prompt, pos, d_model]: embedding, positions, MLP outputs, biases; in activation units
-    All share a dtype, in which heads are kept: float32, float16 or bfloat16. precision: "ieee", or for float32 "tf32x3"
-    Returns G [node, node, prompt, pos], float32, squared activation units. Memory beyond that: SCRATCH_BYTES.
-    Raises ShapeError naming both shapes if they do not fit, UnsupportedError for a dtype or precision that does not
-    exist on the device. Agreement: tests/kernels/test_gram.py.
+    All arguments share a dtype, in which heads are kept: float32, float16 or bfloat16. precision: "ieee", or for
+    float32 "tf32x3". Returns float32. Memory beyond that: SCRATCH_BYTES. Raises UnsupportedError for a dtype or
+    precision that does not exist on the device. Agreement: tests/kernels/test_gram.py.
     """
     dims = shapes.gram(z, W_O, vectors)
     vendor = precisions.check("gram", z.device, precision, z=z, W_O=W_O, vectors=vectors)
@@ -175,17 +169,11 @@ def gram(z: Tensor, W_O: Tensor, vectors: Tensor, *, precision: str = "ieee") ->
 
 
 def gram_sums(z: Tensor, W_O: Tensor, vectors: Tensor, strata: Tensor, *, precision: str = "ieee") -> Tensor:
-    """Return inner products of all nodes with all nodes, summed over every stratum, a launch per chunk of positions.
+    """Compute `reference.gram_sums` in one launch per chunk of positions; what lies outside every stratum is not read.
 
-    sums[s, b, i, j] = sum_{t in stratum s of prompt b} <x_i[b, t], x_j[b, t]>, nodes as in `gram`
-
-    z, W_O, vectors: as for `gram`          strata: [stratum, prompt, pos], bool; a position may be in several or none
-    precision: "ieee", or for float32 "tf32x3"
-    Returns sums [stratum, prompt, node, node], float32, squared activation units; zero for a stratum without positions.
-    What lies outside every stratum is not read. Memory beyond that: SCRATCH_BYTES, and one sum per stratum and SHARE
-    of its positions; the products of single positions never leave the registers.
-    Raises ShapeError naming both shapes if they do not fit, UnsupportedError for a dtype or precision that does not
-    exist on the device. Agreement: tests/kernels/test_gram.py.
+    Dtypes, precision and errors: as for `gram`. Memory beyond the result: SCRATCH_BYTES, and one sum per stratum and
+    SHARE of its positions; the products of single positions never leave the registers.
+    Agreement: tests/kernels/test_gram.py.
     """
     dims = shapes.gram_sums(z, W_O, vectors, strata)
     vendor = precisions.check("gram_sums", z.device, precision, z=z, W_O=W_O, vectors=vectors)

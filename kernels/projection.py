@@ -69,10 +69,7 @@ SCRATCH_BYTES = 24 << 20
 
 
 def projection(z: Tensor, W_O: Tensor, of: Tensor, *, precision: str = "ieee") -> tuple[Tensor, Tensor]:
-    """Compute inner products of components with every head's output, and the heads' squared norms.
-
-    num[s, h, b, t] = <of[s, b, t], z[b, t, h] W_O[h]>,  norm2[h, b, t] = |z[b, t, h] W_O[h]|^2
-    (PR(a, b) of arXiv 2310.07325 is num / norm2; shapes, units, errors: `reference.projection`)
+    """Compute `reference.projection`.
 
     z and W_O share a dtype, float32, float16 or bfloat16; precision: "ieee", or for float32 "tf32x3" or "tf32".
     Returns float32. Raises UnsupportedError for a dtype or precision that does not exist on the device. Memory beyond
@@ -89,10 +86,7 @@ def projection(z: Tensor, W_O: Tensor, of: Tensor, *, precision: str = "ieee") -
 
 
 def projection_onto_vectors(v: Tensor, of: Tensor, *, precision: str = "ieee") -> tuple[Tensor, Tensor]:
-    """Compute inner products of components with vectors at every position, and squared norms, in one launch.
-
-    num[s, m, b, t] = <of[s, b, t], v[m, b, t]>,  norm2[m, b, t] = |v[m, b, t]|^2
-    (PR(a, b) of arXiv 2310.07325 is num / norm2; shapes, units, errors: `reference.projection_onto_vectors`)
+    """Compute `reference.projection_onto_vectors` in one launch.
 
     precision: "ieee", or for float32 "tf32x3" or "tf32". Returns float32. Raises UnsupportedError for a dtype or
     precision that does not exist on the device. Agreement: tests/kernels/test_projection.py.

@@ -27,17 +27,10 @@ Part: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 
 @torch.no_grad()
 def projection(z: Tensor, W_O: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute inner products of every component with every head's output, and squared norms, tile by tile.
+    """Compute `reference.projection` tile by tile; where the compiled loop is there, it does (`fused`).
 
-    num[s, h, b, t] = <of[s, b, t], z[b, t, h] W_O[h]>,  norm2[h, b, t] = |z[b, t, h] W_O[h]|^2
-    (PR(a, b) of arXiv 2310.07325 is num / norm2)
-
-    z:   [prompt, pos, head, d_head]        W_O: [head, d_head, d_model]
-    of:  [component, prompt, pos, d_model], in activation units
-    Returns num [component, head, prompt, pos] and norm2 [head, prompt, pos], squared activation units, float32 or
-    wider. Memory beyond that: one tile of head outputs for each thread, and in `fused` a copy of W_O. The same bits for
-    any number of threads.
-    Raises ShapeError naming both shapes if they do not fit. Agreement: tests/kernels/test_projection.py.
+    Memory beyond the results: one tile of head outputs for each thread, or in the compiled loop a copy of W_O and a few
+    positions. The same bits for any number of threads. Agreement: tests/kernels/test_projection.py.
     """
     dims = shapes.projection(z, W_O, of)
     if fused.serves(z, W_O, of):
@@ -80,15 +73,9 @@ def projection(z: Tensor, W_O: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def projection_onto_vectors(v: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute inner products of components with vectors at every position, and squared norms, tile by tile.
+    """Compute `reference.projection_onto_vectors` tile by tile; where the compiled loop is there, it does (`fused`).
 
-    num[s, m, b, t] = <of[s, b, t], v[m, b, t]>,  norm2[m, b, t] = |v[m, b, t]|^2
-    (PR(a, b) of arXiv 2310.07325 is num / norm2)
-
-    v:   [vector, prompt, pos, d_model]     of: [component, prompt, pos, d_model], in activation units
-    Returns num [component, vector, prompt, pos] and norm2 [vector, prompt, pos], squared activation units, float32 or
-    wider. The same bits for any number of threads.
-    Raises ShapeError naming both shapes if they do not fit. Agreement: tests/kernels/test_projection.py.
+    The same bits for any number of threads. Agreement: tests/kernels/test_projection.py.
     """
     dims = shapes.projection_onto_vectors(v, of)
     if fused.serves(v, of):
@@ -135,21 +122,9 @@ def v_composition(
     total: bool = True,
     softmax_scale: float | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return what each head writes because a writer wrote, over tiles of queries: no pattern is ever stored.
+    """Compute `reference.v_composition` over tiles of queries: no pattern is ever stored.
 
-    vcomp[w, h, b, t] = sum_{i <= t} A[b, h, t, i] LN(writer)[w, b, i] W_V[h's group] W_O[h]
-    with A = softmax of the causal scores q k^T softmax_scale, LN(x) = (x - mean(x) if center else x) / scale;
-    dots[w, h, n, b, t] = <vcomp[w, h, b, t], onto[n, b, t]>,  total[w, b, t] = sum_h vcomp[w, h, b, t]
-    (V-composition of arXiv 2310.07325, with the clean run's pattern and norm scale)
-
-    q:      [prompt, pos, head, d_head]     k: [prompt, pos, group, d_head], rotary already applied
-    writer: [writer, prompt, pos, d_model]  scale: [prompt, pos], the clean run's norm scale
-    W_V:    [group, d_model, d_head]        W_O: [head, d_head, d_model]
-    onto:   [direction, prompt, pos, d_model] or None      softmax_scale: d_head ** -0.5 if None
-    Returns dots [writer, head, direction, prompt, pos] (None without onto) and total [writer, prompt, pos, d_model]
-    (None unless asked), float32 or wider, in the writer's units (dots: times those of onto). Memory beyond that: the
-    values of one prompt and one tile.
-    Raises ShapeError naming both shapes if they do not fit. Agreement: tests/kernels/test_v_composition.py.
+    Memory beyond the results: the values of one prompt and one tile. Agreement: tests/kernels/test_v_composition.py.
     """
     dims = shapes.v_composition(q, k, writer, scale, W_V, W_O, onto, total=total)
     B, P, H, K, G, W, D = (dims[name] for name in "BPHKGWD")
@@ -191,15 +166,10 @@ def v_composition(
 def top2_logits(
     resid: Tensor, W_U: Tensor, b_U: Tensor | None, chosen: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return the two largest logits of every row with their token ids, and the logits of chosen tokens, tile by tile.
+    """Compute `reference.top2_logits` over tiles of the vocabulary: no row of logits is ever stored.
 
-    logits[t] = resid[t] W_U + b_U;  ids[t, 0], ids[t, 1] = first and second prediction, of equal logits the lower id
-
-    resid:  [row, d_model], the normed residual stream      W_U: [d_model, vocab]    b_U: [vocab] or None
-    chosen: [row, choice], int token ids, or None. Every row needs two logits above minus infinity; NaN is above all.
-    Returns values [row, 2] in logits, ids [row, 2] int64, chosen_values [row, choice] (None without chosen), float32
-    or wider. Memory beyond that: one tile of logits.
-    Raises ShapeError naming both shapes if they do not fit. Agreement: tests/kernels/test_top2_logits.py.
+    Every row needs two logits above minus infinity; NaN is above all. Memory beyond the results: one tile of logits.
+    Agreement: tests/kernels/test_top2_logits.py.
     """
     dims = shapes.top2_logits(resid, W_U, b_U, chosen)
     T, V = dims["T"], dims["V"]

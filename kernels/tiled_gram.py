@@ -13,16 +13,9 @@ from repro.kernels.tiled import fit, tiles
 
 @torch.no_grad()
 def gram(z: Tensor, W_O: Tensor, vectors: Tensor) -> Tensor:
-    """Return inner products of all nodes with all nodes at every position, tile by tile.
+    """Compute `reference.gram` tile by tile.
 
-    G[i, j, b, t] = <x_i[b, t], x_j[b, t]>, with the nodes x = the heads' outputs z[b, t, h] W_O[h], then the vectors
-    (a site is the sum of the nodes written before it, so PR(site, w) of arXiv 2310.07325 is a sum of G / G[w, w])
-
-    z:   [prompt, pos, head, d_head], heads of all layers       W_O: [head, d_head, d_model]
-    vectors: [vector, prompt, pos, d_model]: embedding, positions, MLP outputs, biases; in activation units
-    Returns G [node, node, prompt, pos] in squared activation units, float32 or wider. Memory beyond that: one tile of
-    nodes, but at least one position's.
-    Raises ShapeError naming both shapes if they do not fit. Agreement: tests/kernels/test_gram.py.
+    Memory beyond the result: one tile of nodes, but at least one position's. Agreement: tests/kernels/test_gram.py.
     """
     dims = shapes.gram(z, W_O, vectors)
     B, P, H, D, M = (dims[name] for name in "BPHDM")
@@ -41,15 +34,10 @@ def gram(z: Tensor, W_O: Tensor, vectors: Tensor) -> Tensor:
 
 @torch.no_grad()
 def gram_sums(z: Tensor, W_O: Tensor, vectors: Tensor, strata: Tensor) -> Tensor:
-    """Return inner products of all nodes with all nodes, summed over the positions of every stratum, tile by tile.
+    """Compute `reference.gram_sums` tile by tile; what lies outside every stratum is not read.
 
-    sums[s, b, i, j] = sum_{t in stratum s of prompt b} <x_i[b, t], x_j[b, t]>, nodes as in `gram`
-
-    z, W_O, vectors: as for `gram`          strata: [stratum, prompt, pos], bool; a position may be in several or none
-    Returns sums [stratum, prompt, node, node] in squared activation units, float32 or wider; zero for a stratum
-    without positions. What lies outside every stratum is not read. Memory beyond that: one tile of nodes, but at least
-    one position's; the products of single positions never exist.
-    Raises ShapeError naming both shapes if they do not fit. Agreement: tests/kernels/test_gram.py.
+    Memory beyond the result: one tile of nodes, but at least one position's; the products of single positions never
+    exist. Agreement: tests/kernels/test_gram.py.
     """
     dims = shapes.gram_sums(z, W_O, vectors, strata)
     B, P, H, D, M, S = (dims[name] for name in "BPHDMS")

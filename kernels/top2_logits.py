@@ -183,11 +183,7 @@ def chosen_kernel(
 def top2_logits(
     resid: Tensor, W_U: Tensor, b_U: Tensor | None, chosen: Tensor | None, *, precision: str = "ieee"
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Compute the two largest logits of every row, their token ids, and chosen tokens' logits; none are stored.
-
-    logits[t] = resid[t] W_U + b_U;  ids[t, 0], ids[t, 1] = first and second prediction, of equal logits the lower id
-    (NaN is larger than every number, so its row has NaN as a value, and its id is a token; shapes, units, errors:
-    `reference.top2_logits`)
+    """Compute `reference.top2_logits`; no logits are stored. A row of NaN has NaN as values, and tokens as ids.
 
     precision: "ieee", or for float32 "tf32x3" or "tf32". W_U is read fastest where one of its strides is 1 and the
     other a multiple of 16: the transpose of an embedding, or `layout.aligned(W_U)`, made once.

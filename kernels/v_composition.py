@@ -82,23 +82,11 @@ def v_composition(
     softmax_scale: float | None = None,
     precision: str = "ieee",
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Compute what each head writes because a writer wrote, flash-style over blocks of queries; no pattern is stored.
+    """Compute `reference.v_composition`, flash-style over blocks of queries: no pattern is ever stored.
 
-    vcomp[w, h, b, t] = sum_{i <= t} A[b, h, t, i] LN(writer)[w, b, i] W_V[h's group] W_O[h]
-    with A = softmax of the causal scores q k^T softmax_scale, LN(x) = (x - mean(x) if center else x) / scale;
-    dots[w, h, n, b, t] = <vcomp[w, h, b, t], onto[n, b, t]>,  total[w, b, t] = sum_h vcomp[w, h, b, t]
-    (V-composition of arXiv 2310.07325, with the clean run's pattern and norm scale)
-
-    q:      [prompt, pos, head, d_head]     k: [prompt, pos, group, d_head], rotary already applied
-    writer: [writer, prompt, pos, d_model]  scale: [prompt, pos], the clean run's norm scale
-    W_V:    [group, d_model, d_head]        W_O: [head, d_head, d_model]
-    onto:   [direction, prompt, pos, d_model] or None      softmax_scale: d_head ** -0.5 if None
-    q, k, W_V and W_O share a dtype: float32, float16 or bfloat16. precision: "ieee", or for float32 "tf32x3"
-    Returns dots [writer, head, direction, prompt, pos] (None without onto) and total [writer, prompt, pos, d_model]
-    (None unless asked), float32, in the writer's units (dots: times those of onto). Memory beyond that: the mixed
-    values of all heads and writers, twice.
-    Raises ShapeError naming both shapes if they do not fit, UnsupportedError for a dtype or precision that does not
-    exist on the device. Agreement: tests/kernels/test_v_composition.py.
+    q, k, W_V and W_O share a dtype: float32, float16 or bfloat16. precision: "ieee", or for float32 "tf32x3". Returns
+    float32. Memory beyond that: the mixed values of all heads and writers, twice. Raises UnsupportedError for a dtype
+    or precision that does not exist on the device. Agreement: tests/kernels/test_v_composition.py.
     """
     dims = shapes.v_composition(q, k, writer, scale, W_V, W_O, onto, total=total)
     vendor = precisions.check("v_composition", q.device, precision, q=q, k=k, W_V=W_V, W_O=W_O)
