@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 import numpy as np
-from scipy.stats import rankdata
 
 SIGNED = 0.1
 """Total effects smaller than this, in logits, have no sign that an attribution could miss."""
@@ -25,9 +25,13 @@ def compare(found: np.ndarray, total: np.ndarray, bar: float = SIGNED) -> dict[s
     E, A = len(found), len(total)
     out = {name: np.full((E, A), np.nan) for name in STATISTICS}
     out |= {name: np.zeros((E, A)) for name in ("pairs", "signed")}
+    each: _Rows | None = None
+    before = np.empty(0, bool)
     for a in range(A):
         known = np.isfinite(total[a])
-        x, y = found[:, known].astype(np.float64), total[a, known].astype(np.float64)
+        if each is None or not np.array_equal(known, before):
+            each, before = _Rows(found[:, known].astype(np.float64)), known
+        x, y = each.values, total[a, known].astype(np.float64)
         out["pairs"][:, a] = y.size
         large = np.abs(y) > bar
         out["signed"][:, a] = large.sum()
@@ -35,19 +39,55 @@ def compare(found: np.ndarray, total: np.ndarray, bar: float = SIGNED) -> dict[s
             out["sign_right"][:, a] = (np.sign(x[:, large]) == np.sign(y[large])).mean(-1)
         if y.size < 3 or np.ptp(y) == 0:
             continue
-        out["pearson"][:, a], out["slope_of_total"][:, a] = _line(x, y)
-        out["spearman"][:, a], _ = _line(rankdata(x, axis=-1), rankdata(y))
+        out["pearson"][:, a], out["slope_of_total"][:, a] = each.line(y)
+        out["spearman"][:, a], _ = each.ranked.line(ranks(y))
     return out
 
 
-def _line(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return Pearson's r of each row of x [E, n] with y [n], and the slope of y on it; NaN where a row is constant."""
-    dx, dy = x - x.mean(-1, keepdims=True), y - y.mean()
-    covariance, variance = dx @ dy, np.square(dx).sum(-1)
-    constant = np.ptp(x, axis=-1) == 0
-    with np.errstate(divide="ignore", invalid="ignore"):
-        r, slope = covariance / np.sqrt(variance * (dy @ dy)), covariance / variance
-    return np.where(constant, np.nan, r), np.where(constant, np.nan, slope)
+class _Rows:
+    """Rows [E, n], and what lines on them need whatever lies above: each computed once."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+
+    @cached_property
+    def ranked(self) -> _Rows:
+        """Return the rows' ranks."""
+        return _Rows(ranks(self.values))
+
+    @cached_property
+    def centred(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the rows without their means, their sums of squares, and which are constant."""
+        dx = self.values - self.values.mean(-1, keepdims=True)
+        return dx, np.square(dx).sum(-1), np.ptp(self.values, axis=-1) == 0
+
+    def line(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return Pearson's r of each row with y [n], and the slope of y on it; NaN where a row is constant."""
+        dx, variance, constant = self.centred
+        dy = y - y.mean()
+        covariance = dx @ dy
+        with np.errstate(divide="ignore", invalid="ignore"):
+            r, slope = covariance / np.sqrt(variance * (dy @ dy)), covariance / variance
+        return np.where(constant, np.nan, r), np.where(constant, np.nan, slope)
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Return the ranks, from 1, along the last axis, those of equal values their mean: [..., n] of [..., n], n > 0.
+
+    A row with NaN has no ranks. As `scipy.stats.rankdata`, whose import alone takes longer than planning does.
+    Agreement: tests/measures/test_agreement.py.
+    """
+    order = values.argsort(-1)
+    ordered = np.take_along_axis(values, order, -1)
+    new = np.ones(values.shape, bool)
+    np.not_equal(ordered[..., 1:], ordered[..., :-1], out=new[..., 1:])
+    starts = np.flatnonzero(new)
+    counts = np.diff(starts, append=values.size)
+    means = starts % values.shape[-1] + (counts + 1) / 2
+    out = np.empty(values.shape)
+    np.put_along_axis(out, order, np.repeat(means, counts).reshape(values.shape), -1)
+    out[np.isnan(values).any(-1)] = np.nan
+    return out
 
 
 def over_prompts(

@@ -199,8 +199,8 @@ def _by_kind(found: np.ndarray, total: np.ndarray, writers: Sequence[str], draws
         if not rows:
             continue
 
-        def agree(prompts: np.ndarray, rows: Sequence[int] = rows) -> np.ndarray:
-            x, y = (part[:, rows][..., prompts].reshape(len(part), -1) for part in (found, total))
+        def agree(prompts: np.ndarray, of: tuple[np.ndarray, ...] = (found[:, rows], total[:, rows])) -> np.ndarray:
+            x, y = (part[..., prompts].reshape(len(part), -1) for part in of)
             one = compare(x, y)
             return np.stack([one[name] for name in names])
 

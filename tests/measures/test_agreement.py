@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import linregress, pearsonr, spearmanr
+from scipy.stats import linregress, pearsonr, rankdata, spearmanr
 
-from repro.measures.agreement import compare, over_prompts
+from repro.measures.agreement import compare, over_prompts, ranks
 
 GENERATOR = np.random.default_rng(0)
 X = GENERATOR.normal(size=(2, 57))
@@ -31,6 +31,25 @@ def test_the_total_effect_agrees_with_itself_and_its_opposite_does_not() -> None
     np.testing.assert_allclose(found["spearman"][:, 0], (1, -1))
     np.testing.assert_allclose(found["slope_of_total"][:, 0], (1, -1))
     np.testing.assert_allclose(found["sign_right"][:, 0], (1, 0))
+
+
+@pytest.mark.parametrize("shape", [(1,), (9,), (3, 40), (2, 3, 17)])
+def test_ranks_are_those_of_scipy(shape: tuple[int, ...]) -> None:
+    values = GENERATOR.normal(size=shape)
+    for given in (values, values.round(0), np.zeros(shape), np.where(values > 1, np.inf, values)):
+        np.testing.assert_array_equal(ranks(given), rankdata(given, axis=-1))
+    values[..., 0] = np.nan
+    assert np.isnan(ranks(values)).all()
+    assert np.isnan(rankdata(values, axis=-1)).all()
+
+
+def test_each_total_effect_is_compared_where_it_is_known_itself() -> None:
+    """However the totals beside it are known."""
+    total = np.stack((TOTAL[0], np.where(X[0] > 1, np.nan, TOTAL[0]), TOTAL[1], np.where(X[1] > 0, np.nan, TOTAL[1])))
+    found = compare(X, total)
+    for a in range(len(total)):
+        for name, value in compare(X, total[a : a + 1]).items():
+            np.testing.assert_array_equal(found[name][:, a], value[:, 0])
 
 
 def test_what_is_not_known_is_left_out() -> None:

@@ -331,7 +331,7 @@ def charted(results: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path:
     charts: list[str] = []
 
     def keep(chart: Any, out: Path, name: str) -> tuple[Path, ...]:
-        charts.append(json.dumps(chart.to_dict(), sort_keys=True))
+        charts.append(json.dumps(chart, sort_keys=True))
         return ()
 
     monkeypatch.setattr(drawing, "_save", keep)
