@@ -61,12 +61,12 @@ def _case(case: str, rows: list[Row], margin: float) -> alt.HConcatChart:
     whiskers = (
         alt.Chart(data(rows))
         .mark_rule(color=INK, strokeWidth=1.5)
-        .encode(x="lower:Q", x2="upper:Q", y=alt.Y("provider:N", sort=providers))
+        .encode(x=alt.X("lower:Q"), x2=alt.X2("upper:Q"), y=alt.Y("provider:N", sort=providers))
     )
     floor = alt.Chart(data([row for row in rows if row["floor"] is not None])).mark_tick(
         color=CLEAN, thickness=2, size=BAR
     )
-    floors = floor.encode(x="floor:Q", y=alt.Y("provider:N", sort=providers))
+    floors = floor.encode(x=alt.X("floor:Q"), y=alt.Y("provider:N", sort=providers))
     height = BAR * len(rows)
     left = alt.layer(time[0], whiskers, floors, time[1]).properties(width=WIDTH, height=height)
     peak = _bars(rows, providers, ("megabytes", "peak_end", "peak_words"), "peak memory beyond inputs (MB)", None)

@@ -79,7 +79,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
         base.mark_rule(color=PATCHED, strokeWidth=1.4).encode(x=x("total lower"), x2=alt.X2(field="total upper")),
         mark.encode(x=x("total estimate")),
         base.mark_text(align="left", baseline="middle", fontSize=LABEL, color=INK).encode(
-            x=alt.XValue(WIDTH + 10), text="words:N"
+            x=alt.XValue(WIDTH + 10), text=alt.Text("words:N")
         ),
     ]
     entries = [

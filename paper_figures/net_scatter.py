@@ -51,9 +51,13 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
         layers.append(dots.encode(x=across, y=up))
     ends = [{"x": end, "y": end} for end in domain]
     layers.append(
-        alt.Chart(data(ends)).mark_line(color=INK, strokeWidth=1.4, strokeDash=[5, 4]).encode(x="x:Q", y="y:Q")
+        alt.Chart(data(ends))
+        .mark_line(color=INK, strokeWidth=1.4, strokeDash=[5, 4])
+        .encode(x=alt.X("x:Q"), y=alt.Y("y:Q"))
     )
-    equal = alt.Chart(data([ends[1] | {"words": "equal"}])).encode(x="x:Q", y="y:Q", text="words:N")
+    equal = alt.Chart(data([ends[1] | {"words": "equal"}])).encode(
+        x=alt.X("x:Q"), y=alt.Y("y:Q"), text=alt.Text("words:N")
+    )
     layers += haloed(equal, align="right", baseline="top", dx=-12, dy=6, color=INK)
     entries = [(kind, colour, colour) for kind, colour in KINDS]
     notes = [

@@ -80,7 +80,7 @@ class Places:
             name = base.mark_text(color=ERASER, angle=270, align="right", baseline="middle", fontSize=LABEL)
             ends = {"y": alt.YValue(TALL + 4), "y2": alt.Y2Value(TALL + LEADER)}
             layers.append(lead.encode(x=alt.XValue(bar), x2=alt.X2Value(at), **ends))
-            layers.append(name.encode(text="label:N", x=alt.XValue(at), y=alt.YValue(TALL + LEADER + 4)))
+            layers.append(name.encode(text=alt.Text("label:N"), x=alt.XValue(at), y=alt.YValue(TALL + LEADER + 4)))
         return layers
 
     def layers(self) -> list[alt.Chart]:
@@ -98,7 +98,7 @@ class Places:
         names = [
             alt.Chart(data([row]))
             .mark_text(baseline="middle", color=SOFT)
-            .encode(text="words:N", x=alt.XValue(row["middle"]), y=alt.YValue(-STRIP / 2))
+            .encode(text=alt.Text("words:N"), x=alt.XValue(row["middle"]), y=alt.YValue(-STRIP / 2))
             for row in rows
         ]
         return [bands, *names]
@@ -133,9 +133,9 @@ def _bars(rows: list[Row], places: Places, domain: tuple[float, float], title: s
     sums = total.mark_bar(width=16).encode(y=middle, color=colour)
     words = total.mark_text(
         fontWeight="bold", color=ERASER, align="right", baseline="middle", dx=-14, lineBreak="\n", lineHeight=15
-    ).encode(y=middle, text="printed:N")
+    ).encode(y=middle, text=alt.Text("printed:N"))
     if places.many:
-        thin = single.mark_rule(color=INK, strokeWidth=0.8, opacity=0.45).encode(y=low, y2="upper:Q")
+        thin = single.mark_rule(color=INK, strokeWidth=0.8, opacity=0.45).encode(y=low, y2=alt.Y2("upper:Q"))
         return [*references([0]), thin, bars, sums, *whiskers(total, low), words]
     return [bars, sums, *references([0]), *whiskers(base, low), words]
 

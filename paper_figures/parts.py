@@ -182,7 +182,7 @@ class Sites:
         labels = [
             alt.Chart(data([row]))
             .mark_text(baseline="middle", color=row["colour"])
-            .encode(text="words:N", x=alt.XValue(row["at"]), y=alt.YValue(-STRIP / 2 + STRIP * row["up"]))
+            .encode(text=alt.Text("words:N"), x=alt.XValue(row["at"]), y=alt.YValue(-STRIP / 2 + STRIP * row["up"]))
             for row in rows
         ]
         return [bands, *labels]
@@ -193,7 +193,7 @@ def references(values: Sequence[float]) -> list[alt.Chart]:
     return [
         alt.Chart(data([{"reference": value}]))
         .mark_rule(color=SOFT, opacity=0.8, strokeDash=[1, 0] if value == 0 else [4, 4])
-        .encode(y="reference:Q")
+        .encode(y=alt.Y("reference:Q"))
         for value in values
     ]
 
@@ -221,12 +221,12 @@ def end_labels(rows: Sequence[Row], sites: Sites, height: float, domain: tuple[f
     )
     base = alt.Chart(placed).encode(color=alt.Color("colour:N", scale=None))
     leaders = base.mark_rule(strokeWidth=1, opacity=0.7).encode(
-        x=alt.XValue(sites.last + 7), x2=alt.X2Value(sites.width), y="value:Q", y2="at:Q"
+        x=alt.XValue(sites.last + 7), x2=alt.X2Value(sites.width), y=alt.Y("value:Q"), y2=alt.Y2("at:Q")
     )
     words = [
         base.transform_filter(alt.datum.weight == weight)
         .mark_text(align="left", baseline="middle", fontWeight=weight, fontSize=LABEL)
-        .encode(x=alt.XValue(sites.width + 5), y="at:Q", text="label:N")
+        .encode(x=alt.XValue(sites.width + 5), y=alt.Y("at:Q"), text=alt.Text("label:N"))
         for weight in ("normal", "bold")
     ]
     return [leaders, *words]
@@ -243,7 +243,7 @@ def key(entries: Sequence[tuple[str, str, str]], width: float, lift: float = 0) 
         )
         layers.append(
             base.mark_text(align="left", baseline="middle", color=ink, fontSize=LABEL).encode(
-                x=alt.XValue(at + 10), y=alt.YValue(-TOP - lift), text="words:N"
+                x=alt.XValue(at + 10), y=alt.YValue(-TOP - lift), text=alt.Text("words:N")
             )
         )
         at += text_width(words, LABEL) + 34
@@ -258,7 +258,7 @@ def haloed(base: alt.Chart, **mark: Any) -> list[alt.Chart]:
 def whiskers(base: alt.Chart, y: alt.Y) -> list[alt.Chart]:
     """Return the span of the quartiles as a dark line in a pale one, so that it shows on a bar as well as beside it."""
     return [
-        base.mark_rule(color=colour, strokeWidth=width, opacity=opacity).encode(y=y, y2="upper:Q")
+        base.mark_rule(color=colour, strokeWidth=width, opacity=opacity).encode(y=y, y2=alt.Y2("upper:Q"))
         for colour, width, opacity in ((PAPER, 3.6, 0.8), (INK, 1.5, 1.0))
     ]
 

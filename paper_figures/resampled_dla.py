@@ -68,7 +68,7 @@ def _panel(ds: xr.Dataset, heads: dict[str, str], each: float, words: str, *, fi
         layer
         for below in (False, True)
         for layer in haloed(
-            base.transform_filter(alt.datum.below == below).encode(y="end:Q", text="printed:N"),
+            base.transform_filter(alt.datum.below == below).encode(y=alt.Y("end:Q"), text=alt.Text("printed:N")),
             dy=9 if below else -9,
             color=SOFT,
         )
@@ -76,7 +76,7 @@ def _panel(ds: xr.Dataset, heads: dict[str, str], each: float, words: str, *, fi
     names = [
         alt.Chart(data([{"head": head}]))
         .mark_text(baseline="top", fontWeight="bold", fontSize=12)
-        .encode(text="head:N", x=alt.XValue((i + 0.5) * each), y=alt.YValue(HEIGHT + 10))
+        .encode(text=alt.Text("head:N"), x=alt.XValue((i + 0.5) * each), y=alt.YValue(HEIGHT + 10))
         for i, head in enumerate(heads.values())
         if head != ds.attrs["writer"]
     ]
@@ -100,7 +100,7 @@ def _captions(ds: xr.Dataset, each: float) -> alt.LayerChart:
         lines = ["\n".join(prompt), "\n".join(ending(pair, each - 22, LABEL, 1)), difference]
         for words, y, style in zip(lines, (0, deep + 6, deep + 22), styles, strict=True):
             mark = alt.Chart(data([{"words": words}])).mark_text(baseline="top", lineBreak="\n", lineHeight=15, **style)
-            layers.append(mark.encode(text="words:N", x=alt.XValue((i + 0.5) * each), y=alt.YValue(y)))
+            layers.append(mark.encode(text=alt.Text("words:N"), x=alt.XValue((i + 0.5) * each), y=alt.YValue(y)))
     return layered(layers, each * len(blocks), deep + 38)
 
 

@@ -104,7 +104,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     cells = base.mark_rect(aria=False).encode(color=alt.Color("median:Q", scale=SCALE, legend=None))
     empty = alt.Chart(data(holes)).mark_rect(color=UNDEFINED).encode(x=grid.x(), y=grid.y(), tooltip=tips)
     values = [
-        base.transform_filter(alt.datum.ink == ink).mark_text(fontSize=9, color=ink).encode(text="printed:N")
+        base.transform_filter(alt.datum.ink == ink).mark_text(fontSize=9, color=ink).encode(text=alt.Text("printed:N"))
         for ink in (INK, PAPER)
         if grid.printed
     ]

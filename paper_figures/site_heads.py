@@ -47,7 +47,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
         x=sites.x(),
         y=y_axis("median", domain, f"median projection ratio PR(site, {f'L{layer}Hh' if kind == 'head' else kind})"),
         color=alt.Color("colour:N", scale=None),
-        detail="node:N",
+        detail=alt.Detail("node:N"),
         tooltip=quartile_tip("node", "site", count="nan_count" in ds),
     )
     thin = [

@@ -122,7 +122,7 @@ def _block(lines: Sequence[str], width: float, colour: str, size: float, weight:
     mark = alt.Chart({"values": [{"text": "\n".join(lines)}]}).mark_text(
         align="left", baseline="top", lineBreak="\n", lineHeight=height, fontSize=size, color=colour, fontWeight=weight
     )
-    return mark.encode(text="text:N", x=alt.XValue(0), y=alt.YValue(0)).properties(
+    return mark.encode(text=alt.Text("text:N"), x=alt.XValue(0), y=alt.YValue(0)).properties(
         width=width, height=height * len(lines)
     )
 
