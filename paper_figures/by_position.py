@@ -20,6 +20,7 @@ from .parts import (
     span,
     y_axis,
 )
+from .plots import Chart
 from .text import number
 from .theme import INK, PAPER, SHARES, WRITER, erasers, frame, quartile_words, undefined
 
@@ -73,7 +74,7 @@ def _lines(ds: xr.Dataset, sites: list[str]) -> alt.ConcatChart:
     panels = []
     for site in sites:
         title = f"PR({site}, {_onto(ds)})"
-        base = alt.Chart(data(row for row in rows if row["site"] == site)).encode(x=x)
+        base = Chart(data(row for row in rows if row["site"] == site)).encode(x=x)
         band = base.mark_area(color=WRITER, opacity=0.2).encode(y=y_axis("lower", domain, title), y2=alt.Y2("upper:Q"))
         line = base.mark_line(color=WRITER).encode(
             y=y_axis("median", domain, title), tooltip=quartile_tip("site", "at")
@@ -106,7 +107,7 @@ def _shares(ds: xr.Dataset) -> alt.LayerChart:
     title = level(f"variance of PR(site, {_onto(ds)}) by source")
     y = alt.Y("site:O", scale=alt.Scale(domain=sites, paddingInner=0.25), axis=alt.Axis(**title, labelOverlap=False))
     tips = [alt.Tooltip("site:N"), alt.Tooltip("source:N"), alt.Tooltip("share:Q", format=".1%")]
-    base = alt.Chart(data(rows)).encode(y=y, tooltip=tips)
+    base = Chart(data(rows)).encode(y=y, tooltip=tips)
     scale = alt.Scale(domain=list(span([row["to"] for row in rows], 0, 1, margin=0)), nice=False)
     x = alt.X("from:Q", scale=scale, axis=alt.Axis(title=None, format="%", grid=True, tickCount=5))
     bars = base.mark_bar().encode(x=x, x2=alt.X2("to:Q"), color=alt.Color("colour:N", scale=None))

@@ -11,6 +11,7 @@ import altair as alt
 import numpy as np
 import xarray as xr
 
+from .plots import Chart, LayerChart
 from .text import text_width
 from .theme import ERASER, HEIGHT, INK, LABEL, PAPER, SOFT
 
@@ -171,7 +172,7 @@ class Sites:
                 rows[-1]["up"] = 1 - rows[-2]["up"]
         if not rows:
             return []
-        band = alt.Chart(data(rows)).mark_rect(opacity=0.09)
+        band = Chart(data(rows)).mark_rect(opacity=0.09)
         bands = band.encode(
             x=self.x("from"),
             x2=alt.X2(field="to"),
@@ -180,7 +181,7 @@ class Sites:
             color=alt.Color("colour:N", scale=None),
         )
         labels = [
-            alt.Chart(data([row]))
+            Chart(data([row]))
             .mark_text(baseline="middle", color=row["colour"])
             .encode(text=alt.Text("words:N"), x=alt.XValue(row["at"]), y=alt.YValue(-STRIP / 2 + STRIP * row["up"]))
             for row in rows
@@ -191,7 +192,7 @@ class Sites:
 def references(values: Sequence[float]) -> list[alt.Chart]:
     """Draw horizontal reference lines; zero is drawn full, others dashed."""
     return [
-        alt.Chart(data([{"reference": value}]))
+        Chart(data([{"reference": value}]))
         .mark_rule(color=SOFT, opacity=0.8, strokeDash=[1, 0] if value == 0 else [4, 4])
         .encode(y=alt.Y("reference:Q"))
         for value in values
@@ -200,7 +201,7 @@ def references(values: Sequence[float]) -> list[alt.Chart]:
 
 def layered(layers: Sequence[Any], width: float, height: float) -> alt.LayerChart:
     """Layer charts in one plot of this size, the first at the back."""
-    return alt.LayerChart(layer=list(layers), width=width, height=height)
+    return LayerChart(layer=list(layers), width=width, height=height)
 
 
 def end_labels(rows: Sequence[Row], sites: Sites, height: float, domain: tuple[float, float]) -> list[alt.Chart]:
@@ -219,7 +220,7 @@ def end_labels(rows: Sequence[Row], sites: Sites, height: float, domain: tuple[f
         | {"value": row["median"], "at": at, "weight": "bold" if row["bold"] else "normal"}
         for row, at in zip(rows, places, strict=True)
     )
-    base = alt.Chart(placed).encode(color=alt.Color("colour:N", scale=None))
+    base = Chart(placed).encode(color=alt.Color("colour:N", scale=None))
     leaders = base.mark_rule(strokeWidth=1, opacity=0.7).encode(
         x=alt.XValue(sites.last + 7), x2=alt.X2Value(sites.width), y=alt.Y("value:Q"), y2=alt.Y2("at:Q")
     )
@@ -237,7 +238,7 @@ def key(entries: Sequence[tuple[str, str, str]], width: float, lift: float = 0) 
     layers = []
     at = width - sum(text_width(words, LABEL) + 34 for words, _, _ in entries) + 16
     for words, colour, ink in entries:
-        base = alt.Chart(data([{"words": words}]))
+        base = Chart(data([{"words": words}]))
         layers.append(
             base.mark_square(size=90, color=colour, opacity=1).encode(x=alt.XValue(at), y=alt.YValue(-TOP - lift))
         )

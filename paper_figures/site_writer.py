@@ -21,6 +21,7 @@ from .parts import (
     span,
     y_axis,
 )
+from .plots import Chart
 from .text import number
 from .theme import ERASER, HEIGHT, WRITER, counted, erasers, frame, quartile_words, undefined
 
@@ -63,7 +64,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     middle, low = (
         y_axis(name, domain, f"projection ratio PR(site, {writer})", lift=STRIP) for name in ("median", "lower")
     )
-    base = alt.Chart(data(rows)).encode(x=sites.x())
+    base = Chart(data(rows)).encode(x=sites.x())
     band = base.mark_area(color=WRITER, opacity=0.2).encode(y=low, y2=alt.Y2("upper:Q"))
     line = base.mark_line(color=WRITER, strokeWidth=3).encode(y=middle)
     tips = quartile_tip("site", count="nan_count" in ds)
