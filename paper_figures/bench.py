@@ -6,6 +6,7 @@ import altair as alt
 import xarray as xr
 
 from .parts import Row, data, plain
+from .plots import Chart
 from .text import number, text_width
 from .theme import CLEAN, INK, LABEL, MUTED, OTHER, PATCHED, SOFT, WRITER, frame
 
@@ -59,14 +60,12 @@ def _case(case: str, rows: list[Row], margin: float) -> alt.HConcatChart:
     title = alt.Title(text=case, anchor="start", fontSize=12, fontWeight="bold", color=INK, offset=8)
     time = _bars(rows, providers, ("median", "time_end", "time_words"), "median time (ms)", margin)
     whiskers = (
-        alt.Chart(data(rows))
+        Chart(data(rows))
         .mark_rule(color=INK, strokeWidth=1.5)
-        .encode(x="lower:Q", x2="upper:Q", y=alt.Y("provider:N", sort=providers))
+        .encode(x=alt.X("lower:Q"), x2=alt.X2("upper:Q"), y=alt.Y("provider:N", sort=providers))
     )
-    floor = alt.Chart(data([row for row in rows if row["floor"] is not None])).mark_tick(
-        color=CLEAN, thickness=2, size=BAR
-    )
-    floors = floor.encode(x="floor:Q", y=alt.Y("provider:N", sort=providers))
+    floor = Chart(data([row for row in rows if row["floor"] is not None])).mark_tick(color=CLEAN, thickness=2, size=BAR)
+    floors = floor.encode(x=alt.X("floor:Q"), y=alt.Y("provider:N", sort=providers))
     height = BAR * len(rows)
     left = alt.layer(time[0], whiskers, floors, time[1]).properties(width=WIDTH, height=height)
     peak = _bars(rows, providers, ("megabytes", "peak_end", "peak_words"), "peak memory beyond inputs (MB)", None)
@@ -85,7 +84,7 @@ def _bars(
     room = WIDTH / (WIDTH - max(text_width(row[words], LABEL) for row in rows) - 12)
     axis = alt.Axis(labels=False) if margin is None else alt.Axis(labelColor=SOFT, minExtent=margin)
     scale = alt.Scale(domain=[0, top * room], nice=False)
-    base = alt.Chart(data(rows)).encode(y=alt.Y("provider:N", sort=providers, axis=axis, title=None))
+    base = Chart(data(rows)).encode(y=alt.Y("provider:N", sort=providers, axis=axis, title=None))
     bars = base.mark_bar(size=BAR * 0.55).encode(
         x=alt.X(f"{length}:Q", scale=scale, axis=alt.Axis(title=title, tickCount=5, grid=True)),
         color=alt.Color("colour:N", scale=None),

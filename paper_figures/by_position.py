@@ -20,6 +20,7 @@ from .parts import (
     span,
     y_axis,
 )
+from .plots import Chart
 from .text import number
 from .theme import INK, PAPER, SHARES, WRITER, erasers, frame, quartile_words, undefined
 
@@ -73,8 +74,8 @@ def _lines(ds: xr.Dataset, sites: list[str]) -> alt.ConcatChart:
     panels = []
     for site in sites:
         title = f"PR({site}, {_onto(ds)})"
-        base = alt.Chart(data(row for row in rows if row["site"] == site)).encode(x=x)
-        band = base.mark_area(color=WRITER, opacity=0.2).encode(y=y_axis("lower", domain, title), y2="upper:Q")
+        base = Chart(data(row for row in rows if row["site"] == site)).encode(x=x)
+        band = base.mark_area(color=WRITER, opacity=0.2).encode(y=y_axis("lower", domain, title), y2=alt.Y2("upper:Q"))
         line = base.mark_line(color=WRITER).encode(
             y=y_axis("median", domain, title), tooltip=quartile_tip("site", "at")
         )
@@ -106,12 +107,14 @@ def _shares(ds: xr.Dataset) -> alt.LayerChart:
     title = level(f"variance of PR(site, {_onto(ds)}) by source")
     y = alt.Y("site:O", scale=alt.Scale(domain=sites, paddingInner=0.25), axis=alt.Axis(**title, labelOverlap=False))
     tips = [alt.Tooltip("site:N"), alt.Tooltip("source:N"), alt.Tooltip("share:Q", format=".1%")]
-    base = alt.Chart(data(rows)).encode(y=y, tooltip=tips)
+    base = Chart(data(rows)).encode(y=y, tooltip=tips)
     scale = alt.Scale(domain=list(span([row["to"] for row in rows], 0, 1, margin=0)), nice=False)
     x = alt.X("from:Q", scale=scale, axis=alt.Axis(title=None, format="%", grid=True, tickCount=5))
-    bars = base.mark_bar().encode(x=x, x2="to:Q", color=alt.Color("colour:N", scale=None))
+    bars = base.mark_bar().encode(x=x, x2=alt.X2("to:Q"), color=alt.Color("colour:N", scale=None))
     words = [
-        base.transform_filter(alt.datum.ink == ink).mark_text(color=ink).encode(x="middle:Q", text="words:N")
+        base.transform_filter(alt.datum.ink == ink)
+        .mark_text(color=ink)
+        .encode(x=alt.X("middle:Q"), text=alt.Text("words:N"))
         for ink in (INK, PAPER)
     ]
     legend = key([(source, colour, INK) for source, (colour, _) in SOURCES.items()], WIDTH)

@@ -8,6 +8,7 @@ import altair as alt
 import xarray as xr
 
 from .parts import Row, choice, data, key, layered, plain, span
+from .plots import Chart
 from .text import DASH, MINUS, number
 from .theme import CLEAN, ERASER, INK, LABEL, PATCHED, PATCHED_TEXT, SOFT, frame
 
@@ -66,7 +67,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     tips += [
         alt.Tooltip(f"{name} estimate:Q", format=".3f", title=name) for name in ("credited", "taken back", "total")
     ]
-    base = alt.Chart(data(rows)).encode(y=y, tooltip=tips)
+    base = Chart(data(rows)).encode(y=y, tooltip=tips)
     layers: list[Any] = [
         base.mark_rule(color=SOFT, opacity=0.8).encode(x=alt.datum(0.0, type="quantitative", scale=scale))
     ]
@@ -79,7 +80,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
         base.mark_rule(color=PATCHED, strokeWidth=1.4).encode(x=x("total lower"), x2=alt.X2(field="total upper")),
         mark.encode(x=x("total estimate")),
         base.mark_text(align="left", baseline="middle", fontSize=LABEL, color=INK).encode(
-            x=alt.XValue(WIDTH + 10), text="words:N"
+            x=alt.XValue(WIDTH + 10), text=alt.Text("words:N")
         ),
     ]
     entries = [

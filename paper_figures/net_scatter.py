@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 
 from .parts import choice, data, haloed, key, layered, references, span, table, y_axis
+from .plots import Chart
 from .text import number
 from .theme import CLEAN, INK, WRITER, frame
 
@@ -47,13 +48,15 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
         rows = [i for i, w in enumerate(ds["writer"].values) if str(w).startswith("L") == (kind == "heads")]
         kept = known[rows]
         inline = table(f"points_{kind}", x=dla[rows][kept][::step], y=effect[rows][kept][::step])
-        dots = alt.Chart(inline).mark_square(size=14, color=colour, opacity=0.35, aria=False)
+        dots = Chart(inline).mark_square(size=14, color=colour, opacity=0.35, aria=False)
         layers.append(dots.encode(x=across, y=up))
     ends = [{"x": end, "y": end} for end in domain]
     layers.append(
-        alt.Chart(data(ends)).mark_line(color=INK, strokeWidth=1.4, strokeDash=[5, 4]).encode(x="x:Q", y="y:Q")
+        Chart(data(ends))
+        .mark_line(color=INK, strokeWidth=1.4, strokeDash=[5, 4])
+        .encode(x=alt.X("x:Q"), y=alt.Y("y:Q"))
     )
-    equal = alt.Chart(data([ends[1] | {"words": "equal"}])).encode(x="x:Q", y="y:Q", text="words:N")
+    equal = Chart(data([ends[1] | {"words": "equal"}])).encode(x=alt.X("x:Q"), y=alt.Y("y:Q"), text=alt.Text("words:N"))
     layers += haloed(equal, align="right", baseline="top", dx=-12, dy=6, color=INK)
     entries = [(kind, colour, colour) for kind, colour in KINDS]
     notes = [

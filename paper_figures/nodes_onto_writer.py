@@ -26,6 +26,7 @@ from .parts import (
     whiskers,
     y_axis,
 )
+from .plots import Chart
 from .text import number, text_width
 from .theme import CLEAN, ERASER, INK, LABEL, OTHER, SOFT, counted, erasers, frame, quartile_words, undefined
 
@@ -75,12 +76,12 @@ class Places:
         placed = spread(list(self.marked.values()), LABEL + 2, 0, self.width)
         layers = []
         for (label, bar), at in zip(self.marked.items(), placed, strict=True):
-            base = alt.Chart(data([{"label": label}]))
+            base = Chart(data([{"label": label}]))
             lead = base.mark_rule(color=ERASER, strokeWidth=1, opacity=0.7)
             name = base.mark_text(color=ERASER, angle=270, align="right", baseline="middle", fontSize=LABEL)
             ends = {"y": alt.YValue(TALL + 4), "y2": alt.Y2Value(TALL + LEADER)}
             layers.append(lead.encode(x=alt.XValue(bar), x2=alt.X2Value(at), **ends))
-            layers.append(name.encode(text="label:N", x=alt.XValue(at), y=alt.YValue(TALL + LEADER + 4)))
+            layers.append(name.encode(text=alt.Text("label:N"), x=alt.XValue(at), y=alt.YValue(TALL + LEADER + 4)))
         return layers
 
     def layers(self) -> list[alt.Chart]:
@@ -92,13 +93,13 @@ class Places:
             words = f"layer {layer}" if wide > 60 else "" if layer % ceil(NUMBER_ROOM / wide) else f"{layer}"
             self.numbered = self.numbered or wide <= 60
             rows.append({"from": members[0], "to": members[-1], "words": words, "middle": middle, "odd": layer % 2})
-        odd = alt.Chart(data(row for row in rows if row["odd"])).mark_rect(color=SOFT, opacity=0.07)
+        odd = Chart(data(row for row in rows if row["odd"])).mark_rect(color=SOFT, opacity=0.07)
         far = alt.X2(field="to", bandPosition=1)
         bands = odd.encode(x=self.x("from", 0), x2=far, y=alt.YValue(-STRIP), y2=alt.Y2Value(TALL))
         names = [
-            alt.Chart(data([row]))
+            Chart(data([row]))
             .mark_text(baseline="middle", color=SOFT)
-            .encode(text="words:N", x=alt.XValue(row["middle"]), y=alt.YValue(-STRIP / 2))
+            .encode(text=alt.Text("words:N"), x=alt.XValue(row["middle"]), y=alt.YValue(-STRIP / 2))
             for row in rows
         ]
         return [bands, *names]
@@ -125,7 +126,7 @@ def _rows(here: xr.Dataset, roles: list[str]) -> list[Row]:
 def _bars(rows: list[Row], places: Places, domain: tuple[float, float], title: str, *, count: bool) -> list[alt.Chart]:
     """Draw bars with their quartiles; where there are many the quartiles are thin and lie behind."""
     middle, low = (y_axis(name, domain, title, lift=STRIP) for name in ("median", "lower"))
-    base = alt.Chart(data(rows)).encode(x=places.x(), tooltip=quartile_tip("component", count=count))
+    base = Chart(data(rows)).encode(x=places.x(), tooltip=quartile_tip("component", count=count))
     single = base.transform_filter(alt.datum.printed == "")
     total = base.transform_filter(alt.datum.printed != "")
     colour = alt.Color("colour:N", scale=None)
@@ -133,9 +134,9 @@ def _bars(rows: list[Row], places: Places, domain: tuple[float, float], title: s
     sums = total.mark_bar(width=16).encode(y=middle, color=colour)
     words = total.mark_text(
         fontWeight="bold", color=ERASER, align="right", baseline="middle", dx=-14, lineBreak="\n", lineHeight=15
-    ).encode(y=middle, text="printed:N")
+    ).encode(y=middle, text=alt.Text("printed:N"))
     if places.many:
-        thin = single.mark_rule(color=INK, strokeWidth=0.8, opacity=0.45).encode(y=low, y2="upper:Q")
+        thin = single.mark_rule(color=INK, strokeWidth=0.8, opacity=0.45).encode(y=low, y2=alt.Y2("upper:Q"))
         return [*references([0]), thin, bars, sums, *whiskers(total, low), words]
     return [bars, sums, *references([0]), *whiskers(base, low), words]
 

@@ -11,6 +11,7 @@ import altair as alt
 import numpy as np
 import xarray as xr
 
+from .plots import Chart, LayerChart
 from .text import text_width
 from .theme import ERASER, HEIGHT, INK, LABEL, PAPER, SOFT
 
@@ -171,7 +172,7 @@ class Sites:
                 rows[-1]["up"] = 1 - rows[-2]["up"]
         if not rows:
             return []
-        band = alt.Chart(data(rows)).mark_rect(opacity=0.09)
+        band = Chart(data(rows)).mark_rect(opacity=0.09)
         bands = band.encode(
             x=self.x("from"),
             x2=alt.X2(field="to"),
@@ -180,9 +181,9 @@ class Sites:
             color=alt.Color("colour:N", scale=None),
         )
         labels = [
-            alt.Chart(data([row]))
+            Chart(data([row]))
             .mark_text(baseline="middle", color=row["colour"])
-            .encode(text="words:N", x=alt.XValue(row["at"]), y=alt.YValue(-STRIP / 2 + STRIP * row["up"]))
+            .encode(text=alt.Text("words:N"), x=alt.XValue(row["at"]), y=alt.YValue(-STRIP / 2 + STRIP * row["up"]))
             for row in rows
         ]
         return [bands, *labels]
@@ -191,16 +192,16 @@ class Sites:
 def references(values: Sequence[float]) -> list[alt.Chart]:
     """Draw horizontal reference lines; zero is drawn full, others dashed."""
     return [
-        alt.Chart(data([{"reference": value}]))
+        Chart(data([{"reference": value}]))
         .mark_rule(color=SOFT, opacity=0.8, strokeDash=[1, 0] if value == 0 else [4, 4])
-        .encode(y="reference:Q")
+        .encode(y=alt.Y("reference:Q"))
         for value in values
     ]
 
 
 def layered(layers: Sequence[Any], width: float, height: float) -> alt.LayerChart:
     """Layer charts in one plot of this size, the first at the back."""
-    return alt.LayerChart(layer=list(layers), width=width, height=height)
+    return LayerChart(layer=list(layers), width=width, height=height)
 
 
 def end_labels(rows: Sequence[Row], sites: Sites, height: float, domain: tuple[float, float]) -> list[alt.Chart]:
@@ -219,14 +220,14 @@ def end_labels(rows: Sequence[Row], sites: Sites, height: float, domain: tuple[f
         | {"value": row["median"], "at": at, "weight": "bold" if row["bold"] else "normal"}
         for row, at in zip(rows, places, strict=True)
     )
-    base = alt.Chart(placed).encode(color=alt.Color("colour:N", scale=None))
+    base = Chart(placed).encode(color=alt.Color("colour:N", scale=None))
     leaders = base.mark_rule(strokeWidth=1, opacity=0.7).encode(
-        x=alt.XValue(sites.last + 7), x2=alt.X2Value(sites.width), y="value:Q", y2="at:Q"
+        x=alt.XValue(sites.last + 7), x2=alt.X2Value(sites.width), y=alt.Y("value:Q"), y2=alt.Y2("at:Q")
     )
     words = [
         base.transform_filter(alt.datum.weight == weight)
         .mark_text(align="left", baseline="middle", fontWeight=weight, fontSize=LABEL)
-        .encode(x=alt.XValue(sites.width + 5), y="at:Q", text="label:N")
+        .encode(x=alt.XValue(sites.width + 5), y=alt.Y("at:Q"), text=alt.Text("label:N"))
         for weight in ("normal", "bold")
     ]
     return [leaders, *words]
@@ -237,13 +238,13 @@ def key(entries: Sequence[tuple[str, str, str]], width: float, lift: float = 0) 
     layers = []
     at = width - sum(text_width(words, LABEL) + 34 for words, _, _ in entries) + 16
     for words, colour, ink in entries:
-        base = alt.Chart(data([{"words": words}]))
+        base = Chart(data([{"words": words}]))
         layers.append(
             base.mark_square(size=90, color=colour, opacity=1).encode(x=alt.XValue(at), y=alt.YValue(-TOP - lift))
         )
         layers.append(
             base.mark_text(align="left", baseline="middle", color=ink, fontSize=LABEL).encode(
-                x=alt.XValue(at + 10), y=alt.YValue(-TOP - lift), text="words:N"
+                x=alt.XValue(at + 10), y=alt.YValue(-TOP - lift), text=alt.Text("words:N")
             )
         )
         at += text_width(words, LABEL) + 34
@@ -258,7 +259,7 @@ def haloed(base: alt.Chart, **mark: Any) -> list[alt.Chart]:
 def whiskers(base: alt.Chart, y: alt.Y) -> list[alt.Chart]:
     """Return the span of the quartiles as a dark line in a pale one, so that it shows on a bar as well as beside it."""
     return [
-        base.mark_rule(color=colour, strokeWidth=width, opacity=opacity).encode(y=y, y2="upper:Q")
+        base.mark_rule(color=colour, strokeWidth=width, opacity=opacity).encode(y=y, y2=alt.Y2("upper:Q"))
         for colour, width, opacity in ((PAPER, 3.6, 0.8), (INK, 1.5, 1.0))
     ]
 

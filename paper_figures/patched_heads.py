@@ -20,6 +20,7 @@ from .parts import (
     whiskers,
     y_axis,
 )
+from .plots import Chart
 from .theme import HEIGHT, RUNS, counted, erasers, frame, quartile_words, undefined
 
 MOST = 64
@@ -54,7 +55,7 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
         scale=alt.Scale(domain=heads, paddingInner=0.34, paddingOuter=1 if len(heads) < 4 else 0.2),
         axis=alt.Axis(title=across_title, labelAngle=0, labelColor=role_colour(roles)),
     )
-    base = alt.Chart(data(rows)).encode(
+    base = Chart(data(rows)).encode(
         x=across,
         xOffset=alt.XOffset("run:N", scale=alt.Scale(domain=runs, paddingInner=0.08)),
         tooltip=quartile_tip("head", "run", count="head_nan_count" in ds),

@@ -20,6 +20,7 @@ from .parts import (
     span,
     y_axis,
 )
+from .plots import Chart
 from .theme import HEIGHT, RUNS, SOFT, counted, frame, quartile_words, undefined
 
 
@@ -44,8 +45,8 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     middle, low = (
         y_axis(name, domain, f"projection ratio PR(site, {writer})", lift=STRIP) for name in ("median", "lower")
     )
-    base = alt.Chart(data(rows)).encode(x=sites.x(), color=alt.Color("colour:N", scale=None), detail="run:N")
-    band = base.mark_area(opacity=0.2).encode(y=low, y2="upper:Q")
+    base = Chart(data(rows)).encode(x=sites.x(), color=alt.Color("colour:N", scale=None), detail=alt.Detail("run:N"))
+    band = base.mark_area(opacity=0.2).encode(y=low, y2=alt.Y2("upper:Q"))
     traced = base.encode(y=middle, tooltip=quartile_tip("run", "site", count="site_nan_count" in ds))
     # The clean line is the wider one and lies below, so that both are seen where the patch changes nothing.
     lines = [

@@ -13,6 +13,7 @@ import altair as alt
 import numpy as np
 
 from .parts import TOP, data, layered, plain
+from .plots import Chart
 from .theme import INK
 
 SLICES, WIDE, TALL = 60, 12, 150
@@ -42,6 +43,6 @@ def ramp(
         "color": alt.Color("value:Q", scale=scale, legend=None),
         "stroke": alt.Stroke("value:Q", scale=scale, legend=None),
     }
-    slices = alt.Chart(data(rows)).mark_rect(strokeWidth=0.5, aria=False).encode(y=y, y2="to:Q", **colours)
-    words = alt.Chart(data([{"title": title}])).mark_text(align="left", baseline="middle", color=INK)
-    return layered([slices, words.encode(text="title:N", x=alt.XValue(0), y=alt.YValue(-TOP))], WIDE, TALL)
+    slices = Chart(data(rows)).mark_rect(strokeWidth=0.5, aria=False).encode(y=y, y2=alt.Y2("to:Q"), **colours)
+    words = Chart(data([{"title": title}])).mark_text(align="left", baseline="middle", color=INK)
+    return layered([slices, words.encode(text=alt.Text("title:N"), x=alt.XValue(0), y=alt.YValue(-TOP))], WIDE, TALL)

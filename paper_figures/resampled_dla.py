@@ -22,6 +22,7 @@ from .parts import (
     whiskers,
     y_axis,
 )
+from .plots import Chart
 from .text import SPACE, ending, number, token, visible
 from .theme import CLEAN, INK, LABEL, PATCHED, PATCHED_TEXT, SOFT, frame, quartile_words
 
@@ -58,7 +59,7 @@ def _panel(ds: xr.Dataset, heads: dict[str, str], each: float, words: str, *, fi
         min(0.0, lo) if any(v < 0 for v in drawn_values) else 0.0,
         hi if any(v > 0 for v in drawn_values) else 0.0,
     )
-    base = alt.Chart(data(rows)).encode(
+    base = Chart(data(rows)).encode(
         x=alt.X("example:O", scale=alt.Scale(domain=list(heads), paddingInner=0.52, paddingOuter=0.26), axis=None),
         xOffset=alt.XOffset("input:N", scale=alt.Scale(domain=[name for name, *_ in INPUTS], paddingInner=0.1)),
         tooltip=quartile_tip("head", "example", "input"),
@@ -68,15 +69,15 @@ def _panel(ds: xr.Dataset, heads: dict[str, str], each: float, words: str, *, fi
         layer
         for below in (False, True)
         for layer in haloed(
-            base.transform_filter(alt.datum.below == below).encode(y="end:Q", text="printed:N"),
+            base.transform_filter(alt.datum.below == below).encode(y=alt.Y("end:Q"), text=alt.Text("printed:N")),
             dy=9 if below else -9,
             color=SOFT,
         )
     ]
     names = [
-        alt.Chart(data([{"head": head}]))
+        Chart(data([{"head": head}]))
         .mark_text(baseline="top", fontWeight="bold", fontSize=12)
-        .encode(text="head:N", x=alt.XValue((i + 0.5) * each), y=alt.YValue(HEIGHT + 10))
+        .encode(text=alt.Text("head:N"), x=alt.XValue((i + 0.5) * each), y=alt.YValue(HEIGHT + 10))
         for i, head in enumerate(heads.values())
         if head != ds.attrs["writer"]
     ]
@@ -99,8 +100,8 @@ def _captions(ds: xr.Dataset, each: float) -> alt.LayerChart:
     for i, (prompt, pair, difference) in enumerate(blocks):
         lines = ["\n".join(prompt), "\n".join(ending(pair, each - 22, LABEL, 1)), difference]
         for words, y, style in zip(lines, (0, deep + 6, deep + 22), styles, strict=True):
-            mark = alt.Chart(data([{"words": words}])).mark_text(baseline="top", lineBreak="\n", lineHeight=15, **style)
-            layers.append(mark.encode(text="words:N", x=alt.XValue((i + 0.5) * each), y=alt.YValue(y)))
+            mark = Chart(data([{"words": words}])).mark_text(baseline="top", lineBreak="\n", lineHeight=15, **style)
+            layers.append(mark.encode(text=alt.Text("words:N"), x=alt.XValue((i + 0.5) * each), y=alt.YValue(y)))
     return layered(layers, each * len(blocks), deep + 38)
 
 

@@ -9,6 +9,7 @@ import altair as alt
 import xarray as xr
 
 from .parts import Row, data, layer_of, layered, quartile_rows, quartile_tip, role_colour
+from .plots import Chart
 from .ramp import ramp
 from .text import MINUS, number, text_width
 from .theme import INK, LABEL, PAPER, WRITER, counted, frame, undefined
@@ -61,7 +62,7 @@ class Grid:
 
     def overlay(self, writer: str) -> list[alt.Chart]:
         """Draw gaps between layers, a stroke where each node first is in the stream, and a frame around the writer."""
-        gaps = alt.Chart(data({"node": n} for n in self.firsts[1:])).mark_rule(
+        gaps = Chart(data({"node": n} for n in self.firsts[1:])).mark_rule(
             color=PAPER, opacity=1, strokeWidth=3 if self.printed else 1
         )
         writes: list[Row] = []
@@ -69,10 +70,8 @@ class Grid:
             site = f"resid_{'post' if node.startswith('MLP') else 'mid'}{layer_of(node)}"
             if site in self.sites:
                 writes.append({"node": node, "site": site})
-        strokes = alt.Chart(data(writes)).mark_tick(
-            orient="vertical", thickness=2, color=INK, opacity=1, size=self.tall
-        )
-        row = alt.Chart(data([{"node": writer}])).mark_rect(filled=False, stroke=WRITER, strokeWidth=2, opacity=1)
+        strokes = Chart(data(writes)).mark_tick(orient="vertical", thickness=2, color=INK, opacity=1, size=self.tall)
+        row = Chart(data([{"node": writer}])).mark_rect(filled=False, stroke=WRITER, strokeWidth=2, opacity=1)
         return [
             gaps.encode(y=self.y(bandPosition=0)),
             strokes.encode(x=self.x(bandPosition=0), y=self.y()),
@@ -100,11 +99,11 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     rows = _rows(ds)
     tips = quartile_tip("node", "site", count="nan_count" in ds)
     known, holes = [row for row in rows if row["median"] is not None], [row for row in rows if row["median"] is None]
-    base = alt.Chart(data(known)).encode(x=grid.x(), y=grid.y(), tooltip=tips)
+    base = Chart(data(known)).encode(x=grid.x(), y=grid.y(), tooltip=tips)
     cells = base.mark_rect(aria=False).encode(color=alt.Color("median:Q", scale=SCALE, legend=None))
-    empty = alt.Chart(data(holes)).mark_rect(color=UNDEFINED).encode(x=grid.x(), y=grid.y(), tooltip=tips)
+    empty = Chart(data(holes)).mark_rect(color=UNDEFINED).encode(x=grid.x(), y=grid.y(), tooltip=tips)
     values = [
-        base.transform_filter(alt.datum.ink == ink).mark_text(fontSize=9, color=ink).encode(text="printed:N")
+        base.transform_filter(alt.datum.ink == ink).mark_text(fontSize=9, color=ink).encode(text=alt.Text("printed:N"))
         for ink in (INK, PAPER)
         if grid.printed
     ]

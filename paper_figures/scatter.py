@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from .parts import TOP, Row, data, haloed, layered, span, table, y_axis
+from .plots import Chart
 from .ramp import ramp
 from .text import MINUS, number
 from .theme import ERASER, INK, WRITER, erasers, frame
@@ -57,21 +58,25 @@ class Panel:
         r, slope, intercept = (float(here[name]) for name in ("pearson_r", "slope", "intercept"))
         layers = [marks]
         if perfect := self.segment(-1.0, 0.0):
-            line = alt.Chart(data(perfect)).mark_line(color=INK, strokeWidth=1.4, strokeDash=[5, 4])
-            layers.append(line.encode(x="x:Q", y="y:Q"))
+            line = Chart(data(perfect)).mark_line(color=INK, strokeWidth=1.4, strokeDash=[5, 4])
+            layers.append(line.encode(x=alt.X("x:Q"), y=alt.Y("y:Q")))
         if fit := self.segment(slope, intercept):
-            layers.append(alt.Chart(data(fit)).mark_line(color=WRITER, strokeWidth=2.4).encode(x="x:Q", y="y:Q"))
+            layers.append(
+                Chart(data(fit)).mark_line(color=WRITER, strokeWidth=2.4).encode(x=alt.X("x:Q"), y=alt.Y("y:Q"))
+            )
         if perfect:
             layers += self._along(perfect, above=slope * perfect[1]["x"] + intercept < perfect[1]["y"])
         words = f"fit: r = {number(r, 3)}, slope = {number(slope, 3)}, n = {int(here['n_points']):,}"
-        text = alt.Chart(data([{"words": words}])).mark_text(align="left", baseline="middle", color=WRITER)
-        layers.append(text.encode(text="words:N", x=alt.XValue(0), y=alt.YValue(-TOP)))
+        text = Chart(data([{"words": words}])).mark_text(align="left", baseline="middle", color=WRITER)
+        layers.append(text.encode(text=alt.Text("words:N"), x=alt.XValue(0), y=alt.YValue(-TOP)))
         return layered(layers, self.width, self.height)
 
     def _along(self, line: list[Row], *, above: bool) -> list[alt.Chart]:
         """Return the name of the dashed line, written along it at its lower end, on the side where the fit is not."""
         fall = (self.height / (self.y[1] - self.y[0])) / (self.width / (self.x[1] - self.x[0]))
-        base = alt.Chart(data([line[1] | {"words": "perfect erasure"}])).encode(x="x:Q", y="y:Q", text="words:N")
+        base = Chart(data([line[1] | {"words": "perfect erasure"}])).encode(
+            x=alt.X("x:Q"), y=alt.Y("y:Q"), text=alt.Text("words:N")
+        )
         side: dict[str, Any] = {"baseline": "bottom", "dy": -3} if above else {"baseline": "top", "dy": 3}
         return haloed(base, align="right", dx=-8, angle=degrees(atan2(fall, 1)), color=INK, **side)
 
@@ -116,9 +121,11 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
         row, column = np.nonzero(grid)
         corners = {"x": x_edges[column], "x2": x_edges[column + 1], "y": y_edges[row], "y2": y_edges[row + 1]}
         filled = table(f"density_{against}", **corners, points=grid[row, column])
-        cells = alt.Chart(filled).mark_rect(aria=False, strokeWidth=0.5)
+        cells = Chart(filled).mark_rect(aria=False, strokeWidth=0.5)
         tip = alt.Tooltip("points:Q", format=",")
-        cells = cells.encode(x=across, x2="x2:Q", y=up, y2="y2:Q", color=colour, stroke=edge, tooltip=tip)
+        cells = cells.encode(
+            x=across, x2=alt.X2("x2:Q"), y=up, y2=alt.Y2("y2:Q"), color=colour, stroke=edge, tooltip=tip
+        )
         panels.append(panel.chart(cells, against))
     asked = max(int(ds["n_points"].sum()), ds["answer_dla"].size if "answer_dla" in ds else 0)
     left_out = asked - int(counts.sum())
@@ -145,7 +152,7 @@ def points(ds: xr.Dataset) -> alt.ConcatChart:
         # Many points show by where they crowd, a few by themselves.
         fewer = max(1.0, (20_000 / max(1, kept.sum())) ** 0.5)
         size, opacity = min(14.0, 3 * fewer), min(0.7, 0.16 * fewer)
-        dots = alt.Chart(inline).mark_square(size=size, color=ERASER, opacity=opacity, aria=False)
+        dots = Chart(inline).mark_square(size=size, color=ERASER, opacity=opacity, aria=False)
         dots = dots.encode(x=across, y=up)
         panels.append(panel.chart(dots, against))
     return frame(alt.hconcat(*panels, spacing=44), ds, 2 * SIDE + 60, _notes(ds, left_out, "All"))

@@ -17,6 +17,7 @@ from .parts import (
     span,
     y_axis,
 )
+from .plots import Chart
 from .theme import HEIGHT, MUTED, WRITER, counted, frame, undefined
 
 # With more heads than colours the lines differ in their dashes too.
@@ -43,11 +44,11 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     stored = quartile_rows(here["pr"], here.get("nan_count"))
     rows = [row | {"colour": colours[row["node"]], "turn": turns[row["node"]]} for row in stored]
     domain = span((row["median"] for row in rows), 0, 1)
-    base = alt.Chart(data(rows)).encode(
+    base = Chart(data(rows)).encode(
         x=sites.x(),
         y=y_axis("median", domain, f"median projection ratio PR(site, {f'L{layer}Hh' if kind == 'head' else kind})"),
         color=alt.Color("colour:N", scale=None),
-        detail="node:N",
+        detail=alt.Detail("node:N"),
         tooltip=quartile_tip("node", "site", count="nan_count" in ds),
     )
     thin = [

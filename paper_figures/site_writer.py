@@ -21,6 +21,7 @@ from .parts import (
     span,
     y_axis,
 )
+from .plots import Chart
 from .text import number
 from .theme import ERASER, HEIGHT, WRITER, counted, erasers, frame, quartile_words, undefined
 
@@ -63,15 +64,15 @@ def chart(ds: xr.Dataset) -> alt.ConcatChart:
     middle, low = (
         y_axis(name, domain, f"projection ratio PR(site, {writer})", lift=STRIP) for name in ("median", "lower")
     )
-    base = alt.Chart(data(rows)).encode(x=sites.x())
-    band = base.mark_area(color=WRITER, opacity=0.2).encode(y=low, y2="upper:Q")
+    base = Chart(data(rows)).encode(x=sites.x())
+    band = base.mark_area(color=WRITER, opacity=0.2).encode(y=low, y2=alt.Y2("upper:Q"))
     line = base.mark_line(color=WRITER, strokeWidth=3).encode(y=middle)
     tips = quartile_tip("site", count="nan_count" in ds)
     points = base.mark_point(color=WRITER, filled=True, size=70, opacity=1).encode(y=middle, tooltip=tips)
     printed = [
         base.transform_filter((alt.datum.side == side) & (alt.datum.away == away))
         .mark_text(dy=-15 * away, dx=dx, align=side, color=WRITER, fontWeight="bold")
-        .encode(y=middle, text="printed:N")
+        .encode(y=middle, text=alt.Text("printed:N"))
         for side, dx in _SIDES.items()
         for away in (1, -1)
         if not sites.turned

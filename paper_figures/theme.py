@@ -9,6 +9,7 @@ import altair as alt
 import numpy as np
 import xarray as xr
 
+from .plots import Chart
 from .text import TIMES, drawable, number, wrap
 
 # Liberation Sans is drawn by the renderer wherever it runs, and has the widths of Arial, which browsers have.
@@ -119,10 +120,10 @@ def undefined(ds: xr.Dataset, stored: str, counts: str | None = None, *, shown: 
 
 def _block(lines: Sequence[str], width: float, colour: str, size: float, weight: Any = "normal") -> alt.Chart:
     height = round(1.4 * size)
-    mark = alt.Chart({"values": [{"text": "\n".join(lines)}]}).mark_text(
+    mark = Chart({"values": [{"text": "\n".join(lines)}]}).mark_text(
         align="left", baseline="top", lineBreak="\n", lineHeight=height, fontSize=size, color=colour, fontWeight=weight
     )
-    return mark.encode(text="text:N", x=alt.XValue(0), y=alt.YValue(0)).properties(
+    return mark.encode(text=alt.Text("text:N"), x=alt.XValue(0), y=alt.YValue(0)).properties(
         width=width, height=height * len(lines)
     )
 

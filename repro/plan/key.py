@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,12 @@ from repro.store.records import State
 from repro.subjects.resolve import ResolvedSubject
 
 SHORT = 16
+
+
+@cache
+def _torch_release() -> str:
+    """Return major and minor version of the installed torch, looked up once: it takes longer than the rest of a key."""
+    return ".".join(version("torch").split(".")[:2])
 
 
 def key_parts(
@@ -32,7 +39,7 @@ def key_parts(
         "tokens": tokens_fingerprint(subject.tokens[: context.n_prompts]),
         "weights": subject.weights,
         **settings,
-        "torch": ".".join(version("torch").split(".")[:2]),
+        "torch": _torch_release(),
     }
     asked = experiment.needs
     if asked and context.roles.writer:
