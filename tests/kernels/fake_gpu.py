@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
@@ -27,8 +27,8 @@ def fails(how: str) -> None:
     raise RuntimeError("CUDA error: device-side assert triggered")
 
 
-def pretend(where: str, how: str) -> None:
-    """Let everything that asks for a GPU have an answer from the CPU."""
+def pretend(failing: Mapping[str, str]) -> None:
+    """Let everything that asks for a GPU have an answer from the CPU. failing: "KERNEL/SHAPE DTYPE" -> how it fails."""
     inputs, meters = cases.Case.inputs, (roofline.copy_meter, roofline.matmul_meter)
     now = {"case": ""}
 
@@ -39,8 +39,8 @@ def pretend(where: str, how: str) -> None:
 
     def watched(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         def call(*given: Any, **named: Any) -> Any:
-            if name == "triton" and now["case"] == where:
-                fails(how)
+            if name == "triton" and now["case"] in failing:
+                fails(failing[now["case"]])
             return function(*given, **named)
 
         return call
@@ -56,6 +56,7 @@ def pretend(where: str, how: str) -> None:
     cases.SHAPES = SHAPES  # type: ignore[assignment] # fewer and smaller
     cases.Case.inputs = drawn  # type: ignore[method-assign]
     torch.cuda.synchronize = lambda device=None: None
+    timing.MAX_ROUNDS = timing.MIN_ROUNDS
     roofline.COPY_BYTES, roofline.MATMUL_SIZE = {"cuda": 1 << 16, "cpu": 1 << 16}, {"cuda": 64, "cpu": 64}
     roofline.copy_meter = lambda device: meters[0]("cpu")
     roofline.matmul_meter = lambda device, precision: meters[1]("cpu", precision)
@@ -73,12 +74,12 @@ def work_without_profiler(jobs: Connection) -> None:
     def profiled(call: Callable[[], Any], device: str) -> str:
         raise RuntimeError("no profiler here")
 
-    pretend("", "")
+    pretend({})
     whole.profiled = profiled
     child.work(jobs)
 
 
-def work(where: str, how: str, jobs: Connection) -> None:
-    """Serve jobs as the benchmark's child does, but for `where` ("KERNEL/SHAPE DTYPE"), which "dies" or "asserts"."""
-    pretend(where, how)
+def work(failing: Mapping[str, str], jobs: Connection) -> None:
+    """Serve jobs as the benchmark's child does, but for some "KERNEL/SHAPE DTYPE", which each "dies" or "asserts"."""
+    pretend(failing)
     child.work(jobs)

@@ -56,6 +56,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cases, "CPU_SHAPES", ("paper",))
     monkeypatch.setattr(roofline, "COPY_BYTES", {"cpu": 1 << 16, "cuda": 1 << 16})
     monkeypatch.setattr(roofline, "MATMUL_SIZE", {"cpu": 64, "cuda": 64})
+    monkeypatch.setattr(timing, "MAX_ROUNDS", timing.MIN_ROUNDS)
     without = tuple(entry for entry in bench_providers.PROVIDERS if not entry.compiles)
     monkeypatch.setattr(bench_providers, "PROVIDERS", without)
     monkeypatch.setattr(bench_whole, "PROVIDERS", without)

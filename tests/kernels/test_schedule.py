@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,9 @@ from repro.kernels.bench.timing import Budget
 from repro.kernels.bench.workers import Child, WorkerLostError
 from repro.kernels.registry import KERNELS
 from tests.kernels import fake_gpu
+from tests.kernels.stuck import stuck
 
-WHERE = "projection/paper float16"
+FAILING = {"projection/paper bfloat16": "asserts", "projection/paper float16": "dies"}
 
 
 @pytest.fixture(autouse=True)
@@ -38,12 +37,11 @@ def speeds(report: Report, case: str, dtype: str) -> list[dict[str, Any]]:
     return [r for r in report.records if (r["record"], r.get("case"), r.get("dtype")) == ("speed", case, dtype)]
 
 
-@pytest.mark.parametrize("how", ["dies", "asserts"])
-def test_a_kernel_that_takes_the_device_down_takes_its_own_row(how: str, tmp_path: Path) -> None:
+def test_a_kernel_that_takes_the_device_down_takes_its_own_row(tmp_path: Path) -> None:
     started: list[Child] = []
 
     def start() -> Child:
-        started.append(Child(partial(fake_gpu.work, WHERE, how)))
+        started.append(Child(partial(fake_gpu.work, FAILING)))
         return started[-1]
 
     out = tmp_path / "rows.jsonl"
@@ -51,18 +49,18 @@ def test_a_kernel_that_takes_the_device_down_takes_its_own_row(how: str, tmp_pat
     report = Report(out, say=lambda words: None)
     Schedule(Budget(600.0), report, "cuda", start).run(chosen, "paper4", everything=False)
 
-    assert len(started) == 2, "one that was lost, and its successor"
-    assert report.broken == ["projection/paper fp16"]
-    lost = speeds(report, "projection/paper", "fp16")
-    assert {row["provider"] for row in lost} >= {"einsum", "triton"}
-    assert not [row for row in lost if row["median_ms"] is not None]
-    statuses = {row["status"] for row in lost if row["provider"] in ("einsum", "triton")}
-    assert statuses == {{"dies": "failed", "asserts": "check failed"}[how]}, "an assert within a check fails the check"
-    reasons = {"dies": "ended with -6", "asserts": "device-side assert"}
-    assert any(reasons[how] in row["note"] for row in lost)
+    assert len(started) == 3, "two that were lost, each with a successor"
+    assert report.broken == ["projection/paper bf16", "projection/paper fp16"]
+    # An assert within a check fails the check.
+    for dtype, status, reason in (("bf16", "check failed", "device-side assert"), ("fp16", "failed", "ended with -6")):
+        lost = speeds(report, "projection/paper", dtype)
+        assert {row["provider"] for row in lost} >= {"einsum", "triton"}
+        assert not [row for row in lost if row["median_ms"] is not None]
+        assert {row["status"] for row in lost if row["provider"] in ("einsum", "triton")} == {status}
+        assert any(reason in row["note"] for row in lost)
     for case in chosen:
         for dtype in ("fp32", "bf16", "fp16"):
-            if (case.name, dtype) != ("projection/paper", "fp16"):
+            if (case.name, dtype) not in (("projection/paper", "bf16"), ("projection/paper", "fp16")):
                 timed = [row for row in speeds(report, case.name, dtype) if row["median_ms"] is not None]
                 assert {"einsum", "triton"} <= {row["provider"] for row in timed}, (case.name, dtype)
     assert [json.loads(line) for line in out.read_text().splitlines()] == report.records
@@ -85,12 +83,6 @@ def test_a_step_that_breaks_leaves_the_next_its_own_answers() -> None:
     assert profile["status"] == "failed: RuntimeError: no profiler here"
     whole = [r for r in report.records if r["record"] == "end_to_end"]
     assert {(r["provider"], r["status"]) for r in whole} >= {("einsum", "ok"), ("triton", "ok")}
-
-
-def stuck(jobs: Connection) -> None:
-    """Start, and never answer."""
-    jobs.send({"record": "ready"})
-    time.sleep(1000)
 
 
 def test_a_kernel_that_never_returns_is_not_waited_for() -> None:

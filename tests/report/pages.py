@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def nasty_summary() -> xr.Dataset:
     )
 
 
+@cache
 def nasty_drawing() -> Drawing:
     """The drawing of that summary."""
     figure = read_spec(PAPER, MEASURES).spec.figure["paper_5"]
