@@ -43,10 +43,6 @@ class Drawn:
     files: tuple[Path, ...] = ()
     skipped: str = ""
     """Why it was not drawn now: `unchanged`, or what is missing."""
-    at: Source | None = field(default=None, repr=False)
-    """Where the data of the spec lay."""
-    spec: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
-    """What was drawn, where it was drawn now: the page of the same command draws it once more without its words."""
 
 
 def lack(experiment: str, state: str) -> str:
@@ -91,13 +87,13 @@ def draw(
     with progress(len(todo), "figures", say) as advance:
         for name, at, digest in todo:
             try:
-                files, spec = _render(name, figures[name], at, out, papers)
+                files = _render(name, figures[name], at, out, papers)
             except ValueError as error:
                 refused.append(f"[figure.{name}] options: {error}")
             else:
                 stamps[name] = {"digest": digest, "files": [file.name for file in files]}
                 write_durably(out / STAMPS, json.dumps(stamps, indent=1).encode())
-                drawn[name] = Drawn(name, files, at=at, spec=spec)
+                drawn[name] = Drawn(name, files)
             advance()
     if refused:
         raise ReproError("\n".join(refused))
@@ -142,21 +138,18 @@ def prepared(figure: Figure, dataset: xr.Dataset, at: Source, papers: str) -> xr
     return dataset
 
 
-def _render(
-    name: str, figure: Figure, at: Source, out: Path, papers: str
-) -> tuple[tuple[Path, ...], Mapping[str, Any]]:
-    """Draw a figure; return its files and its spec. papers: the subject whose numbers are the paper's."""
+def _render(name: str, figure: Figure, at: Source, out: Path, papers: str) -> tuple[Path, ...]:
+    """Draw a figure; papers: the subject whose numbers are the paper's."""
     from repro.store.result import read_summary
 
     dataset = prepared(figure, read_summary(at.path), at, papers)
     out.mkdir(parents=True, exist_ok=True)
     module = paper_figures.load(figure.chart)
-    spec = paper_figures.spec(figure.chart, dataset)
-    files = list(_save(spec, out, name))
+    files = list(_save(paper_figures.spec(figure.chart, dataset), out, name))
     if hasattr(module, "points"):
         files.append(out / f"{name}_points.png")
         module.points(dataset).save(files[-1], scale_factor=PNG_SCALE)
-    return tuple(files), spec
+    return tuple(files)
 
 
 def _save(spec: dict[str, Any], out: Path, name: str) -> tuple[Path, ...]:

@@ -44,15 +44,12 @@ def write_report(material: Material, directory: Path, say: Callable[[str], None]
     there = [names for names in groups if spec.figure[names[0]].experiment in sources]
     results = {name: read_summary(at.path) for name, at in sources.items()}
     declared = Declarations(material.loaded.path.read_text(encoding="utf-8"), spec.experiment)
-    drawn = {item.name: item for item in material.drawn}
     figures = []
     with progress(len(there), "charts of the page", say) as advance:
         for names in there:
             try:
                 experiment = spec.figure[names[0]].experiment
-                at, before = sources[experiment], drawn.get(names[0])
-                built = before.spec if before is not None and before.at == at else None
-                figures.append(shown(material.loaded, names, results[experiment], at, declared, built))
+                figures.append(shown(material.loaded, names, results[experiment], sources[experiment], declared))
             except ValueError as error:
                 raise ReproError(f"[figure.{names[0]}] options: {error}") from None
             advance()

@@ -89,18 +89,16 @@ def shown(
     summary: xr.Dataset,
     at: Source,
     declared: Declarations,
-    built: Mapping[str, Any] | None = None,
 ) -> Shown:
     """Return a figure for the page.
 
     names: figures that draw the same, the first of which gives the title; summary: of their experiment; at: where
-    it lies; built: the first one's spec, where it was drawn before. Raises ValueError for options that the chart does
-    not have. Agreement: tests/report/test_parts.py.
+    it lies. Raises ValueError for options that the chart does not have. Agreement: tests/report/test_parts.py.
     """
     figure, papers = loaded.spec.figure[names[0]], loaded.spec.run.paper_subject
     ready = prepared(figure, summary, at, papers)
     whose = f"Ours, on {ready.attrs['subject']}" + ("" if ready.attrs["own"] else " — not the paper's model")
-    ours = _drawing(names[0], whose, _says(ready.attrs, at.stamp), figure, ready, built)
+    ours = _drawing(names[0], whose, _says(ready.attrs, at.stamp), figure, ready)
     theirs = _published(loaded, names[0])
     sources = " · ".join(filter(None, (labels(loaded.spec.figure[name]) for name in names)))
     toml = declared.of(figure.experiment, names)
@@ -148,13 +146,11 @@ def explained(figures: Sequence[Shown]) -> dict[str, str]:
     return {word: meaning for word, meaning in WORTH.items() if any(word in line for line in lines)}
 
 
-def _drawing(
-    name: str, whose: str, says: str, figure: Figure, ds: xr.Dataset, built: Mapping[str, Any] | None = None
-) -> Drawing:
+def _drawing(name: str, whose: str, says: str, figure: Figure, ds: xr.Dataset) -> Drawing:
     import vl_convert
 
-    whole = paper_figures.spec(figure.chart, ds) if built is None else built
-    words = whole["usermeta"]
+    whole = paper_figures.spec(figure.chart, ds)
+    words = whole.pop("usermeta")
     spec = bare(whole, words["body"])
     drawn = still(vl_convert.vegalite_to_svg(spec), name)
     low, high = (f"{100 * float(q):g} % quantile" for q in ds.attrs.get("quantiles", (0.25, 0.75)))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import xarray as xr
 
 from repro.check.comparison import Comparison
-from repro.figures.draw import Drawn, Source
+from repro.figures.draw import Source
 from repro.spec.types import Loaded
 
 
@@ -33,8 +33,6 @@ class Material:
     """Reads its raw arrays, without excluded prompts."""
     answer: Mapping[str, Any] | None = None
     """`scan.json` of that result."""
-    drawn: Sequence[Drawn] = ()
-    """Figures that this command has drawn."""
     fresh: bool = False
     """Whether the page is written anew even where nothing has changed."""
 

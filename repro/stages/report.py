@@ -51,6 +51,5 @@ def _material(paper: Paper) -> Material:
         scan="" if item is None else item.name,
         raw=None if item is None else partial(read_kept, item.path),
         answer=None if item is None else kept_answer(workspace.figures_folder(paper.subject.name), item.path.name),
-        drawn=paper.drawn,
         fresh=workspace.request.fresh,
     )

@@ -8,7 +8,6 @@ import gzip
 import json
 import re
 from collections.abc import Callable
-from functools import partial
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -16,19 +15,14 @@ from pathlib import Path
 import pytest
 from markupsafe import Markup
 
-import paper_figures
 from repro.check.compare import check
 from repro.errors import Exit
-from repro.figures.draw import Source, prepared
-from repro.measures import MEASURES
 from repro.report import page
-from repro.report.figures import Shown, shown
+from repro.report.figures import Shown
 from repro.report.page import number, packed, render
 from repro.report.stamp import stamp_in
-from repro.report.toml import Declarations
-from repro.spec.read import read_spec
-from tests.report.pages import NASTY, context, nasty_drawing, nasty_summary
-from tests.runs import PAPER, Run
+from tests.report.pages import NASTY, context, nasty_drawing
+from tests.runs import Run
 
 Finished = Callable[[str], Run]
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
@@ -147,22 +141,13 @@ def test_the_same_store_gives_the_same_page_and_it_is_made_once(finished: Finish
     assert answer.code == Exit.OK, answer.text
     assert answer.out.splitlines()[-1] == f"report: {path}"
     assert path.stat().st_mtime_ns == before
-    # `all` made it from what it had just drawn, `report` draws every chart itself.
+    path.unlink()
+    assert run.cli("report").code == Exit.OK
+    assert path.read_bytes() == bytes_before
     assert stamp_in(path)
     path.write_text(path.read_text(encoding="utf-8").replace(stamp_in(path), "0" * 64), encoding="utf-8")
     assert run.cli("report").code == Exit.OK
     assert path.read_bytes() == bytes_before, "a page of another stamp is made anew"
-
-
-def test_what_the_same_command_has_drawn_is_not_built_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = read_spec(PAPER, MEASURES)
-    figure, at = loaded.spec.figure["paper_5"], Source(Path())
-    summary = nasty_summary()
-    built = paper_figures.spec(figure.chart, prepared(figure, summary, at, "gelu-4l"))
-    page_of = partial(shown, loaded, ["paper_5"], summary, at, Declarations("", loaded.spec.experiment))
-    own = page_of()
-    monkeypatch.setattr(paper_figures, "spec", lambda *_: pytest.fail("it was built again"))
-    assert page_of(built) == own
 
 
 def test_texts_of_others_cannot_act() -> None:
