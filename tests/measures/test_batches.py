@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from repro.store.result import read_raw
 from tests.runs import PAPER, cli
@@ -18,11 +20,26 @@ pytestmark = pytest.mark.long
 TOLERANCE = 1e-5
 
 
+@pytest.fixture(autouse=True, scope="module")
+def two_threads() -> Iterator[None]:
+    """What one thread finds, it finds again; threads that share a sum might not."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_native(tmp_path_factory.mktemp("batches") / "toy")
     write_prompts(folder, n=18)
     return folder
+
+
+@pytest.fixture(scope="module")
+def batches(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Path]]:
+    """Prompts per unit -> `run_with` so many."""
+    return {unit: run_with(model, unit, tmp_path_factory.mktemp(f"{unit}") / "of") for unit in (1, 3, 16)}
 
 
 def run_with(model: Path, unit: int, out: Path) -> dict[str, Path]:
@@ -43,8 +60,8 @@ def digests(found: dict[str, Path]) -> dict[str, str]:
     return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items() if file.is_file()}
 
 
-def test_batches_of_one_three_and_sixteen_agree(model: Path, tmp_path: Path) -> None:
-    found = {unit: run_with(model, unit, tmp_path / str(unit)) for unit in (1, 3, 16)}
+def test_batches_of_one_three_and_sixteen_agree(batches: dict[int, dict[str, Path]]) -> None:
+    found = batches
     assert len(found[1]) == 7
     assert {"path", "clean", "presence"} <= set(read_raw(found[1]["scan"]).data_vars)
     for unit in (3, 16):
@@ -57,9 +74,9 @@ def test_batches_of_one_three_and_sixteen_agree(model: Path, tmp_path: Path) -> 
                 )
 
 
-def test_two_runs_store_the_same_bits(model: Path, tmp_path: Path) -> None:
-    once, again = (digests(run_with(model, 4, tmp_path / name)) for name in ("once", "again"))
+def test_two_runs_store_the_same_bits(model: Path, batches: dict[int, dict[str, Path]], tmp_path: Path) -> None:
+    once, again = digests(batches[3]), digests(run_with(model, 3, tmp_path / "again"))
     assert len(once) > 50
     assert once == again
-    other = digests(run_with(model, 5, tmp_path / "other"))
+    other = digests(batches[16])
     assert other.keys() != again.keys() or other != again, "the control: other units are other files"

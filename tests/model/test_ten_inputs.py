@@ -12,13 +12,12 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-import paper_figures
 from repro.errors import Exit
 from repro.model.folder import read_folder, read_prompts
 from repro.model.load import load
 from repro.subjects.tokenizer import Tokenizer
 from tests import toys
-from tests.figures.test_labels import MANY, collisions, svg
+from tests.figures.test_labels import MANY, collisions, draw, svg
 from tests.runs import cli, only_error
 from tests.sweep.outcome import assert_same
 from tests.sweep.truth import truth
@@ -205,5 +204,4 @@ def test_a_token_without_text_is_called_by_its_id(tmp_path: Path) -> None:
 
 
 def test_nine_erasers_of_one_layer_of_sixteen_heads_are_legible() -> None:
-    picture = svg(paper_figures.load("nodes_onto_writer").chart(MANY["24 x 16"].nodes_onto_writer()))
-    assert collisions(picture) == []
+    assert collisions(svg(draw("LW 2", MANY["24 x 16"].nodes_onto_writer()))) == []
