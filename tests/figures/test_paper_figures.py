@@ -19,7 +19,7 @@ import vl_convert
 import xarray as xr
 
 import paper_figures
-from paper_figures import parts, text, theme
+from paper_figures import parts, plots, text, theme
 
 PUBLISHED = Path(__file__).parents[2] / "repro" / "check" / "published" / "gelu4l_resid_onto_node.csv"
 QUANTILES = ["lower", "median", "upper"]
@@ -528,6 +528,17 @@ def test_a_model_of_thirty_layers_is_drawn_whole() -> None:
     bars = draw("LW 2", big.nodes_onto_writer())
     assert len({r["component"] for r in rows(bars) if "component" in r}) == 90
     assert {"L7H0", "L7H1", "29"} <= set(words(svg(bars)))
+
+
+@every_view
+def test_charts_that_share_what_they_hold_are_those_that_altair_copies_whole(
+    view: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ds = dataset(view, "two found wanting")
+    shared = draw(view, ds)
+    for kind in (plots.Chart, plots.LayerChart):
+        monkeypatch.delattr(kind, "__deepcopy__")
+    assert draw(view, ds) == shared
 
 
 @pytest.mark.parametrize(
