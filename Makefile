@@ -20,8 +20,8 @@ lint: $(VENV)/.ready
 # Two processes for two cores. Beside everything else run kills, bit flips and fuzzing, which wait for disks and processes
 # more than they compute, and after them kernels and what takes long: not in the same process, because the former fork,
 # and a fork of a process with threads may hang. Each computes in one thread, unless told otherwise: on toys a second one
-# costs three times the work, and takes the core that the other process is on. `make cover` is the same with coverage, of
-# all but the faults.
+# may triple the work, and takes the core that the other process is on. `make cover` is the same with coverage, of all but
+# the faults.
 ASIDE = kernels or long
 COV =
 unit: export OMP_NUM_THREADS ?= 1

@@ -228,8 +228,9 @@ def run_as_nobody(path: Path, n_prompts: int, answer: Any) -> None:
 _server = multiprocessing.get_context("forkserver")
 # pytest because a child imports its parent's main module again, dask because xarray imports it where it is installed,
 # this module because a child finds its target in it.
-PRELOADED = ("pytest", "zarr.storage", "xarray.backends.zarr", "dask.array", "repro.store.verify", "tests.faulty")
-_server.set_forkserver_preload(list(PRELOADED))
+_server.set_forkserver_preload(
+    ["pytest", "zarr.storage", "xarray.backends.zarr", "dask.array", "repro.store.verify", "tests.faulty"]
+)
 
 
 def start(target: Callable[..., None], *args: Any) -> BaseProcess:

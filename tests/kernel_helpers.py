@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 from repro.kernels import fused, outputs, select
@@ -96,6 +97,12 @@ def randn(*size: int, dtype: torch.dtype = torch.float64, seed: int = SEED) -> T
     """Standard normal numbers that depend on the sizes and the seed alone."""
     generator = torch.Generator().manual_seed(seed + sum(31**place * n for place, n in enumerate(size)) % 2**31)
     return torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def shapes_to(d_model: int) -> st.SearchStrategy[Shape]:
+    """Shapes of a projection, any that are small, with a d_model of at most this."""
+    most = {"B": 3, "P": 140, "H": 9, "K": 40, "D": d_model, "S": 11}
+    return st.builds(Shape, **{name: st.integers(1, size) for name, size in most.items()})
 
 
 def projection_arguments(shape: Shape, dtype: torch.dtype) -> dict[str, Any]:

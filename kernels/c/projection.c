@@ -1,6 +1,4 @@
 /* The projection of kernels/reference.py for CPUs: no head's output is ever written to memory, only to the cache. */
-#include <stddef.h>
-
 #include "projection.h"
 
 #ifdef __x86_64__

@@ -40,7 +40,7 @@ def compare(found: np.ndarray, total: np.ndarray, bar: float = SIGNED) -> dict[s
         if y.size < 3 or np.ptp(y) == 0:
             continue
         out["pearson"][:, a], out["slope_of_total"][:, a] = each.line(y)
-        out["spearman"][:, a], _ = each.ranked.line(ranks(y))
+        out["spearman"][:, a], _ = each.ranked.line(_ranks(y))
     return out
 
 
@@ -53,7 +53,7 @@ class _Rows:
     @cached_property
     def ranked(self) -> _Rows:
         """Return the rows' ranks."""
-        return _Rows(ranks(self.values))
+        return _Rows(_ranks(self.values))
 
     @cached_property
     def centred(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -71,23 +71,12 @@ class _Rows:
         return np.where(constant, np.nan, r), np.where(constant, np.nan, slope)
 
 
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Return the ranks, from 1, along the last axis, those of equal values their mean: [..., n] of [..., n], n > 0.
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Return the ranks along the last axis, those of equal values their mean."""
+    from scipy.stats import rankdata  # here, because its import takes longer than planning does
 
-    A row with NaN has no ranks. As `scipy.stats.rankdata`, whose import alone takes longer than planning does.
-    Agreement: tests/measures/test_agreement.py.
-    """
-    order = values.argsort(-1)
-    ordered = np.take_along_axis(values, order, -1)
-    new = np.ones(values.shape, bool)
-    np.not_equal(ordered[..., 1:], ordered[..., :-1], out=new[..., 1:])
-    starts = np.flatnonzero(new)
-    counts = np.diff(starts, append=values.size)
-    means = starts % values.shape[-1] + (counts + 1) / 2
-    out = np.empty(values.shape)
-    np.put_along_axis(out, order, np.repeat(means, counts).reshape(values.shape), -1)
-    out[np.isnan(values).any(-1)] = np.nan
-    return out
+    ranked: np.ndarray = rankdata(values, axis=-1)
+    return ranked
 
 
 def over_prompts(

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from repro.kernels import fused, reference, tiled
 from repro.kernels.bench.tolerances import TOLERANCES
 from repro.kernels.errors import KernelError
-from tests.kernel_helpers import SHAPES, Shape, agree, as_accurate, poisoned, projection_arguments, wide
+from tests.kernel_helpers import SHAPES, Shape, agree, as_accurate, poisoned, projection_arguments, shapes_to, wide
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILT = fused.library()
@@ -59,18 +59,7 @@ def test_agrees_with_float64_on_registers_of_any_width(lanes: int, shape: Shape)
 
 @built
 @settings(deadline=None)
-@given(
-    st.builds(
-        Shape,
-        B=st.integers(1, 3),
-        P=st.integers(1, 140),
-        H=st.integers(1, 9),
-        K=st.integers(1, 40),
-        D=st.integers(1, 150),
-        S=st.integers(1, 11),
-    ),
-    st.sampled_from([1, fused.CACHE_BYTES]),
-)
+@given(shapes_to(150), st.sampled_from([1, fused.CACHE_BYTES]))
 @example(Shape(D=150, K=1), 1)
 def test_any_shape_is_the_reference(shape: Shape, cache: int) -> None:
     arguments = projection_arguments(shape, torch.float32)

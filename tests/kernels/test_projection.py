@@ -7,7 +7,6 @@ import importlib.util
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from repro.kernels import fused, outputs, reference, select, tiled
@@ -27,6 +26,7 @@ from tests.kernel_helpers import (
     poisoned,
     projection_arguments,
     randn,
+    shapes_to,
     wide,
 )
 
@@ -108,17 +108,7 @@ def test_strides_do_not_matter(name: str, dtype: torch.dtype) -> None:
 
 
 @settings(deadline=None)
-@given(
-    st.builds(
-        Shape,
-        B=st.integers(1, 3),
-        P=st.integers(1, 140),
-        H=st.integers(1, 9),
-        K=st.integers(1, 40),
-        D=st.integers(1, 70),
-        S=st.integers(1, 11),
-    )
-)
+@given(shapes_to(70))
 def test_tiles_of_any_shape_are_the_reference(shape: Shape) -> None:
     arguments = projection_arguments(shape, torch.float64)
     with poisoned():

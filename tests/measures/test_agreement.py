@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import linregress, pearsonr, rankdata, spearmanr
+from scipy.stats import linregress, pearsonr, spearmanr
 
-from repro.measures.agreement import compare, over_prompts, ranks
+from repro.measures.agreement import compare, over_prompts
 
 GENERATOR = np.random.default_rng(0)
 X = GENERATOR.normal(size=(2, 57))
@@ -31,16 +31,6 @@ def test_the_total_effect_agrees_with_itself_and_its_opposite_does_not() -> None
     np.testing.assert_allclose(found["spearman"][:, 0], (1, -1))
     np.testing.assert_allclose(found["slope_of_total"][:, 0], (1, -1))
     np.testing.assert_allclose(found["sign_right"][:, 0], (1, 0))
-
-
-@pytest.mark.parametrize("shape", [(1,), (9,), (3, 40), (2, 3, 17)])
-def test_ranks_are_those_of_scipy(shape: tuple[int, ...]) -> None:
-    values = GENERATOR.normal(size=shape)
-    for given in (values, values.round(0), np.zeros(shape), np.where(values > 1, np.inf, values)):
-        np.testing.assert_array_equal(ranks(given), rankdata(given, axis=-1))
-    values[..., 0] = np.nan
-    assert np.isnan(ranks(values)).all()
-    assert np.isnan(rankdata(values, axis=-1)).all()
 
 
 def test_each_total_effect_is_compared_where_it_is_known_itself() -> None:
