@@ -4,9 +4,8 @@
 
 measures both on small random models of GPT-2's and Llama's kinds, at two scales of their weights: twins over all seeds,
 planted erasers over half as many, other strengths of one eraser over a tenth. It goes on where it was stopped, prints a
-line per setting, and writes every seed's outcome; a larger --seeds adds to what is there. A seed takes 0.4 to 1.6
-seconds, three to five if 256 wide. Bounds are one-sided Clopper-Pearson bounds at 95 %. A tenth of it:
-tests/scan/test_controls.py.
+line per setting, and writes every seed's outcome; a larger --seeds adds to what is there. A seed takes 0.5 to 1.2
+seconds, three to five if 256 wide. A tenth of it: tests/scan/test_controls.py.
 """
 
 from __future__ import annotations
@@ -21,16 +20,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
 
 from repro.errors import Exit, ReproError
 from repro.files import disk, write_durably
 from repro.labels import heads_of, is_head, layer_of, sites
 from repro.measures.path_shares import PathShares
+from repro.measures.role_shares import RoleShares
+from repro.measures.roles import Roles
 from repro.model.decoder import Model
 from repro.model.folder import Shape
 from repro.scan.claims import THRESHOLDS, site_before
 from repro.scan.examine import examine, measured
+from repro.scan.rates import line, summary
 from repro.scan.untrained import KINDS, copied, opposed, planted, scaled, untrained
 from repro.scan.verdict import Scan
 
@@ -45,8 +46,8 @@ MADE_WITH: dict[str, Any] = {
 }
 """What every outcome depends on beside its setting: outcomes of others are not continued."""
 MEASURE = PathShares(measure="path_shares", stride=MADE_WITH["stride"], decoys=MADE_WITH["decoys"])
-CALIBRATION = PathShares(measure="path_shares", stride=MADE_WITH["stride"], decoys=8)
-"""With fewer decoys, which shares do not depend on."""
+CALIBRATION = RoleShares(measure="role_shares", stride=MADE_WITH["stride"], decoys=8)
+"""The same shares through what is planted alone, with fewer decoys, which shares do not depend on."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,8 @@ def present_writer(setting: Setting, model: Model, tokens: np.ndarray) -> str:
     What is not there cannot be taken out: in a random model others write as much along a head's output as it does.
     """
     heads, site = heads_of(0, setting.heads), sites(setting.layers)[site_before(setting.erasers[0])]
-    presence = measured(model, tokens, CALIBRATION)["presence"].sel(stratum="rest", node=heads, site=site)
+    roles = Roles(erasers=setting.erasers[:1])
+    presence = measured(model, tokens, CALIBRATION, roles=roles)["presence"].sel(stratum="rest", node=heads, site=site)
     return heads[int(np.abs(presence.median("prompt").values - 1).argmin())]
 
 
@@ -161,7 +163,8 @@ def _biased(model: Model, measured_on: Model, tokens: np.ndarray, writer: str, m
 
 def _shares(name: str, model: Model, tokens: np.ndarray, writer: str, components: list[str]) -> list[float]:
     """Return the median shares, path or clean, that components have of a writer."""
-    shares = measured(model, tokens, CALIBRATION)[name].sel(stratum="rest", writer=writer, component=components)
+    raw = measured(model, tokens, CALIBRATION, roles=Roles(erasers=tuple(components)))
+    shares = raw[name].sel(stratum="rest", writer=writer, component=components)
     return [float(share) for share in shares.median("prompt")]
 
 
@@ -210,28 +213,6 @@ def _false(result: Scan) -> dict[str, Any]:
 
 def _rounded(values: Sequence[float] | np.ndarray) -> list[float]:
     return [round(float(value), 4) for value in values]
-
-
-def bounds(found: int, n: int) -> tuple[float, float]:
-    """Return the one-sided lower and upper 95 % bounds of a rate, each Clopper and Pearson's."""
-    low, high = (
-        binomtest(found, n, alternative=side).proportion_ci(0.95, method="exact") for side in ("greater", "less")
-    )
-    return float(low.low), float(high.high)
-
-
-def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return how many seeds found something, the rate, and its bounds."""
-    n, found = len(rows), sum(row["found"] for row in rows)
-    low, high = bounds(found, n)
-    return {"seeds": n, "found": found, "rate": found / n, "at_least": round(low, 4), "at_most": round(high, 4)}
-
-
-def line(name: str, rows: Sequence[dict[str, Any]]) -> str:
-    """Return a setting's line: `planted MLP: found in 99 of 100, at least 95 %, at most 100 % (cleared: 97)`."""
-    s, cleared = summary(rows), sum(bool(row["cleared"]) for row in rows)
-    share = f"at least {s['at_least']:.1%}, at most {s['at_most']:.1%}"
-    return f"{name}: found in {s['found']} of {s['seeds']}, {share} (and cleared: {cleared})"
 
 
 class Outcomes:

@@ -27,20 +27,25 @@ def batches(tokens: np.ndarray) -> int:
 
 
 def measured(
-    model: Model, tokens: np.ndarray, measure: PathShares, advance: Callable[[], None] = lambda: None
+    model: Model,
+    tokens: np.ndarray,
+    measure: PathShares,
+    advance: Callable[[], None] = lambda: None,
+    *,
+    roles: Roles = Roles(),  # noqa: B008 (frozen)
 ) -> xr.Dataset:
     """Return the raw arrays of a measure of path shares over all prompts [prompt, position], in memory.
 
-    advance: called after each of the `batches`.
+    advance: called after each of the `batches`; roles: for a measure that looks through named erasers alone.
     """
-    context = Context(model.shape, *tokens.shape)
+    context = Context(model.shape, *tokens.shape, roles)
     engine = Engine(model, provider("torch", str(model.W_E.device)))
     parts: dict[str, list[np.ndarray]] = {}
     with torch.inference_mode():
         prepared = measure.prepare(context, engine, tokens)
         for first in range(0, len(tokens), TOGETHER):
             rows = torch.from_numpy(tokens[first : first + TOGETHER].astype(np.int64)).to(model.W_E.device)
-            batch = Batch(engine, rows, first, Roles(), Directions())
+            batch = Batch(engine, rows, first, roles, Directions())
             for name, values in measure.compute(context, prepared, batch).items():
                 parts.setdefault(name, []).append(values.cpu().numpy())
             advance()

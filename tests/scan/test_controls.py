@@ -18,7 +18,8 @@ from repro.model.attention import pattern_of
 from repro.model.decoder import Model
 from repro.model.forward import attend, mlp, normed, trace
 from repro.scan import controls
-from repro.scan.controls import MADE_WITH, SETTINGS, Outcomes, Setting, bounds, campaign, measured, outcome, summary
+from repro.scan.controls import MADE_WITH, MEASURE, SETTINGS, Outcomes, Setting, campaign, measured, outcome
+from repro.scan.rates import bounds, summary
 from repro.scan.untrained import KINDS, copied, opposed, planted, scaled, space_of, untrained
 from repro.store.verify import verify
 from tests import scenes
@@ -255,6 +256,6 @@ def test_writers_are_heads_of_layer_0_that_are_there() -> None:
     setting = SETTINGS[4]
     model, tokens = setting.drawn(0)
     writer = controls.present_writer(setting, model, tokens)
-    raw = measured(model, tokens, controls.CALIBRATION)
+    raw = measured(model, tokens, MEASURE)
     presence = raw["presence"].sel(stratum="rest", node=heads_of(0, 4), site="resid_post1").median("prompt")
     assert float(abs(presence.sel(node=writer) - 1)) == pytest.approx(float(abs(presence - 1).min()))
