@@ -16,6 +16,9 @@ PAGES: dict[str, Path] = {
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "store/README.md", *ROOT.glob("docs/*.md"))
 }
 
+ANY: dict[str, Callable[[Example], str | None]] = dict.fromkeys(("sh", "toml", "text", "python"), lambda example: None)
+"""For `blocks`, where what a block says is read and not run."""
+
 
 def blocks(evaluators: Mapping[str, Callable[[Example], str | None]]) -> dict[str, Example]:
     """Every code block of every page by page, line and language: `docs/tutorial.md:5 sh`.

@@ -1,7 +1,7 @@
 """Every code block of the README, the docs and the store's description runs as it stands; what pages list is there.
 
 Blocks that need a place of their own run elsewhere: CONTRIBUTING.md's in test_contributing.py, the store's in
-store/test_snippets.py, those of clusters in run/test_batch_systems.py.
+store/test_snippets.py, those of clusters in run/test_cluster.py and run/test_batch_systems.py.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ EVALUATORS: dict[str, Callable[[Example], str | None]] = {
     "python": PythonEvaluator(),
     "text": lambda example: None,
 }
-ELSEWHERE = re.compile(r"CONTRIBUTING\.md|store/README\.md|docs/cluster\.md:\d+ python")
+ELSEWHERE = re.compile(r"CONTRIBUTING\.md|store/README\.md|docs/cluster\.md:\d+ (python|sh)")
 EXAMPLES = {name: example for name, example in blocks(EVALUATORS).items() if not ELSEWHERE.match(name)}
 
 

@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 
 from repro.errors import Exit
-from tests.pages import blocks
+from tests.pages import ANY, blocks
 from tests.runs import SPECS
+
+pytestmark = pytest.mark.long
 
 SLURM, KUBERNETES = (
     example.parsed
-    for name, example in blocks(dict.fromkeys(("sh", "toml", "text", "python"), lambda example: None)).items()
+    for name, example in blocks(ANY).items()
     if name.startswith("docs/cluster.md") and name.endswith("python")
 )
 # Two of the jobs asked for start, each a process group of its own; the others wait, as on a full cluster.

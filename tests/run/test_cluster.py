@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +19,11 @@ from repro.errors import Exit, ReproError
 from repro.run import cluster, workers
 from repro.run import worker as remote
 from repro.run.failures import Failures
+from tests.pages import ANY, blocks
 from tests.runs import PAPER, ROOT, cli, contents, only_error
 from tests.toys import make_native, write_prompts
+
+(SHOWN,) = (block.parsed for name, block in blocks(ANY).items() if re.match(r"docs/cluster\.md:\d+ sh", name))
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +49,11 @@ def apart(*arguments: object, threads: int) -> str:
 @pytest.mark.usefixtures("one_thread")
 def test_two_workers_store_the_bytes_that_one_process_stores(model: Path, tmp_path: Path) -> None:
     pytest.importorskip("distributed")
+    install, here, there = (shlex.split(line, comments=True) for line in SHOWN.splitlines())
+    assert install == ["pip", "install", "distributed>=2026.1"]
+    assert there == ["python", "-m", "repro", "all", "--scheduler", "tcp://host:8786"]
     options = ("--spec", PAPER, "--subject", model, "--out")
-    said = apart("run", *options, tmp_path / "two", "--workers", 2, threads=2)
+    said = apart(*here[3:], *options, tmp_path / "two", threads=2)
     assert "workers: 2 processes here; threads per unit: 1\n" in said
     assert "distributed" not in said
     alone = cli("run", *options, tmp_path / "one")

@@ -20,10 +20,10 @@ from tests.hub_place import use_hub
 from tests.hub_server import HubServer
 from tests.toys import native_config, native_weights
 
-pytestmark = pytest.mark.hub
+pytestmark = [pytest.mark.hub, pytest.mark.long]
 
 ROOT = Path(__file__).parents[2]
-ROWS = {"NeelNanda/c4-tokenized-2b": 4, "NeelNanda/code-tokenized": 2}
+ROWS = {"NeelNanda/c4-tokenized-2b": 2, "NeelNanda/code-tokenized": 1}
 SHAPE = {"d_model": 512, "n_layers": 4, "d_mlp": 2048, "d_head": 64, "n_heads": 8, "n_ctx": 1024, "d_vocab": 48262}
 
 
