@@ -38,7 +38,8 @@ def measured(
 
     advance: called after each of the `batches`; roles: for a measure that looks through named erasers alone.
     """
-    context = Context(model.shape, *tokens.shape, roles)
+    n_prompts, n_positions = tokens.shape
+    context = Context(model.shape, n_prompts, n_positions, roles)
     engine = Engine(model, provider("torch", str(model.W_E.device)))
     parts: dict[str, list[np.ndarray]] = {}
     with torch.inference_mode():
