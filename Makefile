@@ -17,21 +17,22 @@ lint: $(VENV)/.ready
 	$(VENV)/bin/mypy -n 2
 	$(VENV)/bin/lint-imports
 
-# Three processes for two cores. Beside everything else run kills, bit flips and fuzzing, which wait for disks and processes
-# more than they compute, and kernels and what takes long. Never the former in a process with others: they fork, and a fork
-# of a process with threads may hang. Each computes in one thread, unless told otherwise: on toys a second one may triple
-# the work, and takes the core that another process is on. `make cover` is the same with coverage, of all but the faults.
+# Two processes for two cores. Beside everything else run kills, bit flips and fuzzing, which wait for disks and processes
+# more than they compute, and after them kernels and what takes long: not in the same process, because the former fork,
+# and a fork of a process with threads may hang. Each computes in one thread, unless told otherwise: on toys a second one
+# may triple the work, and takes the core that the other process is on. `make cover` is the same with coverage, of all but
+# the faults.
 FAULTY = $(shell grep -rl "mark\.faults" tests)
 ASIDE = kernels or long
 COV =
 unit: export OMP_NUM_THREADS ?= 1
 unit: $(VENV)/.ready
-	@$(PY) -m pytest -m faults $(FAULTY) > .faults.log 2>&1 & faults=$$!; \
-	COVERAGE_FILE=.coverage.aside $(PY) -m pytest -m "not faults and ($(ASIDE))" $(COV) > .aside.log 2>&1 & aside=$$!; \
-	COVERAGE_FILE=.coverage.main $(PY) -m pytest -m "not faults and not ($(ASIDE))" $(COV) $(PYTEST_ARGS); main=$$?; \
-	wait $$aside; aside=$$?; cat .aside.log; \
-	wait $$faults; faults=$$?; cat .faults.log; \
-	test $$main = 0 && test $$aside = 0 && test $$faults = 0
+	@( $(PY) -m pytest -m faults $(FAULTY) && \
+	  COVERAGE_FILE=.coverage.aside $(PY) -m pytest -m "not faults and ($(ASIDE))" $(COV) \
+	) > .aside.log 2>&1 & aside=$$!; \
+	COVERAGE_FILE=.coverage.main $(PY) -m pytest -m "not faults and not ($(ASIDE))" $(COV) $(PYTEST_ARGS); \
+	main=$$?; wait $$aside; code=$$?; cat .aside.log; \
+	test $$main = 0 && test $$code = 0
 
 cover: $(VENV)/.ready
 	rm -f .coverage .coverage.*
@@ -52,4 +53,4 @@ $(VENV)/.ready: constraints.txt pyproject.toml setup.py $(wildcard kernels/c/*)
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.* .aside.log .faults.log paper_figures/out docs/_build build kernels/_projection.*
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.* .aside.log paper_figures/out docs/_build build kernels/_projection.*

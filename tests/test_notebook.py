@@ -139,7 +139,6 @@ def test_run_says_what_failed(
     assert "no luck" in capsys.readouterr().out
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("path", notebooks(), ids=lambda path: path.stem)
 def test_a_notebook_shows_what_is_kept_in_it(path: Path, tmp_path: Path) -> None:
     kept: Any = nbformat.read(path, as_version=4)

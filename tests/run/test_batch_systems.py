@@ -15,8 +15,6 @@ from repro.errors import Exit
 from tests.pages import ANY, blocks
 from tests.runs import SPECS
 
-pytestmark = pytest.mark.long
-
 SLURM, KUBERNETES = (
     example.parsed
     for name, example in blocks(ANY).items()

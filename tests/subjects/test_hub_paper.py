@@ -20,7 +20,7 @@ from tests.hub_place import use_hub
 from tests.hub_server import HubServer
 from tests.toys import native_config, native_weights
 
-pytestmark = [pytest.mark.hub, pytest.mark.long]
+pytestmark = pytest.mark.hub
 
 ROOT = Path(__file__).parents[2]
 ROWS = {"NeelNanda/c4-tokenized-2b": 2, "NeelNanda/code-tokenized": 1}
