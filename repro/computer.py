@@ -68,7 +68,7 @@ class Computer:
     def settle(self, plan: Plan) -> None:
         """Have the claims of scans that are there confirmed by real forwards, and kept, unless they are already."""
         from repro.scan.choose import settled
-        from repro.scan.kept import named_pairs
+        from repro.scan.record import named_pairs
         from repro.store.result import read_kept
 
         subject = self.subject.subject

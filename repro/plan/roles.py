@@ -16,7 +16,7 @@ from repro.measures import MEASURES
 from repro.measures.base import Measure
 from repro.measures.mine_examples import mined_from
 from repro.measures.roles import ExampleTokens, Roles
-from repro.scan.kept import load, named_pairs
+from repro.scan.record import load, named_pairs
 from repro.spec.types import Example, Loaded
 from repro.subjects.resolve import ResolvedSubject
 

@@ -12,7 +12,7 @@ import xarray as xr
 
 from repro.labels import is_node
 from repro.scan.confirmation import Confirmation
-from repro.scan.kept import Kept, Pair, load, save
+from repro.scan.record import Pair, ScanRecord, load, save
 from repro.scan.twin import Twin
 from repro.scan.verdict import Scan, scan, to_confirm
 
@@ -28,12 +28,12 @@ def settled(
     tokens: np.ndarray,
     model: Callable[[], Model],
     named: Iterable[Pair] = (),
-) -> Kept:
+) -> ScanRecord:
     """Return what is kept of a scan, made and kept first where it is not there yet.
 
     path: the result directory; raw: reads its raw arrays, `positions_sampled` in the attributes; tokens: the prompts
     [prompt, position]; model: loads it; both are called only where something is to be made. named: pairs of the roles
-    named in the spec; those of them that are claimed are confirmed, too. Agreement: tests/scan/test_kept.py.
+    named in the spec; those of them that are claimed are confirmed, too. Agreement: tests/scan/test_record.py.
     """
     asked, before = frozenset(named), load(path)
     if before is not None and asked <= before.asked:
@@ -45,19 +45,19 @@ def settled(
     wanted = [pair for pair in dict.fromkeys((*to_confirm(found), *_claimed(found, asked))) if pair not in confirmed]
     if wanted:
         confirmed |= confirm_on(model(), tokens, wanted)
-    kept = _kept(scan(arrays, confirmed=confirmed, draws=0), confirmed, asked)
-    kept = kept if before is None else replace(kept, twins=before.twins)
-    save(path, kept)
-    return kept
+    record = _record(scan(arrays, confirmed=confirmed, draws=0), confirmed, asked)
+    record = record if before is None else replace(record, twins=before.twins)
+    save(path, record)
+    return record
 
 
-def with_twins(path: Path, kept: Kept, twins: Callable[[], tuple[Twin, ...]]) -> Kept:
+def with_twins(path: Path, record: ScanRecord, twins: Callable[[], tuple[Twin, ...]]) -> ScanRecord:
     """Return what is kept of a scan with what is claimed in untrained twins, looked at once for each result."""
-    if kept.twins:
-        return kept
-    kept = replace(kept, twins=twins())
-    save(path, kept)
-    return kept
+    if record.twins:
+        return record
+    record = replace(record, twins=twins())
+    save(path, record)
+    return record
 
 
 def confirm_on(model: Model, tokens: np.ndarray, wanted: list[Pair]) -> dict[Pair, Confirmation]:
@@ -77,7 +77,7 @@ def _claimed(found: Scan, asked: frozenset[Pair]) -> list[Pair]:
     return [(w, c) for w, c in pairs if (w, c) in asked or (w, "") in asked]
 
 
-def _kept(found: Scan, confirmed: dict[Pair, Confirmation], asked: frozenset[Pair]) -> Kept:
+def _record(found: Scan, confirmed: dict[Pair, Confirmation], asked: frozenset[Pair]) -> ScanRecord:
     """Return the claims as what roles are chosen from: embeddings hold none."""
     writers = [writer for writer in found.writers if is_node(writer.label)]
     claimed = {
@@ -95,7 +95,7 @@ def _kept(found: Scan, confirmed: dict[Pair, Confirmation], asked: frozenset[Pai
     else:
         candidate = (best, (strongest[best],))
     erased = tuple(writer.label for writer in found.erased if is_node(writer.label))
-    return Kept(confirmed, asked, claimed, erased, candidate, strongest)
+    return ScanRecord(confirmed, asked, claimed, erased, candidate, strongest)
 
 
 def _strongest(found: Scan) -> tuple[dict[str, str], str]:

@@ -18,7 +18,7 @@ from repro.measures.roles import Roles
 from repro.plan.cost import cost_line, item_bytes
 from repro.plan.plan import Plan, Settings, make_plan, select
 from repro.request import Request, Workspace
-from repro.scan.kept import Kept, save
+from repro.scan.record import ScanRecord, save
 from repro.spec.read import read_spec
 from repro.store.records import FORMAT
 from tests.model.test_folder import TL, make
@@ -297,7 +297,7 @@ def test_a_named_writer_leaves_the_erasers_to_be_found(tmp_path: Path) -> None:
     assert (mining.key["writer"], mining.key["roles"]) == ("L0H3", "named")
 
 
-def kept_for(tmp_path: Path, subject: Entries, kept: Kept) -> Plan:
+def kept_for(tmp_path: Path, subject: Entries, kept: ScanRecord) -> Plan:
     """The plan where a scan lies in the store, whole, with what is kept of it."""
     here = world(tmp_path, subject, nodes=NODES, s=SCAN, x=MINING)
     scan = planned(here, "s").item("s")
@@ -308,7 +308,7 @@ def kept_for(tmp_path: Path, subject: Entries, kept: Kept) -> Plan:
     return planned(here, "nodes", "x")
 
 
-KEPT = Kept(
+KEPT = ScanRecord(
     confirmed={},
     asked=frozenset({("L0H3", "")}),
     claimed={"L1H0": ("L2H1", "MLP1"), "L0H3": ("MLP2",), "L0H0": ("L1H0",)},
@@ -331,7 +331,7 @@ KEPT = Kept(
     ],
     ids=["auto", "candidate", "its erasers", "not confirmed yet", "its strongest", "named, claimed", "not claimed"],
 )
-def test_roles_are_what_is_kept_of_the_scan(tmp_path: Path, subject: Entries, kept: Kept, roles: Roles) -> None:
+def test_roles_are_what_is_kept_of_the_scan(tmp_path: Path, subject: Entries, kept: ScanRecord, roles: Roles) -> None:
     plan = kept_for(tmp_path, {"model": "toy"} | subject, kept)
     assert replace(plan.roles, examples=None) == roles
     item = plan.item("nodes")

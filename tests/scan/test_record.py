@@ -14,7 +14,7 @@ from repro.measures.roles import Roles
 from repro.scan import choose, kept
 from repro.scan.choose import settled
 from repro.scan.confirmation import Confirmation
-from repro.scan.kept import Kept, Pair, load, named_pairs, save
+from repro.scan.record import Pair, ScanRecord, load, named_pairs, save
 from repro.store.records import ROLES
 from repro.store.verify import invalidate, verify_result
 from tests.scan.made import erase, quiet
@@ -58,7 +58,7 @@ def almost(raw: xr.Dataset, writer: str, component: str) -> None:
         raw[name].loc[{"writer": writer, "component": component}] = np.repeat([-0.3, 0.3], [12, 8])
 
 
-def settle(path: Path, raw: xr.Dataset, *named: Pair) -> Kept:
+def settle(path: Path, raw: xr.Dataset, *named: Pair) -> ScanRecord:
     return settled(path, lambda: raw, TOKENS, lambda: None, named)  # type: ignore[arg-type,return-value]
 
 
@@ -185,7 +185,7 @@ def test_damage_is_found_and_costs_nothing_but_itself(tmp_path: Path, forwards: 
 
 def test_what_no_number_is_known_of_is_kept_too(tmp_path: Path) -> None:
     unknown = Confirmation(*[float("nan")] * 6)
-    save(tmp_path, Kept({("L0H0", "MLP0"): unknown}, frozenset(), {}, (), ("", ()), {}))
+    save(tmp_path, ScanRecord({("L0H0", "MLP0"): unknown}, frozenset(), {}, (), ("", ()), {}))
     back = load(tmp_path)
     assert back is not None
     assert np.isnan(back.confirmed["L0H0", "MLP0"].before)

@@ -25,7 +25,7 @@ Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Kept:
+class ScanRecord:
     """The claims of one scan, all positions but the first, once they have been confirmed. Heads and MLPs alone."""
 
     confirmed: Mapping[Pair, Confirmation]
@@ -48,7 +48,7 @@ class Kept:
 
         Chosen are the writer with the largest erased share and its claimed erasers. Where nothing is claimed the
         strongest candidate stands in, and `found` is False. Raises ReproError for a writer that nothing reads.
-        Agreement: tests/scan/test_kept.py.
+        Agreement: tests/scan/test_record.py.
         """
         if writer == "auto":
             found = bool(self.erased)
@@ -64,7 +64,7 @@ class Kept:
         return Roles(writer, erasers, some, "named", left if some else ())
 
 
-def load(path: Path) -> Kept | None:
+def load(path: Path) -> ScanRecord | None:
     """Return what is kept beside the result at `path`; None if nothing is, or if it is stale or damaged."""
     try:
         body = files.load(path / ROLES)
@@ -72,7 +72,7 @@ def load(path: Path) -> Kept | None:
         return None
     if body is None or body["version"] != VERSION:
         return None
-    return Kept(
+    return ScanRecord(
         confirmed={
             (row["writer"], row["component"]): Confirmation(*map(float, row["shares"])) for row in body["confirmed"]
         },
@@ -88,20 +88,20 @@ def load(path: Path) -> Kept | None:
     )
 
 
-def save(path: Path, kept: Kept) -> None:
+def save(path: Path, record: ScanRecord) -> None:
     """Keep it beside the result at `path`, for good."""
     body: dict[str, Any] = {
         "version": VERSION,
         "confirmed": [
             {"writer": writer, "component": component, "shares": list(asdict(found).values())}
-            for (writer, component), found in kept.confirmed.items()
+            for (writer, component), found in record.confirmed.items()
         ],
-        "asked": sorted(kept.asked),
-        "claimed": kept.claimed,
-        "erased": kept.erased,
-        "candidate": kept.candidate,
-        "strongest": kept.strongest,
-        "twins": [asdict(twin) for twin in kept.twins],
+        "asked": sorted(record.asked),
+        "claimed": record.claimed,
+        "erased": record.erased,
+        "candidate": record.candidate,
+        "strongest": record.strongest,
+        "twins": [asdict(twin) for twin in record.twins],
     }
     with files.disk(path):
         files.write_durably(path / ROLES, files.sealed(plain(body)))
