@@ -11,7 +11,7 @@ import xarray as xr
 
 from repro.errors import ReproError
 from repro.measures.roles import Roles
-from repro.scan import choose, kept
+from repro.scan import choose, record
 from repro.scan.choose import settled
 from repro.scan.confirmation import Confirmation
 from repro.scan.record import Pair, ScanRecord, load, named_pairs, save
@@ -159,7 +159,7 @@ def test_what_is_kept_is_read_as_it_was_and_made_once(tmp_path: Path, forwards: 
 
 def test_another_version_is_stale(tmp_path: Path, forwards: Forwards, monkeypatch: pytest.MonkeyPatch) -> None:
     settle(tmp_path, two_writers())
-    monkeypatch.setattr(kept, "VERSION", kept.VERSION + 1)
+    monkeypatch.setattr(record, "VERSION", record.VERSION + 1)
     assert load(tmp_path) is None
     settle(tmp_path, two_writers())
     assert len(forwards.asked) == 2

@@ -18,7 +18,7 @@ from repro.model.decoder import Model
 from repro.model.folder import read_folder
 from repro.model.forward import trace
 from repro.model.load import load
-from repro.scan import kept
+from repro.scan import record
 from repro.scan.controls import SETTINGS, calibrated, present_writer
 from repro.scan.twin import SCALES, SEED, Twin, claimed, twins_line, untrained_twins
 from repro.scan.untrained import twin
@@ -208,7 +208,7 @@ def test_the_command_prints_them_keeps_them_and_looks_once(
     said = run.cli("scan", "--controls")
     assert said.code == 0, said.text
     path = run.result("scan")
-    assert [drawn.seed for drawn in (kept.load(path) or pytest.fail("nothing kept")).twins] == [SEED, SEED]
+    assert [drawn.seed for drawn in (record.load(path) or pytest.fail("nothing kept")).twins] == [SEED, SEED]
     (told,) = [row for row in said.out.splitlines() if "untrained twins: " in row]
     few = "untrained twins: too few prompts to claim anything"  # eight of them, of a model with 171 pairs
     assert told.endswith(few)
